@@ -113,3 +113,66 @@ pub trait Content: Send {
 
 /// Opens an entry's content, on whichever thread reads it.
 pub type Open = Box<dyn FnOnce() -> io::Result<Box<dyn Content>> + Send>;
+
+/// What becomes of the snapshot when an entry's content cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The entry is left out and reported; the snapshot is incomplete (exit code 3).
+    Report,
+    /// Nothing is committed.
+    Fail,
+}
+
+/// The content of an entry, not read yet.
+pub struct Input {
+    pub layout: Layout,
+    /// Lets the repository skip an unchanged file; `None` always reads.
+    pub fingerprint: Option<Fingerprint>,
+    pub on_error: OnError,
+    pub open: Open,
+}
+
+/// Something that could not be captured, or not consistently.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Problem {
+    /// Path below the source's root; empty for the source as a whole.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub path: Vec<u8>,
+    #[n(1)]
+    pub text: String,
+}
+
+/// The run has already failed elsewhere; its own error says why. Stop capturing.
+#[derive(Debug, thiserror::Error)]
+#[error("the run was stopped")]
+pub struct Stopped;
+
+/// Takes what a source captures, in any order that puts a directory before its content and a file before its hard
+/// links. Blocks while the repository is behind.
+pub trait Sink {
+    /// # Errors
+    /// [`Stopped`]: give up at once.
+    fn add(&mut self, entry: Entry, input: Option<Input>) -> Result<(), Stopped>;
+
+    fn problem(&mut self, problem: Problem);
+}
+
+/// What a capture says about itself. The regression guard compares it with the previous snapshot's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode, serde::Serialize)]
+pub struct Facts {
+    /// Identity of what was captured (etcd cluster id, PostgreSQL system identifier): it must not change.
+    #[n(0)]
+    pub system: Option<String>,
+    /// A number that only grows (etcd revision, Vault index, Terraform serial).
+    #[n(1)]
+    pub position: Option<u64>,
+    /// How many things the system holds (keys, objects, files).
+    #[n(2)]
+    pub objects: Option<u64>,
+    /// The moment that the data represents, Unix milliseconds, if the source knows better than the start of the run.
+    #[n(3)]
+    pub recovery_point_ms: Option<i64>,
+    /// Anything else worth showing, by name.
+    #[n(4)]
+    pub details: std::collections::BTreeMap<String, String>,
+}
