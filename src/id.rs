@@ -31,6 +31,24 @@ macro_rules! binary_id {
             }
         }
 
+        /// A CBOR byte string of 16.
+        impl<C> minicbor::Encode<C> for $name {
+            fn encode<W: minicbor::encode::Write>(
+                &self,
+                e: &mut minicbor::Encoder<W>,
+                _: &mut C,
+            ) -> Result<(), minicbor::encode::Error<W::Error>> {
+                e.bytes(&self.0)?.ok()
+            }
+        }
+
+        impl<'b, C> minicbor::Decode<'b, C> for $name {
+            fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+                let bytes = d.bytes()?.try_into();
+                bytes.map(Self).map_err(|_| minicbor::decode::Error::message(concat!("a ", $what, " has 16 bytes")))
+            }
+        }
+
         impl FromStr for $name {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
@@ -102,8 +120,9 @@ impl fmt::Display for SourceName {
 }
 
 /// A snapshot's number in its lineage, counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Sequence(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, minicbor::Encode, minicbor::Decode)]
+#[cbor(transparent)]
+pub struct Sequence(#[n(0)] pub u64);
 
 impl Sequence {
     pub const MAX: u64 = 9_999_999_999;

@@ -1,1 +1,132 @@
-//! To be described.
+//! The repository: independent lineages of immutable objects, one per source (`docs/format.md`).
+//!
+//! Invariants: an object is written once; a snapshot exists when its manifest exists, and that is written last; nothing a
+//! snapshot names is removed while the snapshot stands. What a store says is not believed: manifests are signed, packs
+//! are digested, contents are checked against their ids.
+//! Deliberately absent: a global index, locks, any state outside the store.
+
+mod codec;
+mod epoch;
+mod error;
+mod keys;
+mod lineage;
+mod manifest;
+mod pack;
+mod root;
+mod seal;
+mod segment;
+
+pub use epoch::Access;
+pub use error::{RepoError, Result};
+pub use keys::{KeeperKey, WriterKey};
+pub use lineage::{Lineage, Selector, Snapshot, SteppedOver};
+pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
+pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};
+
+use crate::id::SourceName;
+use crate::store::Store;
+use jiff::Timestamp;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// An open repository.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    store: Arc<dyn Store>,
+    root: Root,
+}
+
+impl Repository {
+    /// Makes a repository in an empty place.
+    ///
+    /// # Errors
+    /// As [`Root::create`].
+    pub async fn create(store: Arc<dyn Store>, recipients: Vec<Recipient>, now: Timestamp) -> Result<(Self, RootKeys)> {
+        let (root, keys) = Root::create(store.as_ref(), recipients, now).await?;
+        Ok((Self { store, root }, keys))
+    }
+
+    /// # Errors
+    /// As [`Root::load`].
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self> {
+        let root = Root::load(store.as_ref()).await?;
+        Ok(Self { store, root })
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The sources that have a lineage here, in order.
+    ///
+    /// # Errors
+    /// The listing failed.
+    pub async fn sources(&self) -> Result<Vec<SourceName>> {
+        let roots = self.store.list_roots().await?;
+        Ok(roots.iter().filter_map(|name| SourceName::from_str(name).ok()).collect())
+    }
+
+    /// A lineage, which need not exist yet.
+    #[must_use]
+    pub fn lineage(&self, source: &SourceName, access: Access) -> Lineage {
+        Lineage::new(self.store.clone(), self.root.clone(), source.clone(), access)
+    }
+
+    /// Adds someone who can read everything, past snapshots included.
+    ///
+    /// # Errors
+    /// `WrongKey` without a recovery identity; `Refused` for a bad recipient.
+    pub async fn add_recipient(&self, identity: &Identity, recipient: Recipient, now: Timestamp) -> Result<Self> {
+        let keys = self.root.unlock(identity)?;
+        let mut recipients = self.root.recipients().to_vec();
+        recipients.push(recipient.clone());
+        // The root first: epochs that begin from now on include the recipient, the loop below covers those before.
+        let root = self.root.set_recipients(self.store.as_ref(), &keys, recipients, now).await?;
+        for source in self.sources().await? {
+            epoch::add_recipient(self.store.as_ref(), &root, &source, identity, &recipient).await?;
+        }
+        Ok(Self { store: self.store.clone(), root })
+    }
+
+    /// Takes a recipient off the list: what is written under later epochs is not readable to them any more. What was
+    /// written before stays so, since they may have copied the keys.
+    ///
+    /// # Errors
+    /// As [`Repository::add_recipient`].
+    pub async fn remove_recipient(&self, identity: &Identity, name: &str, now: Timestamp) -> Result<Self> {
+        let keys = self.root.unlock(identity)?;
+        let mut recipients = self.root.recipients().to_vec();
+        let before = recipients.len();
+        recipients.retain(|r| r.name != name);
+        if recipients.len() == before {
+            let known: Vec<_> = recipients.iter().map(|r| r.name.as_str()).collect();
+            return Err(RepoError::Refused(format!("no recipient is named {name} (there are {})", known.join(", "))));
+        }
+        let root = self.root.set_recipients(self.store.as_ref(), &keys, recipients, now).await?;
+        Ok(Self { store: self.store.clone(), root })
+    }
+
+    /// Replaces the writer key. Every lineage begins a new epoch, and a full snapshot, with its next backup; snapshots
+    /// that the old key signs from now on do not count.
+    ///
+    /// # Errors
+    /// `WrongKey` without a recovery identity.
+    pub async fn rotate_writer(&self, identity: &Identity, now: Timestamp) -> Result<(Self, RootKeys)> {
+        let keys = self.root.unlock(identity)?;
+        let mut last = std::collections::BTreeMap::new();
+        for source in self.sources().await? {
+            let newest = self.lineage(&source, Access::None).newest().await?;
+            if let Some(sequence) = newest.snapshot.map(|s| s.manifest.header.sequence) {
+                last.insert(source, sequence);
+            }
+        }
+        let (root, keys) = self.root.rotate_writer(self.store.as_ref(), keys, last, now).await?;
+        Ok((Self { store: self.store.clone(), root }, keys))
+    }
+}

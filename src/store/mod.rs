@@ -5,23 +5,9 @@
 //! ordered by key and sees every object whose write has returned; a ranged read returns exactly what was asked or fails.
 //! Deliberately absent: rename, append, overwrite.
 
-pub mod conformance;
 mod error;
-mod faulty;
-mod limit;
-mod local;
-mod memory;
-mod read_only;
-mod retry;
-pub mod s3;
 
 pub use error::{StoreError, StoreErrorKind};
-pub use faulty::{Faulty, Faults};
-pub use limit::Limited;
-pub use local::Local;
-pub use memory::Memory;
-pub use read_only::ReadOnly;
-pub use retry::Retrying;
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -1,0 +1,45 @@
+//! What can go wrong in a repository, told so that the object and the next step are named.
+
+use crate::id::{InvalidId, SourceName};
+use crate::store::StoreError;
+
+pub type Result<T, E = RepoError> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    #[error("there is no repository at {url}")]
+    NoRepository { url: String },
+    #[error("there is a repository at {url} already")]
+    AlreadyInitialised { url: String },
+    #[error("{object} was written by a newer Lifeboat (format {found}; this one reads up to {known})")]
+    NewerFormat { object: String, found: u16, known: u16 },
+    /// The bytes are not what the format says; the object is rotten, replaced or foreign.
+    #[error("{object} is damaged: {reason}")]
+    Damaged { object: String, reason: String },
+    #[error("{object} does not belong here: {reason}")]
+    Foreign { object: String, reason: String },
+    #[error("the {what} at hand does not open {object}")]
+    WrongKey { what: &'static str, object: String },
+    #[error("source {source_name} has no snapshot that {wanted}")]
+    NoSnapshot { source_name: SourceName, wanted: String },
+    #[error("another writer keeps committing to source {0}; gave up after several attempts")]
+    Busy(SourceName),
+    #[error("the run took longer than its limit of {limit_s} s, so its snapshot was not committed")]
+    PastRunLimit { limit_s: u64 },
+    #[error("the capture of {what} failed")]
+    Capture { what: String, source: std::io::Error },
+    #[error("the capture holds nothing")]
+    EmptyCapture,
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl RepoError {
+    pub(crate) fn damaged(object: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self::Damaged { object: object.into(), reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,264 @@
+//! The keys of a repository and what is derived from them (`docs/format.md`, "Keys").
+//!
+//! - The **recovery identity** is an age identity that only people hold; it opens everything.
+//! - The **writer key** is a 32-byte root that agents hold. A lineage's [`WriterKeys`] are derived from it, so that a
+//!   key of one lineage says nothing about another.
+//! - The **keeper key** signs prune records and root amendments.
+
+use crate::id::{ChunkId, RepositoryId, SourceName};
+use crate::repo::error::{RepoError, Result};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Fills `N` bytes from the operating system's generator.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // A machine that cannot give random numbers must not make keys.
+    aws_lc_rs::rand::fill(&mut bytes).expect("the operating system's random numbers");
+    bytes
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N || !text.is_ascii() {
+        return None;
+    }
+    let mut out = [0; N];
+    for (byte, at) in out.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
+    }
+    Some(out)
+}
+
+/// A 32-byte secret, wiped when dropped, never printed.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Secret32(pub(crate) [u8; 32]);
+
+impl std::fmt::Debug for Secret32 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Secret32 {
+    pub(crate) fn random() -> Self {
+        Self(random())
+    }
+
+    /// BLAKE3 in key-derivation mode: `context` names the use, `parts` are length-prefixed.
+    pub(crate) fn derive(&self, context: &str, parts: &[&[u8]]) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        hasher.update(&self.0);
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The text form: `<prefix>` + 64 hexadecimal digits + 8 of a checksum, so that a typing error is found at once.
+    #[must_use]
+    pub fn to_text(&self, prefix: &str) -> String {
+        let sum = blake3::hash(&self.0);
+        format!("{prefix}{}{}", hex(&self.0), hex(&sum.as_bytes()[..4]))
+    }
+
+    /// The inverse of [`Secret32::to_text`].
+    ///
+    /// # Errors
+    /// `WrongKey` that names `what` when the text has another form or a wrong checksum.
+    pub fn from_text(text: &str, prefix: &str, what: &'static str) -> Result<Self> {
+        let bad = |reason: &str| RepoError::Refused(format!("the {what} cannot be read: {reason}"));
+        let body = text.trim().strip_prefix(prefix).ok_or_else(|| bad(&format!("it must begin with {prefix}")))?;
+        let mut all: [u8; 36] = unhex(body).ok_or_else(|| bad("it must have 72 hexadecimal digits"))?;
+        let mut key = [0; 32];
+        key.copy_from_slice(&all[..32]);
+        let sum_fits = blake3::hash(&key).as_bytes()[..4] == all[32..];
+        all.zeroize();
+        if sum_fits { Ok(Self(key)) } else { Err(bad("its checksum is wrong (a typing error?)")) }
+    }
+}
+
+/// Ed25519 (RFC 8032), from a 32-byte seed.
+pub struct Signer(Ed25519KeyPair);
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Signer({})", hex(&self.public()))
+    }
+}
+
+impl Signer {
+    fn new(seed: &Secret32) -> Self {
+        Self(Ed25519KeyPair::from_seed_unchecked(&seed.0).expect("every 32 bytes are an Ed25519 seed"))
+    }
+
+    pub(crate) fn public(&self) -> [u8; 32] {
+        let mut out = [0; 32];
+        out.copy_from_slice(self.0.public_key().as_ref());
+        out
+    }
+
+    /// Signs `context` (length-prefixed) followed by `message`.
+    pub(crate) fn sign(&self, context: &str, message: &[u8]) -> [u8; 64] {
+        let mut out = [0; 64];
+        out.copy_from_slice(self.0.sign(&signed_bytes(context, message)).as_ref());
+        out
+    }
+}
+
+fn signed_bytes(context: &str, message: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![context.len() as u8];
+    bytes.extend_from_slice(context.as_bytes());
+    bytes.extend_from_slice(blake3::hash(message).as_bytes());
+    bytes
+}
+
+pub(crate) fn verify(public: &[u8; 32], context: &str, message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ED25519, public).verify(&signed_bytes(context, message), signature).is_ok()
+}
+
+/// The key that agents hold.
+#[derive(Clone, Debug)]
+pub struct WriterKey(pub(crate) Secret32);
+
+impl WriterKey {
+    pub const PREFIX: &str = "lifeboat-writer-";
+
+    pub(crate) fn random() -> Self {
+        Self(Secret32::random())
+    }
+
+    /// # Errors
+    /// The text is not a writer key.
+    pub fn from_text(text: &str) -> Result<Self> {
+        Secret32::from_text(text, Self::PREFIX, "writer key").map(Self)
+    }
+
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        self.0.to_text(Self::PREFIX)
+    }
+
+    /// Signs the epochs that this writer key begins.
+    pub(crate) fn signer(&self, repository: RepositoryId) -> Signer {
+        Signer::new(&self.0.derive("lifeboat.dev 2026 writer root signature", &[&repository.0]))
+    }
+
+    pub(crate) fn lineage_secret(&self, repository: RepositoryId, source: &SourceName, epoch: u32) -> Secret32 {
+        let parts: [&[u8]; 3] = [&repository.0, source.as_str().as_bytes(), &epoch.to_le_bytes()];
+        self.0.derive("lifeboat.dev 2026 lineage writer secret", &parts)
+    }
+}
+
+/// The key of whoever prunes and amends the root.
+#[derive(Clone, Debug)]
+pub struct KeeperKey(pub(crate) Secret32);
+
+impl KeeperKey {
+    pub const PREFIX: &str = "lifeboat-keeper-";
+
+    pub(crate) fn random() -> Self {
+        Self(Secret32::random())
+    }
+
+    /// # Errors
+    /// The text is not a keeper key.
+    pub fn from_text(text: &str) -> Result<Self> {
+        Secret32::from_text(text, Self::PREFIX, "keeper key").map(Self)
+    }
+
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        self.0.to_text(Self::PREFIX)
+    }
+
+    pub(crate) fn signer(&self, repository: RepositoryId) -> Signer {
+        Signer::new(&self.0.derive("lifeboat.dev 2026 keeper signature", &[&repository.0]))
+    }
+}
+
+/// Everything that is derived from one lineage's writer secret in one epoch.
+#[derive(Debug)]
+pub struct WriterKeys {
+    secret: Secret32,
+    pub(crate) signer: Signer,
+    chunk_id: Secret32,
+    path_hash: Secret32,
+    /// Seeds the FastCDC gear table, so that chunk sizes do not identify known files.
+    pub(crate) gear_seed: u64,
+}
+
+impl WriterKeys {
+    pub(crate) fn new(secret: Secret32) -> Self {
+        let signer = Signer::new(&secret.derive("lifeboat.dev 2026 lineage signature", &[]));
+        let chunk_id = secret.derive("lifeboat.dev 2026 chunk id", &[]);
+        let path_hash = secret.derive("lifeboat.dev 2026 path hash", &[]);
+        let gear = secret.derive("lifeboat.dev 2026 gear seed", &[]);
+        let gear_seed = u64::from_le_bytes(gear.0[..8].try_into().expect("8 of 32 bytes"));
+        Self { secret, signer, chunk_id, path_hash, gear_seed }
+    }
+
+    pub(crate) fn secret(&self) -> &Secret32 {
+        &self.secret
+    }
+
+    pub(crate) fn chunk_id(&self, plaintext: &[u8]) -> ChunkId {
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::keyed_hash(&self.chunk_id.0, plaintext).as_bytes()[..16]);
+        ChunkId(id)
+    }
+
+    /// Keyed hash of a path, first 128 bits.
+    pub(crate) fn path_hash(&self, path: &[u8]) -> [u8; 16] {
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::keyed_hash(&self.path_hash.0, path).as_bytes()[..16]);
+        id
+    }
+
+    /// The key for what only the writer (and whoever holds a recovery identity) reads in the object named by `unique`.
+    pub(crate) fn sealing_key(&self, context: &str, unique: &[u8]) -> Secret32 {
+        self.secret.derive(context, &[unique])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_keys_round_trip_and_find_typing_errors() {
+        let key = WriterKey::random();
+        let text = key.to_text();
+        assert_eq!(WriterKey::from_text(&format!(" {text}\n")).unwrap().0.0, key.0.0);
+        let at = WriterKey::PREFIX.len();
+        let other = if &text[at..=at] == "0" { "1" } else { "0" };
+        let wrong = format!("{}{other}{}", &text[..at], &text[at + 1..]);
+        assert!(WriterKey::from_text(&wrong).unwrap_err().to_string().contains("checksum"));
+        assert!(KeeperKey::from_text(&text).is_err());
+        assert!(!format!("{key:?}").contains(&text[at..at + 8]));
+    }
+
+    #[test]
+    fn signatures_are_bound_to_their_context() {
+        let signer = KeeperKey::random().signer(RepositoryId([1; 16]));
+        let signature = signer.sign("a", b"message");
+        assert!(verify(&signer.public(), "a", b"message", &signature));
+        assert!(!verify(&signer.public(), "b", b"message", &signature));
+        assert!(!verify(&signer.public(), "a", b"massage", &signature));
+    }
+
+    #[test]
+    fn lineages_share_no_keys() {
+        let (key, id) = (WriterKey::random(), RepositoryId([7; 16]));
+        let a = key.lineage_secret(id, &"a".parse().unwrap(), 1);
+        let b = key.lineage_secret(id, &"b".parse().unwrap(), 1);
+        let a2 = key.lineage_secret(id, &"a".parse().unwrap(), 2);
+        assert!(a.0 != b.0 && a.0 != a2.0);
+        assert_ne!(WriterKeys::new(a).chunk_id(b"x"), WriterKeys::new(b).chunk_id(b"x"));
+    }
+}

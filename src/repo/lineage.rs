@@ -1,0 +1,277 @@
+//! One source's line of snapshots: finding, trusting and opening them.
+
+use crate::id::{Sequence, SourceName};
+use crate::repo::epoch::{self, Access, Epoch};
+use crate::repo::error::{RepoError, Result};
+use crate::repo::keys::WriterKeys;
+use crate::repo::manifest::{self, Catalogue, Manifest, PackRef, State};
+use crate::repo::pack::{self, PackIndex, PackKeys};
+use crate::repo::root::Root;
+use crate::store::{ObjectMeta, Store, StoreErrorKind, list_all};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Which snapshot of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// The newest that is not in quarantine.
+    Latest,
+    /// The newest whose recovery point is at or before this moment, not in quarantine.
+    At(Timestamp),
+    /// By number, in quarantine or not.
+    Number(Sequence),
+}
+
+/// A snapshot whose signature was checked.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub manifest: Manifest,
+    /// `None` without a key that opens it.
+    pub catalogue: Option<Catalogue>,
+    /// When the store took the manifest, by the store's clock.
+    pub stored_at: Timestamp,
+    pub manifest_size: u64,
+}
+
+impl Snapshot {
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        self.manifest.header.sequence
+    }
+
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.manifest.header.state
+    }
+
+    /// The moment the data represents; the store's time of the manifest where no key opens the catalogue.
+    #[must_use]
+    pub fn recovery_point(&self) -> Timestamp {
+        let stated = self.catalogue.as_ref().map(|c| Timestamp::from_millisecond(c.recovery_point_ms));
+        stated.and_then(|t| t.ok()).unwrap_or(self.stored_at)
+    }
+}
+
+/// A manifest that does not count, and why.
+#[derive(Debug)]
+pub struct SteppedOver {
+    pub sequence: Sequence,
+    pub error: RepoError,
+}
+
+/// The newest end of a lineage.
+#[derive(Debug, Default)]
+pub struct Newest {
+    pub snapshot: Option<Snapshot>,
+    pub stepped_over: Vec<SteppedOver>,
+    /// The highest number in use, valid or not.
+    pub highest: Option<Sequence>,
+}
+
+/// A handle on one source's snapshots.
+#[derive(Debug)]
+pub struct Lineage {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) root: Root,
+    pub(crate) source: SourceName,
+    pub(crate) access: Access,
+    epochs: Mutex<BTreeMap<u32, Arc<Epoch>>>,
+}
+
+impl Lineage {
+    pub(crate) fn new(store: Arc<dyn Store>, root: Root, source: SourceName, access: Access) -> Self {
+        Self { store, root, source, access, epochs: Mutex::default() }
+    }
+
+    #[must_use]
+    pub fn source(&self) -> &SourceName {
+        &self.source
+    }
+
+    /// An epoch, opened as far as the access allows; `None` if it was never begun.
+    pub(crate) async fn epoch(&self, number: u32) -> Result<Option<Arc<Epoch>>> {
+        let known = self.epochs.lock().unwrap_or_else(PoisonError::into_inner).get(&number).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let loaded = epoch::load(self.store.as_ref(), &self.root, &self.source, number, &self.access).await?;
+        Ok(loaded.map(|epoch| self.remember(epoch)))
+    }
+
+    pub(crate) fn remember(&self, epoch: Epoch) -> Arc<Epoch> {
+        let epoch = Arc::new(epoch);
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        epochs.insert(epoch.number, epoch.clone());
+        epoch
+    }
+
+    /// The epoch that signed a snapshot.
+    pub(crate) async fn epoch_of(&self, object: &str, number: u32) -> Result<Arc<Epoch>> {
+        self.epoch(number).await?.ok_or_else(|| RepoError::Foreign {
+            object: object.into(),
+            reason: format!("it names epoch {number}, which {} does not have", self.source),
+        })
+    }
+
+    /// Every manifest object, newest first, by name only.
+    ///
+    /// # Errors
+    /// The listing failed.
+    pub async fn list(&self) -> Result<Vec<(Sequence, ObjectMeta)>> {
+        let prefix = manifest::prefix(&self.source);
+        let all = list_all(self.store.as_ref(), &prefix).await?;
+        Ok(all.into_iter().filter_map(|o| Some((Sequence::from_object_name(&o.key[prefix.len()..])?, o))).collect())
+    }
+
+    /// Reads and checks one snapshot.
+    ///
+    /// # Errors
+    /// `Damaged`, `Foreign`, a store's.
+    pub async fn read(&self, sequence: Sequence, meta: &ObjectMeta) -> Result<Snapshot> {
+        let bytes = self.store.get(&meta.key).await?;
+        let claimed = Manifest::claimed_epoch(&meta.key, &bytes)?;
+        let epoch = self.epoch_of(&meta.key, claimed).await?;
+        let manifest = Manifest::parse(&bytes, self.root.id, &self.source, sequence, &epoch)?;
+        let catalogue = epoch.writer.as_ref().map(|keys| manifest.catalogue(&self.source, keys)).transpose()?;
+        Ok(Snapshot { manifest, catalogue, stored_at: meta.modified, manifest_size: meta.size })
+    }
+
+    /// The newest valid snapshot that is not in quarantine. Costs one listing of one page, and one read.
+    ///
+    /// # Errors
+    /// A store's; what is wrong with a single manifest is in `stepped_over`.
+    pub async fn newest(&self) -> Result<Newest> {
+        self.newest_where(|snapshot| snapshot.state() != State::Quarantined).await
+    }
+
+    pub(crate) async fn newest_where(&self, wanted: impl Fn(&Snapshot) -> bool) -> Result<Newest> {
+        const PAGE: usize = 16;
+        let prefix = manifest::prefix(&self.source);
+        let mut newest = Newest::default();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.store.list(&prefix, after.as_deref(), PAGE).await?;
+            for meta in &page {
+                let Some(sequence) = Sequence::from_object_name(&meta.key[prefix.len()..]) else { continue };
+                newest.highest = newest.highest.max(Some(sequence));
+                match self.read(sequence, meta).await {
+                    Ok(snapshot) if wanted(&snapshot) => {
+                        newest.snapshot = Some(snapshot);
+                        return Ok(newest);
+                    }
+                    Ok(_) => {}
+                    Err(error) => newest.stepped_over.push(SteppedOver { sequence, error: passable(error)? }),
+                }
+            }
+            if page.len() < PAGE {
+                return Ok(newest);
+            }
+            after = page.last().map(|meta| meta.key.clone());
+        }
+    }
+
+    /// Every snapshot, newest first, and what was stepped over.
+    ///
+    /// # Errors
+    /// A store's.
+    pub async fn snapshots(&self) -> Result<(Vec<Snapshot>, Vec<SteppedOver>)> {
+        use futures_util::StreamExt;
+        let listed = self.list().await?;
+        let mut reads = futures_util::stream::iter(&listed)
+            .map(|(sequence, meta)| async move { (*sequence, self.read(*sequence, meta).await) })
+            .buffered(16);
+        let (mut snapshots, mut stepped_over) = (Vec::new(), Vec::new());
+        while let Some((sequence, read)) = reads.next().await {
+            match read {
+                Ok(snapshot) => snapshots.push(snapshot),
+                Err(error) => stepped_over.push(SteppedOver { sequence, error: passable(error)? }),
+            }
+        }
+        Ok((snapshots, stepped_over))
+    }
+
+    /// Finds the snapshot that `selector` means, and what had to be stepped over.
+    ///
+    /// # Errors
+    /// `NoSnapshot`; for a number, whatever is wrong with that very snapshot.
+    pub async fn find(&self, selector: &Selector) -> Result<(Snapshot, Vec<SteppedOver>)> {
+        let wanted = match selector {
+            Selector::Number(sequence) => {
+                let key = manifest::object(&self.source, *sequence);
+                let meta = match self.store.head(&key).await {
+                    Err(e) if e.kind == StoreErrorKind::NotFound => {
+                        return Err(self.no_snapshot(format!("has the number {sequence}")));
+                    }
+                    other => other?,
+                };
+                return Ok((self.read(*sequence, &meta).await?, Vec::new()));
+            }
+            Selector::Latest => "counts as latest".to_owned(),
+            Selector::At(time) => format!("was taken at or before {time}"),
+        };
+        let found = self
+            .newest_where(|s| {
+                s.state() != State::Quarantined
+                    && match selector {
+                        Selector::At(time) => s.recovery_point() <= *time,
+                        _ => true,
+                    }
+            })
+            .await?;
+        let snapshot = found.snapshot.ok_or_else(|| self.no_snapshot(wanted))?;
+        Ok((snapshot, found.stepped_over))
+    }
+
+    fn no_snapshot(&self, wanted: String) -> RepoError {
+        RepoError::NoSnapshot { source_name: self.source.clone(), wanted }
+    }
+
+    /// Reads and opens a pack's tail.
+    pub(crate) async fn index(&self, pack: &PackRef, keys: &WriterKeys) -> Result<PackIndex> {
+        let object = pack::object(&self.source, pack.pack);
+        let at = pack.size.checked_sub(u64::from(pack.tail_len));
+        let at = at.ok_or_else(|| RepoError::damaged(&object, "its manifest gives it a tail larger than itself"))?;
+        let tail = self.store.get_range(&object, at, u64::from(pack.tail_len)).await?;
+        if !pack::tail_is_sound(&tail, &pack.tail_digest) {
+            return Err(RepoError::damaged(object, "its tail is not the one its snapshot names"));
+        }
+        PackIndex::open(object, &tail, pack.size, keys)
+    }
+
+    /// Reads and opens one frame.
+    pub(crate) async fn frame(&self, index: &PackIndex, keys: &PackKeys, frame: u32) -> Result<Vec<u8>> {
+        let info = index.tail.frames.get(frame as usize);
+        let info = info.ok_or_else(|| RepoError::damaged(&index.object, format!("it has no frame {frame}")))?;
+        let bytes = self.store.get_range(&index.object, info.offset, u64::from(info.sealed)).await?;
+        index.open_frame(frame, bytes.into(), keys)
+    }
+
+    /// Reads one chunk, checked against its id.
+    pub(crate) async fn chunk(
+        &self,
+        index: &PackIndex,
+        pack_keys: &PackKeys,
+        keys: &WriterKeys,
+        ordinal: u32,
+    ) -> Result<Vec<u8>> {
+        let at = index
+            .locate(ordinal)
+            .ok_or_else(|| RepoError::damaged(&index.object, format!("it has no item {ordinal}")))?;
+        let frame = self.frame(index, pack_keys, at.frame).await?;
+        let chunk = &frame[at.offset as usize..(at.offset + at.length) as usize];
+        if keys.chunk_id(chunk) != at.id {
+            return Err(RepoError::damaged(&index.object, format!("item {ordinal} is not what its id says")));
+        }
+        Ok(chunk.to_vec())
+    }
+}
+
+/// A manifest that is damaged or foreign is stepped over; a store that does not answer is not.
+fn passable(error: RepoError) -> Result<RepoError> {
+    match &error {
+        RepoError::Store(e) if e.kind != StoreErrorKind::NotFound && e.kind != StoreErrorKind::Truncated => Err(error),
+        RepoError::WrongKey { .. } | RepoError::NewerFormat { .. } => Err(error),
+        _ => Ok(error),
+    }
+}

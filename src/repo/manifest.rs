@@ -1,0 +1,342 @@
+//! Manifests: one object per snapshot that says everything restore needs to begin (`docs/format.md`, "Manifests").
+//!
+//! ```text
+//! magic (8) · length (4) header · length (4) catalogue · length (4) private part · signature (64)
+//! ```
+//! The header is plain (which packs, whose child), the catalogue is sealed for the writer (facts, times, sizes, where the
+//! entry segments are), the private part for the recipients (what could not be captured). Pure: bytes in, bytes out.
+
+use crate::entry::{Facts, Problem};
+use crate::id::{PackId, RepositoryId, Sequence, SourceName};
+use crate::repo::codec::{pack_document, unpack_document};
+use crate::repo::epoch::{Epoch, document_aad};
+use crate::repo::error::{RepoError, Result};
+use crate::repo::keys::{Secret32, WriterKeys, verify};
+use crate::repo::pack::encode;
+use crate::repo::root::FORMAT;
+use crate::repo::seal::{decapsulate, encapsulate, info, open_document, seal_document};
+
+const MAGIC: &[u8; 8] = b"LBSNAP\x00\x01";
+const SIGNATURE: &str = "lifeboat.dev 2026 manifest";
+const MAX_DOCUMENT: usize = 64 << 20;
+
+/// The object of a snapshot's manifest.
+pub(crate) fn object(source: &SourceName, sequence: Sequence) -> String {
+    format!("{}{}", prefix(source), sequence.object_name())
+}
+
+pub(crate) fn prefix(source: &SourceName) -> String {
+    format!("{source}/snapshots/")
+}
+
+/// Whether a snapshot may be restored from without a second thought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, minicbor::Encode, minicbor::Decode, serde::Serialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    #[n(0)]
+    Good,
+    /// Some entries could not be captured, or changed while they were read; `show` names them.
+    #[n(1)]
+    Incomplete,
+    /// It looks empty, younger or foreign. Never `latest`.
+    #[n(2)]
+    Quarantined,
+}
+
+/// A pack that a snapshot needs.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct PackRef {
+    #[n(0)]
+    pub pack: PackId,
+    /// Bytes of the whole object.
+    #[n(1)]
+    pub size: u64,
+    #[n(2)]
+    pub tail_len: u32,
+    /// BLAKE3 of the tail, first 128 bits.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub tail_digest: [u8; 16],
+    /// Plaintext bytes that this snapshot uses.
+    #[n(4)]
+    pub live: u64,
+    /// Plaintext bytes that the pack holds.
+    #[n(5)]
+    pub raw: u64,
+    /// Days since the Unix epoch until which the pack's lock was last extended.
+    #[n(6)]
+    pub lock_day: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Header {
+    #[n(0)]
+    pub format: u16,
+    #[n(1)]
+    pub repository: RepositoryId,
+    #[n(2)]
+    pub source: String,
+    #[n(3)]
+    pub epoch: u32,
+    #[n(4)]
+    pub sequence: Sequence,
+    /// The snapshot this one builds on: its number and the BLAKE3 of its object.
+    #[n(5)]
+    pub parent: Option<Parent>,
+    /// The writer's clock at commit, Unix milliseconds.
+    #[n(6)]
+    pub time_ms: i64,
+    #[n(7)]
+    pub state: State,
+    #[n(8)]
+    pub packs: Vec<PackRef>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Parent {
+    #[n(0)]
+    pub sequence: Sequence,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub digest: [u8; 32],
+}
+
+/// A chunk's place: index into the header's packs, ordinal in the pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct Ref {
+    #[n(0)]
+    pub pack: u32,
+    #[n(1)]
+    pub ordinal: u32,
+}
+
+/// A stretch of the entry list.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct SegmentRef {
+    /// Keyed hash of the first entry's path.
+    #[n(0)]
+    pub first: u64,
+    /// Keyed hash over entries and hints: equal segments are written once.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub id: [u8; 16],
+    #[n(2)]
+    pub entries: Ref,
+    #[n(3)]
+    pub hints: Option<Ref>,
+    /// (index of the pack, plaintext bytes in it that the segment's files use).
+    #[n(4)]
+    pub live: Vec<(u32, u64)>,
+}
+
+/// A stretch of 65,536 pages of a space.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct MapRef {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub id: [u8; 16],
+    #[n(1)]
+    pub map: Ref,
+    /// (index of the pack, pages in it that the stretch uses).
+    #[n(2)]
+    pub live: Vec<(u32, u32)>,
+}
+
+/// A file that is stored by pages.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub struct SpaceRef {
+    /// Keyed hash of the file's path.
+    #[n(0)]
+    pub space: u64,
+    #[n(1)]
+    pub page_size: u32,
+    #[n(2)]
+    pub maps: Vec<MapRef>,
+}
+
+/// What the writer may know of a past snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Catalogue {
+    /// Kind of the source ("etcd", "files", …).
+    #[n(0)]
+    pub kind: String,
+    #[n(1)]
+    pub started_ms: i64,
+    /// The moment the data represents, Unix milliseconds.
+    #[n(2)]
+    pub recovery_point_ms: i64,
+    #[n(3)]
+    pub facts: Facts,
+    #[n(4)]
+    pub entries: u64,
+    /// Plaintext bytes of all contents.
+    #[n(5)]
+    pub bytes: u64,
+    /// Plaintext bytes that this snapshot added.
+    #[n(6)]
+    pub new_bytes: u64,
+    /// Bytes that this snapshot added to the store, manifest not counted.
+    #[n(7)]
+    pub stored_bytes: u64,
+    /// 0: `segments` lists the entry segments themselves. Other depths are reserved.
+    #[n(8)]
+    pub depth: u8,
+    #[n(9)]
+    pub segments: Vec<SegmentRef>,
+    #[n(10)]
+    pub spaces: Vec<SpaceRef>,
+    /// Why the snapshot is in quarantine.
+    #[n(11)]
+    pub reasons: Vec<String>,
+    /// Correlates the snapshot with the run's log lines.
+    #[n(12)]
+    pub run: String,
+    /// Which Lifeboat wrote it.
+    #[n(13)]
+    pub agent: String,
+    #[n(14)]
+    pub problems: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub struct Private {
+    #[n(0)]
+    pub problems: Vec<Problem>,
+}
+
+/// A manifest whose signature was checked; sealed parts still closed.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    pub object: String,
+    pub header: Header,
+    /// BLAKE3 of the whole object.
+    pub digest: [u8; 32],
+    catalogue: Vec<u8>,
+    private: Vec<u8>,
+}
+
+fn catalogue_key(keys: &WriterKeys, aad: &[u8]) -> Secret32 {
+    keys.sealing_key("lifeboat.dev 2026 catalogue", aad)
+}
+
+/// Writes a manifest.
+pub(crate) fn write(
+    header: &Header,
+    catalogue: &Catalogue,
+    private: &Private,
+    source: &SourceName,
+    public: &[u8; 32],
+    keys: &WriterKeys,
+) -> Result<Vec<u8>> {
+    let name = object(source, header.sequence);
+    let broken = |why: std::io::Error| RepoError::damaged(&name, why);
+    let aad = document_aad(header.repository, source, header.sequence);
+    let catalogue = pack_document(&encode(catalogue)).map_err(broken)?;
+    let catalogue = seal_document(&catalogue_key(keys, &aad), &aad, catalogue);
+    let info = info("private", header.repository, source, &header.sequence.0.to_le_bytes());
+    let (encapsulation, key) =
+        encapsulate(public, &info).ok_or_else(|| RepoError::damaged(&name, "the lineage's public key is not one"))?;
+    let private = seal_document(&key, &aad, pack_document(&encode(private)).map_err(broken)?);
+    let private = [&encapsulation[..], &private].concat();
+    let mut bytes = MAGIC.to_vec();
+    for part in [&encode(header), &catalogue, &private] {
+        bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(part);
+    }
+    let signature = keys.signer.sign(SIGNATURE, &bytes);
+    bytes.extend_from_slice(&signature);
+    Ok(bytes)
+}
+
+impl Manifest {
+    /// Splits a manifest into its parts; says nothing yet about who wrote it. Also gives what is signed and the signature.
+    fn split<'a>(object: &str, bytes: &'a [u8]) -> Result<(Self, &'a [u8], &'a [u8; 64])> {
+        let bad = |reason: &str| RepoError::damaged(object, reason);
+        let (signed, signature) = bytes.split_last_chunk::<64>().ok_or_else(|| bad("it is too short"))?;
+        let mut rest = signed.strip_prefix(MAGIC).ok_or_else(|| bad("it does not begin as a manifest does"))?;
+        let mut parts = [&[][..]; 3];
+        for part in &mut parts {
+            let (length, after) = rest.split_first_chunk::<4>().ok_or_else(|| bad("it is cut off"))?;
+            let length = u32::from_le_bytes(*length) as usize;
+            (*part, rest) = after.split_at_checked(length).ok_or_else(|| bad("it is cut off"))?;
+        }
+        if !rest.is_empty() {
+            return Err(bad("it is longer than it says"));
+        }
+        let header: Header = minicbor::decode(parts[0]).map_err(|why| RepoError::damaged(object, why))?;
+        let (catalogue, private) = (parts[1].to_vec(), parts[2].to_vec());
+        let digest = *blake3::hash(bytes).as_bytes();
+        Ok((Self { object: object.into(), header, digest, catalogue, private }, signed, signature))
+    }
+
+    /// The epoch that a manifest claims to be signed under.
+    ///
+    /// # Errors
+    /// `Damaged`, `NewerFormat`.
+    pub fn claimed_epoch(object: &str, bytes: &[u8]) -> Result<u32> {
+        let header = Self::split(object, bytes)?.0.header;
+        if header.format > FORMAT {
+            return Err(RepoError::NewerFormat { object: object.into(), found: header.format, known: FORMAT });
+        }
+        Ok(header.epoch)
+    }
+
+    /// Reads a manifest that must be snapshot `sequence` of `source`, signed under `epoch`.
+    ///
+    /// # Errors
+    /// `Damaged`, `Foreign`.
+    pub fn parse(
+        bytes: &[u8],
+        repository: RepositoryId,
+        source: &SourceName,
+        sequence: Sequence,
+        epoch: &Epoch,
+    ) -> Result<Self> {
+        let object = object(source, sequence);
+        let (this, signed, signature) = Self::split(&object, bytes)?;
+        let foreign = |reason: &str| RepoError::Foreign { object: object.clone(), reason: reason.into() };
+        if !verify(&epoch.verifying_key, SIGNATURE, signed, signature) {
+            return Err(foreign("its signature is not of the source's writer (altered, or written by someone else)"));
+        }
+        let header = &this.header;
+        if header.repository != repository || header.source != source.as_str() || header.sequence != sequence {
+            return Err(foreign("it is a snapshot of another repository, source or number"));
+        }
+        if header.epoch != epoch.number || sequence < epoch.from {
+            return Err(foreign("it is older than the key that signed it"));
+        }
+        if epoch.retired_at.is_some_and(|last| sequence > last) {
+            return Err(foreign("it was signed after its writer key was rotated away"));
+        }
+        Ok(this)
+    }
+
+    /// # Errors
+    /// `WrongKey`, `Damaged`.
+    pub fn catalogue(&self, source: &SourceName, keys: &WriterKeys) -> Result<Catalogue> {
+        let aad = document_aad(self.header.repository, source, self.header.sequence);
+        let plain = open_document(&catalogue_key(keys, &aad), &aad, &self.catalogue)
+            .map_err(|_| RepoError::WrongKey { what: "writer key", object: self.object.clone() })?;
+        let plain = unpack_document(&plain, MAX_DOCUMENT).map_err(|why| RepoError::damaged(&self.object, why))?;
+        let catalogue: Catalogue = minicbor::decode(&plain).map_err(|why| RepoError::damaged(&self.object, why))?;
+        if catalogue.depth == 0 {
+            Ok(catalogue)
+        } else {
+            Err(RepoError::damaged(&self.object, format!("its entry list has depth {}", catalogue.depth)))
+        }
+    }
+
+    /// # Errors
+    /// `WrongKey`, `Damaged`.
+    pub fn private(&self, source: &SourceName, private: &Secret32) -> Result<Private> {
+        let wrong = || RepoError::WrongKey { what: "recovery identity", object: self.object.clone() };
+        let (encapsulation, sealed) = self.private.split_first_chunk::<32>().ok_or_else(wrong)?;
+        let info = info("private", self.header.repository, source, &self.header.sequence.0.to_le_bytes());
+        let aad = document_aad(self.header.repository, source, self.header.sequence);
+        let key = decapsulate(private, encapsulation, &info).map_err(|_| wrong())?;
+        let plain = open_document(&key, &aad, sealed).map_err(|_| wrong())?;
+        let plain = unpack_document(&plain, MAX_DOCUMENT).map_err(|why| RepoError::damaged(&self.object, why))?;
+        minicbor::decode(&plain).map_err(|why| RepoError::damaged(&self.object, why))
+    }
+}

@@ -1,0 +1,516 @@
+//! Packs: tens of MiB of sealed frames and a tail that describes them (`docs/format.md`, "Packs").
+//!
+//! ```text
+//! magic (8) · pack id (16) · frame … frame · table · directory · table length (4) · directory length (4) · digest (16) · magic (8)
+//!                                            └──────────────────────────── tail ─────────────────────────────────────────┘
+//! ```
+//! The table is plain: whoever holds no key can check every frame's digest. The directory is sealed for the writer: it
+//! says what each frame holds, chunk by chunk or page by page, and binds the table. Pure: bytes in, bytes out.
+
+use crate::id::{ChunkId, PackId, RepositoryId, SourceName};
+use crate::repo::codec::{Codec, MAX_RAW, decompress, pack_document, unpack_document};
+use crate::repo::error::{RepoError, Result};
+use crate::repo::keys::{Secret32, WriterKeys, random};
+use crate::repo::seal::{
+    Class, OVERHEAD, SealKey, decapsulate, encapsulate, frame_aad, info, open_document, seal_document,
+};
+
+const MAGIC: &[u8; 8] = b"LBPACK\x00\x01";
+const TAIL_MAGIC: &[u8; 8] = b"LBPKEND\x01";
+/// Bytes before the first frame.
+pub(crate) const HEADER: u64 = 24;
+/// Bytes after the directory.
+pub(crate) const TRAILER: usize = 32;
+/// No directory unpacks to more.
+const MAX_DIRECTORY: usize = 64 << 20;
+
+/// The object of a pack.
+pub(crate) fn object(source: &SourceName, pack: PackId) -> String {
+    format!("{source}/packs/{pack}")
+}
+
+#[derive(Clone, Debug, minicbor::Encode, minicbor::Decode)]
+pub(crate) struct FrameSeal {
+    #[n(0)]
+    pub class: Class,
+    #[n(1)]
+    pub sealed: u32,
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub digest: [u8; 16],
+}
+
+#[derive(Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+struct Table {
+    #[n(0)]
+    pack: PackId,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    encapsulation: [u8; 32],
+    #[n(2)]
+    epoch: u32,
+    #[n(3)]
+    frames: Vec<FrameSeal>,
+}
+
+/// What a frame's plaintext is made of.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub(crate) enum Items {
+    /// Chunks of these lengths, back to back.
+    #[n(0)]
+    Chunks(#[n(0)] Vec<u32>),
+    /// Whole pages: their space, their size, and runs of (first page, count).
+    #[n(1)]
+    Pages(#[n(0)] u64, #[n(1)] u32, #[n(2)] Vec<(u64, u32)>),
+}
+
+impl Items {
+    fn count(&self) -> usize {
+        match self {
+            Items::Chunks(lengths) => lengths.len(),
+            Items::Pages(_, _, runs) => runs.iter().map(|run| run.1 as usize).sum(),
+        }
+    }
+
+    fn raw_len(&self) -> u64 {
+        match self {
+            Items::Chunks(lengths) => lengths.iter().map(|&l| u64::from(l)).sum(),
+            Items::Pages(_, size, runs) => runs.iter().map(|run| u64::from(run.1) * u64::from(*size)).sum(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, minicbor::Encode, minicbor::Decode)]
+struct FrameContents {
+    #[n(0)]
+    codec: Codec,
+    #[n(1)]
+    items: Items,
+}
+
+#[derive(Debug, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+struct Directory {
+    #[n(0)]
+    frames: Vec<FrameContents>,
+    /// 16 bytes per item, in the frames' order.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    ids: Vec<u8>,
+}
+
+/// A frame on its way into a pack.
+pub(crate) struct Frame {
+    pub class: Class,
+    pub codec: Codec,
+    pub items: Items,
+    pub ids: Vec<ChunkId>,
+    /// Compressed, not yet sealed.
+    pub stored: Vec<u8>,
+}
+
+/// What a finished pack is, as manifests name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finished {
+    pub pack: PackId,
+    pub size: u64,
+    pub tail_len: u32,
+    pub tail_digest: [u8; 16],
+    /// Plaintext bytes of all items.
+    pub raw: u64,
+}
+
+fn directory_key(keys: &WriterKeys, pack: PackId) -> Secret32 {
+    keys.sealing_key("lifeboat.dev 2026 pack directory", &pack.0)
+}
+
+fn writer_frame_key(keys: &WriterKeys, pack: PackId) -> SealKey {
+    SealKey::new(&keys.sealing_key("lifeboat.dev 2026 writer frame", &pack.0))
+}
+
+fn digest16(bytes: &[u8]) -> [u8; 16] {
+    let mut out = [0; 16];
+    out.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    out
+}
+
+/// Writes one pack; the caller sends what it returns, in order.
+pub(crate) struct PackWriter {
+    pack: PackId,
+    table: Table,
+    directory: Directory,
+    data: SealKey,
+    writer: SealKey,
+    size: u64,
+    raw: u64,
+    items: u32,
+}
+
+impl PackWriter {
+    /// A new pack and its first bytes. `None` if the lineage's public key is not one.
+    pub fn new(
+        repository: RepositoryId,
+        source: &SourceName,
+        epoch: u32,
+        public: &[u8; 32],
+        keys: &WriterKeys,
+    ) -> Option<(Self, Vec<u8>)> {
+        let pack = PackId(random());
+        let (encapsulation, secret) = encapsulate(public, &info("pack", repository, source, &pack.0))?;
+        let table = Table { pack, encapsulation, epoch, frames: Vec::new() };
+        let writer = writer_frame_key(keys, pack);
+        let directory = Directory { frames: Vec::new(), ids: Vec::new() };
+        let data = SealKey::new(&secret);
+        let this = Self { pack, table, directory, data, writer, size: HEADER, raw: 0, items: 0 };
+        Some((this, [&MAGIC[..], &pack.0].concat()))
+    }
+
+    pub fn id(&self) -> PackId {
+        self.pack
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many items the pack holds so far; the next frame's first ordinal.
+    pub fn items(&self) -> u32 {
+        self.items
+    }
+
+    /// Seals a frame: its bytes in the pack.
+    pub fn append(&mut self, frame: Frame) -> Vec<u8> {
+        let number = self.table.frames.len() as u32;
+        let aad = frame_aad(self.pack, number, frame.class);
+        let mut bytes = frame.stored;
+        let key = if frame.class == Class::Data { &self.data } else { &self.writer };
+        key.seal(number, &aad, &mut bytes);
+        self.table.frames.push(FrameSeal {
+            class: frame.class,
+            sealed: bytes.len() as u32,
+            digest: digest16(&bytes),
+        });
+        self.items += frame.ids.len() as u32;
+        self.raw += frame.items.raw_len();
+        self.size += bytes.len() as u64;
+        self.directory.ids.extend(frame.ids.iter().flat_map(|id| id.0));
+        self.directory.frames.push(FrameContents { codec: frame.codec, items: frame.items });
+        bytes
+    }
+
+    /// The tail, and what the pack is.
+    pub fn finish(self, keys: &WriterKeys) -> std::io::Result<(Vec<u8>, Finished)> {
+        let mut tail = encode(&self.table);
+        let aad = [&self.pack.0[..], blake3::hash(&tail).as_bytes()].concat();
+        let table_len = tail.len() as u32;
+        let plain = pack_document(&encode(&self.directory))?;
+        let sealed = seal_document(&directory_key(keys, self.pack), &aad, plain);
+        tail.extend_from_slice(&sealed);
+        let digest = digest16(&tail);
+        tail.extend_from_slice(&table_len.to_le_bytes());
+        tail.extend_from_slice(&(sealed.len() as u32).to_le_bytes());
+        tail.extend_from_slice(&digest);
+        tail.extend_from_slice(TAIL_MAGIC);
+        let finished = Finished {
+            pack: self.pack,
+            size: self.size + tail.len() as u64,
+            tail_len: tail.len() as u32,
+            tail_digest: digest16(&tail),
+            raw: self.raw,
+        };
+        Ok((tail, finished))
+    }
+}
+
+pub(crate) fn encode<T: minicbor::Encode<()>>(value: &T) -> Vec<u8> {
+    minicbor::to_vec(value).expect("writing CBOR to memory cannot fail")
+}
+
+/// A frame in place.
+#[derive(Clone, Debug)]
+pub(crate) struct FrameInfo {
+    pub class: Class,
+    pub offset: u64,
+    pub sealed: u32,
+    pub digest: [u8; 16],
+}
+
+/// The plain half of a tail.
+#[derive(Debug)]
+pub(crate) struct PlainTail {
+    pub pack: PackId,
+    pub epoch: u32,
+    pub encapsulation: [u8; 32],
+    pub frames: Vec<FrameInfo>,
+    table_len: usize,
+    directory_len: usize,
+}
+
+/// Lengths of (table, directory) from a pack's last [`TRAILER`] bytes.
+pub(crate) fn trailer(object: &str, bytes: &[u8]) -> Result<(u32, u32)> {
+    let bad = || RepoError::damaged(object, "it does not end as a pack does (cut off?)");
+    let trailer: &[u8; TRAILER] = bytes.last_chunk().ok_or_else(bad)?;
+    if &trailer[24..] != TAIL_MAGIC {
+        return Err(bad());
+    }
+    let number = |at: usize| u32::from_le_bytes([trailer[at], trailer[at + 1], trailer[at + 2], trailer[at + 3]]);
+    Ok((number(0), number(4)))
+}
+
+impl PlainTail {
+    /// Reads a tail; `size` is the whole pack's.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn parse(object: &str, tail: &[u8], size: u64) -> Result<Self> {
+        let (table_len, directory_len) = trailer(object, tail)?;
+        let (table_len, directory_len) = (table_len as usize, directory_len as usize);
+        let body = tail.len() - TRAILER;
+        if table_len.checked_add(directory_len) != Some(body) {
+            return Err(RepoError::damaged(object, "its tail has other lengths than it says"));
+        }
+        if digest16(&tail[..body]) != tail[body + 8..body + 24] {
+            return Err(RepoError::damaged(object, "its tail does not have the digest it should"));
+        }
+        let table: Table = minicbor::decode(&tail[..table_len]).map_err(|why| RepoError::damaged(object, why))?;
+        let mut offset = HEADER;
+        let frames = table
+            .frames
+            .iter()
+            .map(|f| {
+                let info = FrameInfo { class: f.class, offset, sealed: f.sealed, digest: f.digest };
+                offset += u64::from(f.sealed);
+                info
+            })
+            .collect();
+        if offset.checked_add(tail.len() as u64) != Some(size) {
+            return Err(RepoError::damaged(object, "its frames do not add up to its size"));
+        }
+        Ok(Self {
+            pack: table.pack,
+            epoch: table.epoch,
+            encapsulation: table.encapsulation,
+            frames,
+            table_len,
+            directory_len,
+        })
+    }
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Offsets of the chunks in the plaintext, one more than there are.
+    Chunks(Vec<u32>),
+    Pages {
+        space: u64,
+        size: u32,
+        /// (first page, count, ordinal of the first).
+        runs: Vec<(u64, u32, u32)>,
+    },
+}
+
+#[derive(Debug)]
+struct FramePlace {
+    first: u32,
+    count: u32,
+    codec: Codec,
+    raw: u32,
+    place: Place,
+}
+
+/// Where one item is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Located {
+    pub frame: u32,
+    /// In the frame's plaintext.
+    pub offset: u32,
+    pub length: u32,
+    pub id: ChunkId,
+}
+
+/// A pack's tail, opened.
+#[derive(Debug)]
+pub(crate) struct PackIndex {
+    pub object: String,
+    pub tail: PlainTail,
+    frames: Vec<FramePlace>,
+    ids: Vec<u8>,
+    /// (space, first page, count, ordinal), sorted.
+    pages: Vec<(u64, u64, u32, u32)>,
+}
+
+impl PackIndex {
+    /// Opens the directory behind a plain tail.
+    ///
+    /// # Errors
+    /// `Damaged`, or `WrongKey` when the writer key does not open it.
+    pub fn open(object: String, bytes: &[u8], size: u64, keys: &WriterKeys) -> Result<Self> {
+        let tail = PlainTail::parse(&object, bytes, size)?;
+        let (table, rest) = bytes.split_at(tail.table_len);
+        let aad = [&tail.pack.0[..], blake3::hash(table).as_bytes()].concat();
+        let plain = open_document(&directory_key(keys, tail.pack), &aad, &rest[..tail.directory_len])
+            .map_err(|_| RepoError::WrongKey { what: "writer key", object: object.clone() })?;
+        let plain = unpack_document(&plain, MAX_DIRECTORY).map_err(|why| RepoError::damaged(&object, why))?;
+        let directory: Directory = minicbor::decode(&plain).map_err(|why| RepoError::damaged(&object, why))?;
+        if directory.frames.len() != tail.frames.len() {
+            return Err(RepoError::damaged(&object, "its directory and its table disagree"));
+        }
+        let mut this = Self { object, tail, frames: Vec::new(), ids: directory.ids, pages: Vec::new() };
+        let mut first = 0;
+        for contents in directory.frames {
+            first += this.place(first, contents)?;
+        }
+        if this.ids.len() != first as usize * 16 {
+            return Err(RepoError::damaged(&this.object, "its directory has another number of ids than items"));
+        }
+        this.pages.sort_unstable();
+        Ok(this)
+    }
+
+    fn place(&mut self, first: u32, contents: FrameContents) -> Result<u32> {
+        let raw = contents.items.raw_len();
+        if raw > MAX_RAW as u64 {
+            return Err(RepoError::damaged(&self.object, "a frame is larger than the format allows"));
+        }
+        let count = contents.items.count() as u32;
+        let place = match contents.items {
+            Items::Chunks(lengths) => {
+                let mut offsets = vec![0];
+                offsets.extend(lengths.iter().scan(0, |at, l| {
+                    *at += l;
+                    Some(*at)
+                }));
+                Place::Chunks(offsets)
+            }
+            Items::Pages(space, size, runs) => {
+                let mut ordinal = first;
+                let runs: Vec<_> = runs
+                    .into_iter()
+                    .map(|(page, count)| {
+                        let run = (page, count, ordinal);
+                        ordinal += count;
+                        run
+                    })
+                    .collect();
+                self.pages.extend(runs.iter().map(|r| (space, r.0, r.1, r.2)));
+                Place::Pages { space, size, runs }
+            }
+        };
+        self.frames.push(FramePlace { first, count, codec: contents.codec, raw: raw as u32, place });
+        Ok(count)
+    }
+
+    pub fn items(&self) -> u32 {
+        (self.ids.len() / 16) as u32
+    }
+
+    /// Roughly the memory this takes, bytes.
+    pub fn weight(&self) -> usize {
+        self.ids.len() + self.frames.len() * 128 + self.pages.len() * 24
+    }
+
+    pub fn id(&self, ordinal: u32) -> Option<ChunkId> {
+        let at = ordinal as usize * 16;
+        self.ids.get(at..at + 16).map(|id| ChunkId(id.try_into().expect("a slice of 16")))
+    }
+
+    pub fn locate(&self, ordinal: u32) -> Option<Located> {
+        let id = self.id(ordinal)?;
+        let frame = self.frames.partition_point(|f| f.first + f.count <= ordinal);
+        let place = self.frames.get(frame)?;
+        let within = (ordinal - place.first) as usize;
+        let (offset, length) = match &place.place {
+            Place::Chunks(offsets) => (offsets[within], offsets[within + 1] - offsets[within]),
+            Place::Pages { size, .. } => (within as u32 * size, *size),
+        };
+        Some(Located { frame: frame as u32, offset, length, id })
+    }
+
+    /// The ordinal of a page, if the pack holds it.
+    pub fn page(&self, space: u64, page: u64) -> Option<u32> {
+        let after = self.pages.partition_point(|run| (run.0, run.1) <= (space, page));
+        let (found, first, count, ordinal) = *self.pages.get(after.checked_sub(1)?)?;
+        (found == space && page - first < u64::from(count)).then(|| ordinal + (page - first) as u32)
+    }
+
+    /// Frames that hold pages of `space` in `from..to`.
+    pub fn page_frames(&self, space: u64, from: u64, to: u64) -> Vec<u32> {
+        let touches = |f: &FramePlace| match &f.place {
+            Place::Pages { space: s, runs, .. } => {
+                *s == space && runs.iter().any(|&(first, count, _)| first < to && first + u64::from(count) > from)
+            }
+            Place::Chunks(_) => false,
+        };
+        (0..).zip(&self.frames).filter(|(_, f)| touches(f)).map(|(at, _)| at).collect()
+    }
+
+    /// The pages of a frame: (page, offset in the plaintext, id).
+    pub fn frame_pages(&self, frame: u32) -> Vec<(u64, u32, ChunkId)> {
+        let Some(FramePlace { first, place: Place::Pages { size, runs, .. }, .. }) = self.frames.get(frame as usize)
+        else {
+            return Vec::new();
+        };
+        let pages = runs.iter().flat_map(|&(page, count, ordinal)| (0..count).map(move |i| (page + u64::from(i), ordinal + i)));
+        pages
+            .filter_map(|(page, ordinal)| Some((page, (ordinal - first) * size, self.id(ordinal)?)))
+            .collect()
+    }
+
+    /// Where all items of a frame are, for a full check.
+    pub fn frame_items(&self, frame: u32) -> Vec<Located> {
+        let place = self.frames.get(frame as usize);
+        place.map_or_else(Vec::new, |f| (f.first..f.first + f.count).filter_map(|o| self.locate(o)).collect())
+    }
+
+    /// Opens a frame's sealed bytes.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn open_frame(&self, frame: u32, mut bytes: Vec<u8>, keys: &PackKeys) -> Result<Vec<u8>> {
+        let name = || format!("{} (frame {frame})", self.object);
+        let (Some(seal), Some(place)) = (self.tail.frames.get(frame as usize), self.frames.get(frame as usize)) else {
+            return Err(RepoError::damaged(name(), "the pack has no such frame"));
+        };
+        if bytes.len() != seal.sealed as usize || bytes.len() < OVERHEAD || digest16(&bytes) != seal.digest {
+            return Err(RepoError::damaged(name(), "its bytes do not have the digest they should"));
+        }
+        let key = match seal.class {
+            Class::Writer => &keys.writer,
+            Class::Data => keys
+                .data
+                .as_ref()
+                .ok_or_else(|| RepoError::WrongKey { what: "writer key", object: name() })?,
+        };
+        let aad = frame_aad(self.tail.pack, frame, seal.class);
+        key.open(frame, &aad, &mut bytes)
+            .and_then(|()| decompress(place.codec, bytes, place.raw as usize))
+            .map_err(|why| RepoError::damaged(name(), why))
+    }
+}
+
+/// Checks a sealed frame against the digest in the table: what a scrub can do without keys.
+pub(crate) fn frame_is_sound(info: &FrameInfo, bytes: &[u8]) -> bool {
+    bytes.len() == info.sealed as usize && digest16(bytes) == info.digest
+}
+
+pub(crate) fn tail_is_sound(tail: &[u8], digest: &[u8; 16]) -> bool {
+    digest16(tail) == *digest
+}
+
+/// The keys that open a pack's frames.
+pub(crate) struct PackKeys {
+    data: Option<SealKey>,
+    writer: SealKey,
+}
+
+impl PackKeys {
+    pub fn new(
+        repository: RepositoryId,
+        source: &SourceName,
+        tail: &PlainTail,
+        keys: &WriterKeys,
+        private: Option<&Secret32>,
+    ) -> Self {
+        let info = info("pack", repository, source, &tail.pack.0);
+        let data = private.and_then(|private| decapsulate(private, &tail.encapsulation, &info).ok());
+        Self { data: data.as_ref().map(SealKey::new), writer: writer_frame_key(keys, tail.pack) }
+    }
+}
