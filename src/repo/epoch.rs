@@ -38,6 +38,14 @@ pub struct Epoch {
     pub(crate) retired_at: Option<Sequence>,
 }
 
+impl Epoch {
+    /// # Errors
+    /// `WrongKey` without a writer key or recovery identity.
+    pub(crate) fn writer_keys(&self) -> Result<&WriterKeys> {
+        self.writer.as_ref().ok_or_else(|| RepoError::WrongKey { what: "key", object: format!("epoch {}", self.number) })
+    }
+}
+
 /// The keys that a command was given.
 #[derive(Clone, Debug)]
 pub enum Access {
