@@ -183,11 +183,7 @@ impl PackWriter {
         let mut bytes = frame.stored;
         let key = if frame.class == Class::Data { &self.data } else { &self.writer };
         key.seal(number, &aad, &mut bytes);
-        self.table.frames.push(FrameSeal {
-            class: frame.class,
-            sealed: bytes.len() as u32,
-            digest: digest16(&bytes),
-        });
+        self.table.frames.push(FrameSeal { class: frame.class, sealed: bytes.len() as u32, digest: digest16(&bytes) });
         self.items += frame.ids.len() as u32;
         self.raw += frame.items.raw_len();
         self.size += bytes.len() as u64;
@@ -448,10 +444,9 @@ impl PackIndex {
         else {
             return Vec::new();
         };
-        let pages = runs.iter().flat_map(|&(page, count, ordinal)| (0..count).map(move |i| (page + u64::from(i), ordinal + i)));
-        pages
-            .filter_map(|(page, ordinal)| Some((page, (ordinal - first) * size, self.id(ordinal)?)))
-            .collect()
+        let pages =
+            runs.iter().flat_map(|&(page, count, ordinal)| (0..count).map(move |i| (page + u64::from(i), ordinal + i)));
+        pages.filter_map(|(page, ordinal)| Some((page, (ordinal - first) * size, self.id(ordinal)?))).collect()
     }
 
     /// Where all items of a frame are, for a full check.
@@ -474,10 +469,9 @@ impl PackIndex {
         }
         let key = match seal.class {
             Class::Writer => &keys.writer,
-            Class::Data => keys
-                .data
-                .as_ref()
-                .ok_or_else(|| RepoError::WrongKey { what: "writer key", object: name() })?,
+            Class::Data => {
+                keys.data.as_ref().ok_or_else(|| RepoError::WrongKey { what: "writer key", object: name() })?
+            }
         };
         let aad = frame_aad(self.tail.pack, frame, seal.class);
         key.open(frame, &aad, &mut bytes)
