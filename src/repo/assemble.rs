@@ -275,7 +275,9 @@ impl Assembler {
                 packs.push(pack);
             }
         }
-        let to_ref = |(pack, ordinal): (u32, u32)| Ok(Ref { pack: *index.get(&pack).ok_or_else(lost)?, ordinal });
+        let to_ref = |(pack, ordinal): (u32, u32)| {
+            index.get(&pack).map(|&pack| Ref { pack, ordinal }).ok_or_else(lost)
+        };
         let segments = segments
             .into_iter()
             .map(|(first, id, e, h)| Ok(SegmentRef { first, id, entries: to_ref(e)?, hints: to_ref(h)? }))

@@ -210,7 +210,8 @@ impl Known {
         let mut states = vec![PageState::Nothing; (to - from) as usize];
         let mut open = states.len();
         // The last pack that has a page holds it. Packs to refresh take part in nothing.
-        for (pack, index) in (0..).zip(self.directories()?).rev() {
+        for (pack, index) in self.directories()?.iter().enumerate().rev() {
+            let pack = pack as u32;
             let Some(index) = index else { continue };
             for run in index.page_runs(space, from, to) {
                 for i in 0..run.count {
