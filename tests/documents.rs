@@ -1,5 +1,7 @@
 //! The documents that people write: what is accepted, and what each mistake is told.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use lifeboat::config::{Config, Mistake, Size, Url};
 use lifeboat::policy::Tier;
 use lifeboat::policy::schedule::Took;
@@ -37,8 +39,8 @@ fn mistakes(text: &str) -> String {
 
 /// A document without a mistake in its head.
 fn document(kind: &str, name: &str, spec: &str) -> String {
-    let spec: String = spec.lines().map(|line| format!("  {line}\n")).collect();
-    format!("apiVersion: lifeboat.dev/v1\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n{spec}---\n")
+    let spec = spec.replace('\n', "\n  ");
+    format!("apiVersion: lifeboat.dev/v1\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n  {spec}\n---\n")
 }
 
 const REPOSITORY: &str = "url: /srv/backups";
@@ -264,6 +266,11 @@ fn a_source_is_of_one_kind() {
     file.yaml:8: spec.guard.minimumShare: expected a number from 0 to 1
     "#);
     insta::assert_snapshot!(mistakes(&document("Source", "a", "vault: {}")), @"file.yaml:6: spec.vault: unknown field; allowed: tier, files, command, etcd, guard");
+    let globs = "files: {path: a, exclude: ['*.tmp', '[a']}";
+    insta::assert_snapshot!(mistakes(&document("Source", "a", globs)), @"
+    file.yaml:6: spec.files.exclude[1]: error parsing glob '[a': unclosed character class; missing ']'
+    file.yaml:6: spec.files.path: expected an absolute path
+    ");
     let etcd = "etcd: {endpoints: ['127.0.0.1:2379'], tls: {ca: a, key: b}}";
     insta::assert_snapshot!(mistakes(&document("Source", "a", etcd)), @"
     file.yaml:6: spec.etcd.endpoints[0]: expected https://HOST:PORT, without credentials
@@ -350,14 +357,14 @@ fn files_that_are_not_documents() {
 
 #[test]
 fn bombs_are_refused() {
-    let mut billion = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-    for n in 1..12 {
-        let below = format!("*a{}", n - 1);
-        billion += &format!("a{n}: &a{n} [{}]\n", [below.as_str(); 10].join(", "));
-    }
+    let tenfold = |n: usize| format!("a{n}: &a{n} [{}]", vec![format!("*a{}", n - 1); 10].join(", "));
+    let mut billion = vec!["a0: &a0 [x, x, x, x, x, x, x, x, x, x]".to_owned()];
+    billion.extend((1..12).map(tenfold));
+    let billion = billion.join("\n");
     insta::assert_snapshot!(mistakes(&billion), @"file.yaml:5: cannot be read as YAML: alias replay limit exceeded: total_replayed_events=50001 > 50000");
     insta::assert_snapshot!(mistakes(&format!("a: {}{}\n", "[".repeat(5_000), "]".repeat(5_000))), @"file.yaml:1: cannot be read as YAML: recursion limit exceeded");
-    let deep: String = (0..5_000).map(|n| format!("{}a:\n", " ".repeat(n % 900))).collect();
+    let deep: Vec<_> = (0..5_000).map(|n| format!("{}a:", " ".repeat(n % 900))).collect();
+    let deep = deep.join("\n");
     assert!(load(&[("file.yaml", &deep)]).is_err());
 }
 
@@ -422,4 +429,32 @@ fn mistakes_serialise() {
     assert_eq!(json[0]["line"], 2);
     assert_eq!(json[0]["field"], "kind");
     assert_eq!(json[0]["file"], file.to_str().unwrap());
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    /// Whatever is cut out of a document or put into it: mistakes, never a panic, and each in a line that is there.
+    #[test]
+    fn no_text_is_too_odd(
+        cut in 0_usize..400, length in 0_usize..30,
+        put in proptest::sample::select(vec![
+            "", "\n", ": ", "- ", "[", "]", "{", "}", "*a", "&a ", "<<: ", "'", "\"", "|\n", "!!binary ", "!x ", "~", "\t", "\u{feff}",
+            "\u{0}", "1e999", "-9999999999999999999999999999", ".nan", "0x7fffffffffffffffffff", "? ", "---\n", "...\n", "%YAML 9\n",
+        ]),
+    ) {
+        let mut text = complete(&(SCHEDULE.to_owned() + "\nretention: {daily: 7, within: 7d}"));
+        let from = cut.min(text.len());
+        let to = (from + length).min(text.len());
+        text.replace_range(from..to, put);
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file.yaml"), &text).unwrap();
+        if let Err(mistakes) = Config::load(&[directory.path().into()]) {
+            proptest::prop_assert!(!mistakes.is_empty());
+            let lines = text.lines().count() as u64 + 1;
+            for mistake in mistakes {
+                proptest::prop_assert!(mistake.line.is_none_or(|line| (1..=lines).contains(&line)), "{mistake}");
+            }
+        }
+    }
 }

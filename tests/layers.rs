@@ -1,6 +1,8 @@
 //! An import points downwards only, as the diagram in `src/lib.rs` says. Unit tests are held to it like the rest; tests
 //! that put layers together are files of their own here.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
