@@ -279,7 +279,8 @@ fn needed(snapshots: &[Snapshot], verified: &mut Verified) -> BTreeMap<PackId, N
 
 fn finding_of(over: &SteppedOver) -> Finding {
     let problem = over.error.to_string();
-    Finding { object: over.object.clone(), problem, snapshots: vec![over.sequence] }
+    let object = over.error.object().unwrap_or(&over.object).to_owned();
+    Finding { object, problem, snapshots: vec![over.sequence] }
 }
 
 /// What is wrong with the data is a finding; a store that does not answer, or a missing key, is an error.
