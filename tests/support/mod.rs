@@ -111,7 +111,7 @@ pub fn versitygw(versioning: bool) -> Server {
         command.args(["--quiet", "--port", &format!("127.0.0.1:{port}"), "posix"]);
         if versioning {
             fs::create_dir(dir.join("versions")).unwrap();
-            command.args(["--versioning-dir", "versions"]);
+            command.arg("--versioning-dir").arg(dir.join("versions"));
         }
         command.arg("data").env("ROOT_ACCESS_KEY", ACCESS_KEY).env("ROOT_SECRET_KEY", SECRET_KEY);
     })

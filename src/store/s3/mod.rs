@@ -148,7 +148,9 @@ impl S3 {
             first: FirstVersions::default(),
             policy: RetryPolicy::default(),
         };
-        bucket.features = bucket.policy.run(|_| bucket.ask_features()).await?;
+        // Whoever waits for this would rather know soon.
+        let policy = RetryPolicy { attempts: 3, ..bucket.policy };
+        bucket.features = policy.run(|_| bucket.ask_features()).await?;
         Ok(Self { bucket: Arc::new(bucket) })
     }
 }
@@ -238,16 +240,20 @@ impl Bucket {
         if self.settings.lock.is_none() {
             return Ok(Features { lock: false, versions });
         }
-        let answer = self
-            .client
-            .get_object_lock_configuration()
-            .bucket(name)
-            .send()
-            .await
-            .map_err(|e| failed("ask for the Object Lock of", self.url(), &e))?;
-        let enabled = answer.object_lock_configuration().and_then(|c| c.object_lock_enabled());
+        let answer = match self.client.get_object_lock_configuration().bucket(name).send().await {
+            Ok(answer) => Some(answer),
+            Err(e) => match failed("ask for the Object Lock of", self.url(), &e) {
+                e if matches!(e.kind, StoreErrorKind::NotFound | StoreErrorKind::Other) => None,
+                e => return Err(e),
+            },
+        };
+        let enabled = answer.as_ref().and_then(|a| a.object_lock_configuration()?.object_lock_enabled());
         if enabled != Some(&ObjectLockEnabled::Enabled) || !versions {
-            return Err(other("open", self.url(), "Object Lock is not enabled for this bucket; it is set at creation"));
+            return Err(other(
+                "open",
+                self.url(),
+                "Object Lock is wanted and not enabled for this bucket; enable it together with versioning",
+            ));
         }
         Ok(Features { lock: true, versions })
     }

@@ -7,7 +7,6 @@ use crate::store::{ObjectMeta, Result, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::list_object_versions::ListObjectVersionsOutput;
 use aws_sdk_s3::operation::list_object_versions::builders::ListObjectVersionsFluentBuilder;
 use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode, ObjectVersion};
-use aws_smithy_types::DateTime;
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -203,22 +202,17 @@ impl Bucket {
         const ACTION: &str = "extend the lock of";
         let until = date(until);
         let first = self.first_version(key).await?;
-        let asked = self
+        // Not GetObjectRetention: not every server's answer to it can be read.
+        let held = self
             .client
-            .get_object_retention()
+            .head_object()
             .bucket(&self.settings.bucket)
             .key(self.full(key))
             .version_id(&first.id)
             .send()
-            .await;
-        let held: Option<DateTime> = match asked {
-            Ok(answer) => answer.retention().and_then(|r| r.retain_until_date()).copied(),
-            Err(e) => match failed(ACTION, key, &e) {
-                e if e.is_retryable() || e.kind == StoreErrorKind::Denied => return Err(e),
-                // It has no retention yet, or is gone, as the next request will tell.
-                _ => None,
-            },
-        };
+            .await
+            .map_err(|e| failed(ACTION, key, &e))?
+            .object_lock_retain_until_date;
         if held.is_some_and(|held| held >= until) {
             return Ok(());
         }
