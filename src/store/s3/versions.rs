@@ -89,7 +89,7 @@ impl Bucket {
         self.ask_first_version(key).await
     }
 
-    async fn ask_first_version(&self, key: &str) -> Result<FirstVersion> {
+    pub(super) async fn ask_first_version(&self, key: &str) -> Result<FirstVersion> {
         let full = self.full(key);
         let (mut first, mut marker) = (None, None);
         loop {
