@@ -2,10 +2,11 @@
 
 mod support;
 
+use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use bytes::Bytes;
 use jiff::Timestamp;
 use lifeboat::store::conformance::{self, Outcome, Report, Rival};
-use lifeboat::store::s3::Settings;
+use lifeboat::store::s3::{Credentials, Encryption, LockMode, Settings};
 use lifeboat::store::{
     Fault, Faults, Faulty, Limited, Local, Memory, PutOptions, Rates, ReadOnly, RetryPolicy, Retrying, S3, Store,
     StoreErrorKind, list_all,
@@ -313,6 +314,31 @@ async fn a_thief_s_deletes_and_overwrites_change_nothing_in_a_locked_bucket() {
 }
 
 #[tokio::test]
+async fn suspending_versioning_hides_nothing_that_was_there() {
+    let server = support::minio();
+    let settings = support::bucket(&server, "versioned", Bucket::Versioned).await;
+    let (agent, thief) = (open(settings.clone()).await, support::client(&server));
+    for key in ["overwritten", "hidden"] {
+        agent.put(key, Bytes::from_static(b"true"), OPTIONS).await.unwrap();
+    }
+    let before = list_all(&agent, "").await.unwrap();
+    let off = VersioningConfiguration::builder().status(BucketVersioningStatus::Suspended).build();
+    thief.put_bucket_versioning().bucket("versioned").versioning_configuration(off).send().await.unwrap();
+    agent.overwrite("overwritten", Bytes::from_static(b"forged")).await.unwrap();
+    agent.hide("hidden").await.unwrap();
+
+    let store = open(settings).await;
+    assert_eq!(list_all(&store, "").await.unwrap(), before);
+    for key in ["overwritten", "hidden"] {
+        assert_eq!(store.get(key).await.unwrap(), "true");
+    }
+    store.put("later", Bytes::from_static(b"x"), OPTIONS).await.unwrap();
+    assert_eq!(store.get("later").await.unwrap(), "x");
+    store.delete("later").await.unwrap();
+    assert_eq!(store.get("later").await.unwrap_err().kind, StoreErrorKind::NotFound);
+}
+
+#[tokio::test]
 async fn an_upload_given_up_leaves_no_parts_in_the_bucket() {
     let server = support::minio();
     let settings = Settings { part_size: 5 << 20, ..support::bucket(&server, "plain", Bucket::Plain).await };
@@ -363,9 +389,9 @@ async fn a_bucket_that_cannot_be_used_is_explained() {
     };
     let missing = refused(Settings { bucket: "missing".into(), ..good.clone() }).await;
     assert_eq!(missing.kind, StoreErrorKind::NotFound);
-    let lock = Some(lifeboat::store::s3::LockMode::Compliance);
+    let lock = Some(LockMode::Compliance);
     assert_eq!(refused(Settings { lock, ..good.clone() }).await.kind, StoreErrorKind::Other);
-    let credentials = lifeboat::store::s3::Credentials::Static {
+    let credentials = Credentials::Static {
         access_key: support::ACCESS_KEY.into(),
         secret_key: "wrong-secret".into(),
         session_token: None,
@@ -426,10 +452,8 @@ async fn the_server_is_told_to_encrypt() {
     let server = support::minio();
     let settings = support::bucket(&server, "plain", Bucket::Plain).await;
     let client = support::client(&server);
-    let kms = lifeboat::store::s3::Encryption::Kms { key_id: Some("tests".into()) };
-    for (encryption, name, answer) in
-        [(lifeboat::store::s3::Encryption::Aes256, "s3", "AES256"), (kms, "kms", "aws:kms")]
-    {
+    let kms = Encryption::Kms { key_id: Some("tests".into()) };
+    for (encryption, name, answer) in [(Encryption::Aes256, "s3", "AES256"), (kms, "kms", "aws:kms")] {
         let store = open(Settings { encryption, ..settings.clone() }).await;
         store.put(&format!("{name}/put"), Bytes::from_static(b"x"), OPTIONS).await.unwrap();
         let mut upload = store.upload(&format!("{name}/upload"), OPTIONS).await.unwrap();

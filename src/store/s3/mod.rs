@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
-use aws_sdk_s3::types::{BucketVersioningStatus, ObjectLockEnabled, ObjectLockMode, ServerSideEncryption};
+use aws_sdk_s3::types::{ObjectLockEnabled, ObjectLockMode, ServerSideEncryption};
 use aws_smithy_types::DateTime;
 use bytes::Bytes;
 use error::{failed, other};
@@ -107,7 +107,8 @@ impl Bucket {
     async fn ask_features(&self) -> Result<Features> {
         let name = &self.settings.bucket;
         let versions = match self.client.get_bucket_versioning().bucket(name).send().await {
-            Ok(answer) => answer.status() == Some(&BucketVersioningStatus::Enabled),
+            // Suspended too: what was there before is still to be looked for.
+            Ok(answer) => answer.status().is_some(),
             Err(e) => match failed("ask for the versioning of", self.url(), &e) {
                 // Servers without versioning do not know the question.
                 e if e.kind == StoreErrorKind::Other => {
@@ -393,5 +394,18 @@ impl Rival for S3 {
         let bucket = &self.bucket;
         let request = bucket.client.delete_object().bucket(&bucket.settings.bucket).key(bucket.full(key));
         request.send().await.map_err(|e| failed("hide", key, &e)).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_dates_are_never_rounded_down() {
+        let at = |text: &str| date(text.parse().unwrap()).secs();
+        assert_eq!(at("1970-01-01T00:00:10Z"), 10);
+        assert_eq!(at("1970-01-01T00:00:10.000000001Z"), 11);
+        assert_eq!(at("1970-01-01T00:00:10.9Z"), 11);
     }
 }

@@ -51,15 +51,15 @@ impl S3Upload {
     }
 
     async fn put_whole(&mut self) -> Result<()> {
-        let (bucket, key, options, size) = (&self.bucket, &self.key, self.options, self.size);
-        let body = self.buffer.split().freeze();
-        let policy = &bucket.policy;
-        let body = &body;
-        policy
+        let (bucket, key, options) = (&self.bucket, &self.key, self.options);
+        let body = &self.buffer.split().freeze();
+        bucket
+            .policy
             .run(|attempt| async move {
                 match bucket.put(key, body.clone(), options).await {
+                    // An earlier attempt may have been carried out.
                     Err(e) if attempt > 1 && e.kind == StoreErrorKind::AlreadyExists => {
-                        bucket.already_ours(key, size, e).await
+                        if bucket.read(key, None).await? == *body { Ok(()) } else { Err(e) }
                     }
                     other => other,
                 }

@@ -14,6 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// So many names are remembered; then all are forgotten.
 const REMEMBERED: usize = 10_000;
 
+/// The version of what was written while versioning was off.
+const NO_VERSION: &str = "null";
+
 #[derive(Clone, Debug)]
 pub(super) struct FirstVersion {
     pub id: String,
@@ -115,7 +118,7 @@ impl Bucket {
             return Ok(());
         }
         let first = self.policy.run(|_| self.ask_first_version(key)).await?;
-        if written == Some(first.id.as_str()) {
+        if written.unwrap_or(NO_VERSION) == first.id {
             return Ok(());
         }
         Err(StoreError::new(StoreErrorKind::AlreadyExists, "create", key)
@@ -231,7 +234,7 @@ impl Bucket {
 
 fn describe(key: &str, version: &ObjectVersion) -> Result<FirstVersion> {
     Ok(FirstVersion {
-        id: version.version_id().unwrap_or("null").to_owned(),
+        id: version.version_id().unwrap_or(NO_VERSION).to_owned(),
         size: length(key, version.size())?,
         modified: timestamp(key, version.last_modified())?,
     })
