@@ -1,1 +1,341 @@
-//! To be described.
+//! The documents that people write: `Repository`, `Source`, `Schedule`, in Kubernetes' form.
+//!
+//! Invariants: every mistake of every file is reported at once, with its file, line and field; a configuration with a
+//! mistake is no configuration. A document never holds a secret, and no message repeats a value that might be one.
+//! Deliberately absent: reading secrets, the clock, and defaults that depend on the machine.
+
+mod decode;
+mod mistake;
+mod node;
+mod quantity;
+mod repository;
+mod schedule;
+mod source;
+
+pub use mistake::Mistake;
+pub use quantity::{InvalidSize, Size};
+pub use repository::{
+    Compression, Credentials, Encryption, InvalidUrl, Limits, LockMode, ObjectLock, Repository, S3,
+    ServerSideEncryption, Url,
+};
+pub use schedule::Schedule;
+pub use source::Source;
+
+use crate::id::SourceName;
+use crate::policy::Tier;
+use decode::{Wrong, decode};
+use jiff::Timestamp;
+use mistake::allowed;
+use node::Node;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const API_VERSION: &str = "lifeboat.dev/v1";
+const KINDS: [&str; 3] = ["Repository", "Source", "Schedule"];
+const LATER_KINDS: [&str; 2] = ["RestorePlan", "Drill"];
+
+/// Where a document begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct At {
+    pub file: PathBuf,
+    pub line: u64,
+}
+
+/// All documents, by kind and name.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    pub repositories: BTreeMap<String, Repository>,
+    pub sources: BTreeMap<SourceName, Source>,
+    pub schedules: BTreeMap<String, Schedule>,
+}
+
+impl Config {
+    /// Reads files, and the `*.yaml` and `*.yml` files of directories (not of those below them).
+    ///
+    /// # Errors
+    /// Every mistake found, by file and line.
+    pub fn load(paths: &[PathBuf]) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader::default();
+        for path in paths {
+            match files(path) {
+                Ok(files) => files.iter().for_each(|file| reader.file(file)),
+                Err(why) => reader.mistakes.push(Mistake::of_file(path, format!("cannot be read: {why}"))),
+            }
+        }
+        reader.references();
+        if reader.mistakes.is_empty() {
+            return Ok(reader.config);
+        }
+        reader.mistakes.sort();
+        reader.mistakes.dedup();
+        Err(reader.mistakes)
+    }
+
+    /// The strictest that is asked for a source: by itself, else by the schedules that name it.
+    #[must_use]
+    pub fn tier(&self, source: &SourceName) -> Option<Tier> {
+        let own = self.sources.get(source).and_then(|s| s.tier);
+        own.or_else(|| self.schedules_of(source).map(|s| s.tier).min())
+    }
+
+    pub fn schedules_of(&self, source: &SourceName) -> impl Iterator<Item = &Schedule> {
+        self.schedules.values().filter(move |s| s.sources.contains(source))
+    }
+
+    /// What cannot keep its promise: schedules whose worst case exceeds their tier's RPO, and sources that no schedule
+    /// treats as strictly as they ask. `measured` gives what a schedule's runs took, upload included, if that is known.
+    pub fn lint(&self, now: Timestamp, measured: impl Fn(&Schedule) -> Option<Duration>) -> Vec<Mistake> {
+        let at = |at: &At, field: &str, message| Mistake {
+            file: at.file.clone(),
+            line: Some(at.line),
+            field: field.into(),
+            message,
+        };
+        let mut mistakes = Vec::new();
+        for schedule in self.schedules.values() {
+            let worst = schedule.worst_case(now, measured(schedule));
+            if !worst.meets(schedule.tier) {
+                let text = format!(
+                    "schedule {}: its worst case exceeds its tier's RPO: {}",
+                    schedule.name,
+                    worst.arithmetic(schedule.tier)
+                );
+                mistakes.push(at(&schedule.at, "spec", text));
+            }
+        }
+        for source in self.sources.values() {
+            let strictest = self.schedules_of(&source.name).map(|s| s.tier).min();
+            if let (Some(asked), Some(given)) = (source.tier, strictest)
+                && given > asked
+            {
+                let text = format!("source {} asks for {asked}, but its strictest schedule is {given}", source.name);
+                mistakes.push(at(&source.at, "spec.tier", text));
+            }
+        }
+        mistakes.sort();
+        mistakes
+    }
+}
+
+/// The files that a path means.
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let file = entry?.path();
+        let yaml = file.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        if yaml && !file.is_dir() {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(file)?.take(node::MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > node::MAX_BYTES {
+        return Err(io::Error::other(format!("it is larger than {}", Size(node::MAX_BYTES))));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Envelope {
+    #[serde(rename = "apiVersion")]
+    _api_version: serde::de::IgnoredAny,
+    #[serde(rename = "kind")]
+    _kind: serde::de::IgnoredAny,
+    metadata: Metadata,
+    #[serde(rename = "spec")]
+    _spec: serde::de::IgnoredAny,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Metadata {
+    name: String,
+    #[serde(default, rename = "namespace")]
+    _namespace: Option<String>,
+    #[serde(default, rename = "labels")]
+    _labels: BTreeMap<String, String>,
+    #[serde(default, rename = "annotations")]
+    _annotations: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct Reader {
+    config: Config,
+    mistakes: Vec<Mistake>,
+    /// Where each (kind, name) was first given, whether its document is right or not.
+    seen: BTreeMap<(String, String), At>,
+    references: Vec<Reference>,
+}
+
+impl Reader {
+    fn file(&mut self, file: &Path) {
+        let documents = match read(file) {
+            Ok(text) => node::parse(&text),
+            Err(why) => return self.mistakes.push(Mistake::of_file(file, format!("cannot be read: {why}"))),
+        };
+        match documents {
+            Ok(documents) => documents.iter().for_each(|document| {
+                if let Err(wrong) = self.document(file, document) {
+                    self.note(file, wrong);
+                }
+            }),
+            Err(why) => self.mistakes.push(Mistake {
+                line: why.line,
+                ..Mistake::of_file(file, format!("cannot be read as YAML: {}", why.why))
+            }),
+        }
+    }
+
+    fn note(&mut self, file: &Path, wrong: Vec<Wrong>) {
+        self.mistakes.extend(wrong.into_iter().map(|Wrong { line, field, message }| Mistake {
+            file: file.into(),
+            line: Some(line),
+            field,
+            message,
+        }));
+    }
+
+    fn document(&mut self, file: &Path, document: &Node) -> Result<(), Vec<Wrong>> {
+        let wrong = |field: &str, message| vec![Wrong { line: document.line_of(field), field: field.into(), message }];
+        let word = |field: &str| document.get(field).and_then(Node::text);
+        match word("apiVersion") {
+            Some(API_VERSION) => {}
+            _ => return Err(wrong("apiVersion", format!("expected apiVersion: {API_VERSION}"))),
+        }
+        let kind = match word("kind") {
+            Some(kind) if KINDS.contains(&kind) => kind,
+            Some(kind) if LATER_KINDS.contains(&kind) => {
+                let text = format!("documents of kind {kind} are not supported yet by this version");
+                return Err(wrong("kind", text));
+            }
+            Some(kind) => return Err(wrong("kind", format!("{kind:?} is not known; {}", allowed(kind, KINDS)))),
+            None => return Err(wrong("kind", format!("expected one of {}", KINDS.join(", ")))),
+        };
+        let place = Place { file, at: At { file: file.into(), line: document.line }, document };
+        let mut found = Vec::new();
+        let name = match decode::<Envelope>(document, "", place.directory()) {
+            Ok(envelope) => {
+                envelope.metadata.name.parse::<SourceName>().map_err(|why| wrong("metadata.name", why.rule.into()))
+            }
+            Err(more) => Err(more),
+        };
+        let name = name.map_err(|more| found.extend(more)).ok();
+        if let Some(name) = &name {
+            let key = (kind.to_owned(), name.to_string());
+            if let Some(first) = self.seen.get(&key) {
+                let text =
+                    format!("there is a {kind} of this name already, in {}:{}", first.file.display(), first.line);
+                found.extend(wrong("metadata.name", text));
+            } else {
+                self.seen.insert(key, place.at.clone());
+            }
+        }
+        if let Some(spec) = document.get("spec")
+            && let Err(more) = self.spec(kind, name, &place, spec)
+        {
+            found.extend(more);
+        }
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    }
+
+    /// Decodes a spec. Without a name it is looked through for mistakes and not kept.
+    fn spec(&mut self, kind: &str, name: Option<SourceName>, place: &Place<'_>, spec: &Node) -> Result<(), Vec<Wrong>> {
+        let keep = name.is_some();
+        let name = match name {
+            Some(name) => name,
+            None => "nameless".parse().map_err(|_| Vec::new())?,
+        };
+        let (at, directory) = (place.at.clone(), place.directory());
+        match kind {
+            "Repository" => {
+                let mut repository: Repository = decode(spec, "spec", directory)?;
+                let wrong = repository.check(place.document);
+                if !wrong.is_empty() {
+                    return Err(wrong);
+                }
+                repository.name = name.to_string();
+                repository.at = at;
+                if keep {
+                    self.config.repositories.insert(name.to_string(), repository);
+                }
+            }
+            "Source" => {
+                let document: source::Document = decode(spec, "spec", directory)?;
+                let source = document.into_source(name.clone(), at, place.document, directory)?;
+                if keep {
+                    self.config.sources.insert(name, source);
+                }
+            }
+            _ => {
+                self.refers(place, spec);
+                let document: schedule::Document = decode(spec, "spec", directory)?;
+                let schedule = document.into_schedule(name.to_string(), at, place.document)?;
+                if keep {
+                    self.config.schedules.insert(name.to_string(), schedule);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what a schedule refers to, whatever else is wrong with it.
+    fn refers(&mut self, place: &Place<'_>, spec: &Node) {
+        let mut refer = |kind, field: String, node: &Node| {
+            if let Some(name) = node.text() {
+                let at = At { file: place.file.into(), line: place.document.line_of(&field) };
+                self.references.push(Reference { kind, name: name.to_owned(), at, field });
+            }
+        };
+        if let Some(repository) = spec.get("repository") {
+            refer("Repository", "spec.repository".into(), repository);
+        }
+        if let Some(node::Value::List(sources)) = spec.get("sources").map(|s| &s.value) {
+            sources.iter().enumerate().for_each(|(n, source)| refer("Source", format!("spec.sources[{n}]"), source));
+        }
+    }
+
+    /// Every name that is referred to must be there. One whose document has mistakes is.
+    fn references(&mut self) {
+        for Reference { kind, name, at, field } in &self.references {
+            let known = self.seen.keys().filter(|(k, _)| k == kind).map(|(_, name)| name.as_str());
+            if !known.clone().any(|known| known == name) {
+                let message = format!("there is no {kind} named {name:?}; {}", allowed(name, known));
+                let at = at.clone();
+                self.mistakes.push(Mistake { file: at.file, line: Some(at.line), field: field.clone(), message });
+            }
+        }
+    }
+}
+
+struct Place<'a> {
+    file: &'a Path,
+    at: At,
+    document: &'a Node,
+}
+
+impl Place<'_> {
+    /// What relative paths in the document are relative to.
+    fn directory(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new(""))
+    }
+}
+
+struct Reference {
+    kind: &'static str,
+    name: String,
+    at: At,
+    field: String,
+}

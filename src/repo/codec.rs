@@ -26,10 +26,15 @@ impl Compressor {
         zstd::bulk::Compressor::new(level).map(Self)
     }
 
-    /// Compresses, or gives the bytes back when that saves less than 1/32.
-    pub fn compress(&mut self, raw: Vec<u8>) -> std::io::Result<(Codec, Vec<u8>)> {
+    /// Compresses, or leaves the bytes as they are when that saves less than 1/32. Also gives back the buffer of `raw`
+    /// when it is free again.
+    pub fn compress(&mut self, raw: Vec<u8>) -> std::io::Result<(Codec, Vec<u8>, Option<Vec<u8>>)> {
         let packed = self.0.compress(&raw)?;
-        Ok(if packed.len() < raw.len() - raw.len() / 32 { (Codec::Zstd, packed) } else { (Codec::Raw, raw) })
+        Ok(if packed.len() < raw.len() - raw.len() / 32 {
+            (Codec::Zstd, packed, Some(raw))
+        } else {
+            (Codec::Raw, raw, None)
+        })
     }
 }
 

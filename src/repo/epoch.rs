@@ -38,6 +38,14 @@ pub struct Epoch {
     pub(crate) retired_at: Option<Sequence>,
 }
 
+impl Epoch {
+    /// # Errors
+    /// `WrongKey` without a writer key or recovery identity.
+    pub(crate) fn writer_keys(&self) -> Result<&WriterKeys> {
+        self.writer.as_ref().ok_or_else(|| RepoError::WrongKey { what: "key", object: format!("epoch {}", self.number) })
+    }
+}
+
 /// The keys that a command was given.
 #[derive(Clone, Debug)]
 pub enum Access {
@@ -71,8 +79,7 @@ pub(crate) async fn load(
     let writer = root
         .writer(number)
         .ok_or_else(|| RepoError::Foreign { object: object.clone(), reason: "the root knows no such writer".into() })?;
-    let record: Record =
-        open_json(&object, &bytes, SIGNATURE, |_: &Record| key_field(&object, &writer.verifying_key))?;
+    let record: Record = open_json(&object, &bytes, SIGNATURE, |_: &Record| key_field(&object, &writer.verifying_key))?;
     if record.repository != root.id.to_string() || record.source != source.as_str() || record.epoch != number {
         return Err(RepoError::Foreign { object, reason: "it is another repository's or another source's".into() });
     }
@@ -102,7 +109,10 @@ pub(crate) async fn load(
         }
     }
     if epoch.writer.as_ref().is_some_and(|keys| keys.signer.public() != epoch.verifying_key) {
-        return Err(RepoError::Foreign { object, reason: "its verifying key is not the one derived from its secret".into() });
+        return Err(RepoError::Foreign {
+            object,
+            reason: "its verifying key is not the one derived from its secret".into(),
+        });
     }
     Ok(Some(epoch))
 }
@@ -125,8 +135,7 @@ async fn unwrap(
     }
     let plain = opened
         .ok_or_else(|| RepoError::WrongKey { what: "recovery identity", object: format!("{directory}epoch.json") })?;
-    let secrets: LineageSecrets =
-        serde_json::from_slice(&plain).map_err(|why| RepoError::damaged(&directory, why))?;
+    let secrets: LineageSecrets = serde_json::from_slice(&plain).map_err(|why| RepoError::damaged(&directory, why))?;
     secrets.parse().ok_or_else(|| RepoError::damaged(&directory, "the wrapped keys are not hexadecimal"))
 }
 

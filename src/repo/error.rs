@@ -30,6 +30,12 @@ pub enum RepoError {
     Capture { what: String, source: std::io::Error },
     #[error("the capture holds nothing")]
     EmptyCapture,
+    /// The upload itself says why; this is what those see who still had bytes for it.
+    #[error("the upload of pack {pack} of {source_name} failed")]
+    UploadFailed { source_name: SourceName, pack: u32 },
+    /// The run has failed elsewhere; its own error says why.
+    #[error("the run was stopped")]
+    Stopped,
     #[error("{0}")]
     Refused(String),
     #[error(transparent)]

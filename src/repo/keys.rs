@@ -182,6 +182,10 @@ impl KeeperKey {
     }
 }
 
+fn first_u64(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
 /// Everything that is derived from one lineage's writer secret in one epoch.
 #[derive(Debug)]
 pub struct WriterKeys {
@@ -189,6 +193,7 @@ pub struct WriterKeys {
     pub(crate) signer: Signer,
     chunk_id: Secret32,
     path_hash: Secret32,
+    space: Secret32,
     /// Seeds the FastCDC gear table, so that chunk sizes do not identify known files.
     pub(crate) gear_seed: u64,
 }
@@ -198,9 +203,10 @@ impl WriterKeys {
         let signer = Signer::new(&secret.derive("lifeboat.dev 2026 lineage signature", &[]));
         let chunk_id = secret.derive("lifeboat.dev 2026 chunk id", &[]);
         let path_hash = secret.derive("lifeboat.dev 2026 path hash", &[]);
+        let space = secret.derive("lifeboat.dev 2026 page space", &[]);
         let gear = secret.derive("lifeboat.dev 2026 gear seed", &[]);
-        let gear_seed = u64::from_le_bytes(gear.0[..8].try_into().expect("8 of 32 bytes"));
-        Self { secret, signer, chunk_id, path_hash, gear_seed }
+        let gear_seed = first_u64(&gear.0);
+        Self { secret, signer, chunk_id, path_hash, space, gear_seed }
     }
 
     pub(crate) fn secret(&self) -> &Secret32 {
@@ -218,6 +224,17 @@ impl WriterKeys {
         let mut id = [0; 16];
         id.copy_from_slice(&blake3::keyed_hash(&self.path_hash.0, path).as_bytes()[..16]);
         id
+    }
+
+    /// The 64-bit name of a path, for hints and segment boundaries.
+    pub(crate) fn path_name(&self, path: &[u8]) -> u64 {
+        first_u64(&self.path_hash(path))
+    }
+
+    /// The 64-bit name of a file that is stored by pages of this size.
+    pub(crate) fn space(&self, path: &[u8], page_size: u32) -> u64 {
+        let named = [&page_size.to_le_bytes()[..], path].concat();
+        first_u64(blake3::keyed_hash(&self.space.0, &named).as_bytes())
     }
 
     /// The key for what only the writer (and whoever holds a recovery identity) reads in the object named by `unique`.

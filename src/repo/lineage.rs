@@ -5,7 +5,7 @@ use crate::repo::epoch::{self, Access, Epoch};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::WriterKeys;
 use crate::repo::manifest::{self, Catalogue, Manifest, PackRef, State};
-use crate::repo::pack::{self, PackIndex, PackKeys};
+use crate::repo::pack::{self, PackIndex};
 use crate::repo::root::Root;
 use crate::store::{ObjectMeta, Store, StoreErrorKind, list_all};
 use jiff::Timestamp;
@@ -67,6 +67,8 @@ pub struct Newest {
     pub stepped_over: Vec<SteppedOver>,
     /// The highest number in use, valid or not.
     pub highest: Option<Sequence>,
+    /// The newest that is valid, in quarantine or not, and the digest of its manifest: the next one's parent.
+    pub tip: Option<(Sequence, [u8; 32])>,
 }
 
 /// A handle on one source's snapshots.
@@ -156,11 +158,13 @@ impl Lineage {
                 let Some(sequence) = Sequence::from_object_name(&meta.key[prefix.len()..]) else { continue };
                 newest.highest = newest.highest.max(Some(sequence));
                 match self.read(sequence, meta).await {
-                    Ok(snapshot) if wanted(&snapshot) => {
-                        newest.snapshot = Some(snapshot);
-                        return Ok(newest);
+                    Ok(snapshot) => {
+                        newest.tip.get_or_insert((sequence, snapshot.manifest.digest));
+                        if wanted(&snapshot) {
+                            newest.snapshot = Some(snapshot);
+                            return Ok(newest);
+                        }
                     }
-                    Ok(_) => {}
                     Err(error) => newest.stepped_over.push(SteppedOver { sequence, error: passable(error)? }),
                 }
             }
@@ -237,33 +241,6 @@ impl Lineage {
             return Err(RepoError::damaged(object, "its tail is not the one its snapshot names"));
         }
         PackIndex::open(object, &tail, pack.size, keys)
-    }
-
-    /// Reads and opens one frame.
-    pub(crate) async fn frame(&self, index: &PackIndex, keys: &PackKeys, frame: u32) -> Result<Vec<u8>> {
-        let info = index.tail.frames.get(frame as usize);
-        let info = info.ok_or_else(|| RepoError::damaged(&index.object, format!("it has no frame {frame}")))?;
-        let bytes = self.store.get_range(&index.object, info.offset, u64::from(info.sealed)).await?;
-        index.open_frame(frame, bytes.into(), keys)
-    }
-
-    /// Reads one chunk, checked against its id.
-    pub(crate) async fn chunk(
-        &self,
-        index: &PackIndex,
-        pack_keys: &PackKeys,
-        keys: &WriterKeys,
-        ordinal: u32,
-    ) -> Result<Vec<u8>> {
-        let at = index
-            .locate(ordinal)
-            .ok_or_else(|| RepoError::damaged(&index.object, format!("it has no item {ordinal}")))?;
-        let frame = self.frame(index, pack_keys, at.frame).await?;
-        let chunk = &frame[at.offset as usize..(at.offset + at.length) as usize];
-        if keys.chunk_id(chunk) != at.id {
-            return Err(RepoError::damaged(&index.object, format!("item {ordinal} is not what its id says")));
-        }
-        Ok(chunk.to_vec())
     }
 }
 

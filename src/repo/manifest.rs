@@ -7,7 +7,7 @@
 //! entry segments are), the private part for the recipients (what could not be captured). Pure: bytes in, bytes out.
 
 use crate::entry::{Facts, Problem};
-use crate::id::{PackId, RepositoryId, Sequence, SourceName};
+use crate::id::{ChunkId, PackId, RepositoryId, Sequence, SourceName};
 use crate::repo::codec::{pack_document, unpack_document};
 use crate::repo::epoch::{Epoch, document_aad};
 use crate::repo::error::{RepoError, Result};
@@ -90,6 +90,7 @@ pub struct Header {
     pub time_ms: i64,
     #[n(7)]
     pub state: State,
+    /// Oldest first: a page is in the last pack that has it (`docs/format.md`, "Pages").
     #[n(8)]
     pub packs: Vec<PackRef>,
 }
@@ -118,39 +119,12 @@ pub struct SegmentRef {
     #[n(0)]
     pub first: u64,
     /// Keyed hash over entries and hints: equal segments are written once.
-    #[cbor(n(1), with = "minicbor::bytes")]
-    pub id: [u8; 16],
+    #[n(1)]
+    pub id: ChunkId,
     #[n(2)]
     pub entries: Ref,
     #[n(3)]
-    pub hints: Option<Ref>,
-    /// (index of the pack, plaintext bytes in it that the segment's files use).
-    #[n(4)]
-    pub live: Vec<(u32, u64)>,
-}
-
-/// A stretch of 65,536 pages of a space.
-#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
-pub struct MapRef {
-    #[cbor(n(0), with = "minicbor::bytes")]
-    pub id: [u8; 16],
-    #[n(1)]
-    pub map: Ref,
-    /// (index of the pack, pages in it that the stretch uses).
-    #[n(2)]
-    pub live: Vec<(u32, u32)>,
-}
-
-/// A file that is stored by pages.
-#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
-pub struct SpaceRef {
-    /// Keyed hash of the file's path.
-    #[n(0)]
-    pub space: u64,
-    #[n(1)]
-    pub page_size: u32,
-    #[n(2)]
-    pub maps: Vec<MapRef>,
+    pub hints: Ref,
 }
 
 /// What the writer may know of a past snapshot.
@@ -183,18 +157,16 @@ pub struct Catalogue {
     pub depth: u8,
     #[n(9)]
     pub segments: Vec<SegmentRef>,
-    #[n(10)]
-    pub spaces: Vec<SpaceRef>,
     /// Why the snapshot is in quarantine.
-    #[n(11)]
+    #[n(10)]
     pub reasons: Vec<String>,
     /// Correlates the snapshot with the run's log lines.
-    #[n(12)]
+    #[n(11)]
     pub run: String,
     /// Which Lifeboat wrote it.
-    #[n(13)]
+    #[n(12)]
     pub agent: String,
-    #[n(14)]
+    #[n(13)]
     pub problems: u64,
 }
 

@@ -5,23 +5,36 @@
 //! are digested, contents are checked against their ids.
 //! Deliberately absent: a global index, locks, any state outside the store.
 
+mod assemble;
+mod cache;
+mod chunking;
 mod codec;
 mod epoch;
 mod error;
+mod frame;
 mod keys;
+mod known;
 mod lineage;
+mod live;
 mod manifest;
 mod pack;
+mod packer;
+mod pipeline;
+mod reader;
 mod root;
 mod seal;
 mod segment;
+mod writer;
 
 pub use epoch::Access;
 pub use error::{RepoError, Result};
 pub use keys::{KeeperKey, WriterKey};
 pub use lineage::{Lineage, Selector, Snapshot, SteppedOver};
 pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
+pub use pipeline::Progress;
+pub use reader::{Item, Reader};
 pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};
+pub use writer::{Committed, Options, SnapshotWriter, Summary};
 
 use crate::id::SourceName;
 use crate::store::Store;

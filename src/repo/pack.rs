@@ -21,6 +21,11 @@ const TAIL_MAGIC: &[u8; 8] = b"LBPKEND\x01";
 pub(crate) const HEADER: u64 = 24;
 /// Bytes after the directory.
 pub(crate) const TRAILER: usize = 32;
+/// Page sizes that the format allows, bytes.
+pub(crate) const MIN_PAGE: u32 = 512;
+pub(crate) const MAX_PAGE: u32 = 1 << 20;
+/// No page number is larger, so that offsets fit.
+const MAX_PAGES: u64 = 1 << 42;
 /// No directory unpacks to more.
 const MAX_DIRECTORY: usize = 64 << 20;
 
@@ -95,6 +100,18 @@ struct Directory {
     /// 16 bytes per item, in the frames' order.
     #[cbor(n(1), with = "minicbor::bytes")]
     ids: Vec<u8>,
+    /// Pages that are zeros from here on, which earlier packs may say otherwise of.
+    #[n(2)]
+    zeros: Vec<ZeroPages>,
+}
+
+/// Runs of (first page, count) of a space.
+#[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+pub(crate) struct ZeroPages {
+    #[n(0)]
+    pub space: u64,
+    #[n(1)]
+    pub runs: Vec<(u64, u32)>,
 }
 
 /// A frame on its way into a pack.
@@ -114,8 +131,6 @@ pub(crate) struct Finished {
     pub size: u64,
     pub tail_len: u32,
     pub tail_digest: [u8; 16],
-    /// Plaintext bytes of all items.
-    pub raw: u64,
 }
 
 fn directory_key(keys: &WriterKeys, pack: PackId) -> Secret32 {
@@ -157,7 +172,7 @@ impl PackWriter {
         let (encapsulation, secret) = encapsulate(public, &info("pack", repository, source, &pack.0))?;
         let table = Table { pack, encapsulation, epoch, frames: Vec::new() };
         let writer = writer_frame_key(keys, pack);
-        let directory = Directory { frames: Vec::new(), ids: Vec::new() };
+        let directory = Directory { frames: Vec::new(), ids: Vec::new(), zeros: Vec::new() };
         let data = SealKey::new(&secret);
         let this = Self { pack, table, directory, data, writer, size: HEADER, raw: 0, items: 0 };
         Some((this, [&MAGIC[..], &pack.0].concat()))
@@ -169,6 +184,11 @@ impl PackWriter {
 
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Plaintext bytes so far.
+    pub fn raw(&self) -> u64 {
+        self.raw
     }
 
     /// How many items the pack holds so far; the next frame's first ordinal.
@@ -196,6 +216,11 @@ impl PackWriter {
         bytes
     }
 
+    /// Says that pages are zeros.
+    pub fn zeros(&mut self, zeros: ZeroPages) {
+        self.directory.zeros.push(zeros);
+    }
+
     /// The tail, and what the pack is.
     pub fn finish(self, keys: &WriterKeys) -> std::io::Result<(Vec<u8>, Finished)> {
         let mut tail = encode(&self.table);
@@ -214,7 +239,6 @@ impl PackWriter {
             size: self.size + tail.len() as u64,
             tail_len: tail.len() as u32,
             tail_digest: digest16(&tail),
-            raw: self.raw,
         };
         Ok((tail, finished))
     }
@@ -299,12 +323,8 @@ impl PlainTail {
 enum Place {
     /// Offsets of the chunks in the plaintext, one more than there are.
     Chunks(Vec<u32>),
-    Pages {
-        space: u64,
-        size: u32,
-        /// (first page, count, ordinal of the first).
-        runs: Vec<(u64, u32, u32)>,
-    },
+    /// Pages of this size.
+    Pages(u32),
 }
 
 #[derive(Debug)]
@@ -326,6 +346,22 @@ pub(crate) struct Located {
     pub id: ChunkId,
 }
 
+/// Consecutive pages of a space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PageRun {
+    pub space: u64,
+    pub first: u64,
+    pub count: u32,
+    /// Ordinal of the first page; `None` for pages of zeros.
+    pub ordinal: Option<u32>,
+}
+
+impl PageRun {
+    pub fn end(&self) -> u64 {
+        self.first + u64::from(self.count)
+    }
+}
+
 /// A pack's tail, opened.
 #[derive(Debug)]
 pub(crate) struct PackIndex {
@@ -333,8 +369,8 @@ pub(crate) struct PackIndex {
     pub tail: PlainTail,
     frames: Vec<FramePlace>,
     ids: Vec<u8>,
-    /// (space, first page, count, ordinal), sorted.
-    pages: Vec<(u64, u64, u32, u32)>,
+    /// Sorted by space and first page, without overlaps.
+    pages: Vec<PageRun>,
 }
 
 impl PackIndex {
@@ -354,21 +390,31 @@ impl PackIndex {
             return Err(RepoError::damaged(&object, "its directory and its table disagree"));
         }
         let mut this = Self { object, tail, frames: Vec::new(), ids: directory.ids, pages: Vec::new() };
-        let mut first = 0;
+        let mut first: u32 = 0;
         for contents in directory.frames {
-            first += this.place(first, contents)?;
+            let count = this.place(first, contents)?;
+            first = first.checked_add(count).ok_or_else(|| this.bad("it has too many items"))?;
         }
-        if this.ids.len() != first as usize * 16 {
-            return Err(RepoError::damaged(&this.object, "its directory has another number of ids than items"));
+        if this.ids.len() as u64 != u64::from(first) * 16 {
+            return Err(this.bad("its directory has another number of ids than items"));
+        }
+        for zeros in directory.zeros {
+            let run = |(first, count)| PageRun { space: zeros.space, first, count, ordinal: None };
+            this.pages.extend(zeros.runs.into_iter().map(run));
         }
         this.pages.sort_unstable();
+        let sound = |run: &PageRun| run.first <= MAX_PAGES && u64::from(run.count) <= MAX_PAGES;
+        let apart = |pair: &[PageRun]| pair[0].space != pair[1].space || pair[0].end() <= pair[1].first;
+        if !this.pages.iter().all(sound) || !this.pages.windows(2).all(apart) {
+            return Err(this.bad("its directory names a page twice"));
+        }
         Ok(this)
     }
 
     fn place(&mut self, first: u32, contents: FrameContents) -> Result<u32> {
         let raw = contents.items.raw_len();
         if raw > MAX_RAW as u64 {
-            return Err(RepoError::damaged(&self.object, "a frame is larger than the format allows"));
+            return Err(self.bad("a frame is larger than the format allows"));
         }
         let count = contents.items.count() as u32;
         let place = match contents.items {
@@ -381,17 +427,15 @@ impl PackIndex {
                 Place::Chunks(offsets)
             }
             Items::Pages(space, size, runs) => {
+                if !(MIN_PAGE..=MAX_PAGE).contains(&size) {
+                    return Err(self.bad("a page has a size that the format does not allow"));
+                }
                 let mut ordinal = first;
-                let runs: Vec<_> = runs
-                    .into_iter()
-                    .map(|(page, count)| {
-                        let run = (page, count, ordinal);
-                        ordinal += count;
-                        run
-                    })
-                    .collect();
-                self.pages.extend(runs.iter().map(|r| (space, r.0, r.1, r.2)));
-                Place::Pages { space, size, runs }
+                for (page, count) in runs {
+                    self.pages.push(PageRun { space, first: page, count, ordinal: Some(ordinal) });
+                    ordinal = ordinal.wrapping_add(count); // `open` refuses what overflows
+                }
+                Place::Pages(size)
             }
         };
         self.frames.push(FramePlace { first, count, codec: contents.codec, raw: raw as u32, place });
@@ -404,7 +448,7 @@ impl PackIndex {
 
     /// Roughly the memory this takes, bytes.
     pub fn weight(&self) -> usize {
-        self.ids.len() + self.frames.len() * 128 + self.pages.len() * 24
+        self.ids.len() + self.frames.len() * 128 + self.pages.len() * 32
     }
 
     pub fn id(&self, ordinal: u32) -> Option<ChunkId> {
@@ -419,39 +463,37 @@ impl PackIndex {
         let within = (ordinal - place.first) as usize;
         let (offset, length) = match &place.place {
             Place::Chunks(offsets) => (offsets[within], offsets[within + 1] - offsets[within]),
-            Place::Pages { size, .. } => (within as u32 * size, *size),
+            Place::Pages(size) => (within as u32 * size, *size),
         };
         Some(Located { frame: frame as u32, offset, length, id })
     }
 
-    /// The ordinal of a page, if the pack holds it.
-    pub fn page(&self, space: u64, page: u64) -> Option<u32> {
-        let after = self.pages.partition_point(|run| (run.0, run.1) <= (space, page));
-        let (found, first, count, ordinal) = *self.pages.get(after.checked_sub(1)?)?;
-        (found == space && page - first < u64::from(count)).then(|| ordinal + (page - first) as u32)
+    /// What the pack says of pages `from..to` of a space, cut to that window, in order.
+    pub fn page_runs(&self, space: u64, from: u64, to: u64) -> impl Iterator<Item = PageRun> + '_ {
+        let start = self.pages.partition_point(|run| (run.space, run.end()) <= (space, from));
+        self.pages[start..].iter().take_while(move |run| run.space == space && run.first < to).map(move |run| {
+            let first = run.first.max(from);
+            let skipped = (first - run.first) as u32;
+            PageRun { space, first, count: (run.end().min(to) - first) as u32, ordinal: run.ordinal.map(|o| o + skipped) }
+        })
     }
 
-    /// Frames that hold pages of `space` in `from..to`.
-    pub fn page_frames(&self, space: u64, from: u64, to: u64) -> Vec<u32> {
-        let touches = |f: &FramePlace| match &f.place {
-            Place::Pages { space: s, runs, .. } => {
-                *s == space && runs.iter().any(|&(first, count, _)| first < to && first + u64::from(count) > from)
-            }
-            Place::Chunks(_) => false,
+    /// The frames that hold chunks of contents.
+    pub fn chunk_frames(&self) -> impl Iterator<Item = u32> + '_ {
+        let chunks = |&at: &usize| {
+            matches!(self.frames[at].place, Place::Chunks(_)) && self.tail.frames[at].class == Class::Data
         };
-        (0..).zip(&self.frames).filter(|(_, f)| touches(f)).map(|(at, _)| at).collect()
+        (0..self.frames.len()).filter(chunks).map(|at| at as u32)
     }
 
-    /// The pages of a frame: (page, offset in the plaintext, id).
-    pub fn frame_pages(&self, frame: u32) -> Vec<(u64, u32, ChunkId)> {
-        let Some(FramePlace { first, place: Place::Pages { size, runs, .. }, .. }) = self.frames.get(frame as usize)
-        else {
-            return Vec::new();
-        };
-        let pages = runs.iter().flat_map(|&(page, count, ordinal)| (0..count).map(move |i| (page + u64::from(i), ordinal + i)));
-        pages
-            .filter_map(|(page, ordinal)| Some((page, (ordinal - first) * size, self.id(ordinal)?)))
-            .collect()
+    /// The items of a frame: (ordinal, id).
+    pub fn frame_ids(&self, frame: u32) -> impl Iterator<Item = (u32, ChunkId)> + '_ {
+        let ordinals = self.frames.get(frame as usize).map_or(0..0, |f| f.first..f.first + f.count);
+        ordinals.filter_map(|ordinal| Some((ordinal, self.id(ordinal)?)))
+    }
+
+    fn bad(&self, reason: &str) -> RepoError {
+        RepoError::damaged(&self.object, reason)
     }
 
     /// Where all items of a frame are, for a full check.

@@ -45,8 +45,9 @@ pub struct Recipient {
 
 impl Recipient {
     fn parse(&self) -> Result<age::x25519::Recipient> {
-        age::x25519::Recipient::from_str(&self.key)
-            .map_err(|why| RepoError::Refused(format!("recipient {}: {:?} is no age recipient: {why}", self.name, self.key)))
+        age::x25519::Recipient::from_str(&self.key).map_err(|why| {
+            RepoError::Refused(format!("recipient {}: {:?} is no age recipient: {why}", self.name, self.key))
+        })
     }
 }
 
@@ -166,7 +167,10 @@ pub(crate) fn open_json<'a, T: Deserialize<'a>>(
     if verify(&public(&record)?, context, signed.record.get().as_bytes(), &signature) {
         Ok(record)
     } else {
-        Err(RepoError::Foreign { object: object.into(), reason: "its signature is not of the key that must have made it".into() })
+        Err(RepoError::Foreign {
+            object: object.into(),
+            reason: "its signature is not of the key that must have made it".into(),
+        })
     }
 }
 
@@ -211,14 +215,20 @@ impl Root {
             previous: None,
             time: now,
             keeper: hex(&keys.keeper.signer(id).public()),
-            writers: vec![Writer { generation: 1, verifying_key: hex(&keys.writer.signer(id).public()), retired: None }],
+            writers: vec![Writer {
+                generation: 1,
+                verifying_key: hex(&keys.writer.signer(id).public()),
+                retired: None,
+            }],
             wraps: wrap_secrets(&recipients, &keys)?,
             recipients,
         };
         let bytes = sign_json(&keys.keeper.signer(id), SIGNATURE, &record)?;
         let digest = *blake3::hash(&bytes).as_bytes();
         match store.put(ROOT, Bytes::from(bytes), PutOptions::default()).await {
-            Err(e) if e.kind == StoreErrorKind::AlreadyExists => Err(RepoError::AlreadyInitialised { url: store.url() }),
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
+                Err(RepoError::AlreadyInitialised { url: store.url() })
+            }
             Err(e) => Err(e.into()),
             Ok(()) => Ok((Self { id, record, digest }, keys)),
         }
@@ -304,7 +314,10 @@ impl Root {
         let keys =
             RootKeys { writer: WriterKey::from_text(&secrets.writer)?, keeper: KeeperKey::from_text(&secrets.keeper)? };
         if keys.keeper.signer(self.id).public() != self.keeper_public()? {
-            return Err(RepoError::Foreign { object: ROOT.into(), reason: "its keeper is not the one in its wraps".into() });
+            return Err(RepoError::Foreign {
+                object: ROOT.into(),
+                reason: "its keeper is not the one in its wraps".into(),
+            });
         }
         Ok(keys)
     }
@@ -350,7 +363,8 @@ impl Root {
         let wraps = wrap_secrets(&self.record.recipients, &keys)?;
         let generation = self.current_writer()?.generation + 1;
         let verifying_key = hex(&keys.writer.signer(self.id).public());
-        let last: BTreeMap<_, _> = last.into_iter().map(|(source, sequence)| (source.to_string(), sequence.0)).collect();
+        let last: BTreeMap<_, _> =
+            last.into_iter().map(|(source, sequence)| (source.to_string(), sequence.0)).collect();
         let root = self
             .amend(store, &keys, now, |record| {
                 record.wraps = wraps;
@@ -390,8 +404,7 @@ fn parse<'a>(object: &str, bytes: &'a [u8], public: impl FnOnce(&Record) -> Resu
     }
     // Read first on its own: a newer format may change everything else.
     let signed: Signed<'a> = serde_json::from_slice(bytes).map_err(|why| RepoError::damaged(object, why))?;
-    let version: Version =
-        serde_json::from_str(signed.record.get()).map_err(|why| RepoError::damaged(object, why))?;
+    let version: Version = serde_json::from_str(signed.record.get()).map_err(|why| RepoError::damaged(object, why))?;
     if version.lifeboat > FORMAT {
         return Err(RepoError::NewerFormat { object: object.into(), found: version.lifeboat, known: FORMAT });
     }

@@ -1,5 +1,5 @@
-//! The lists behind a snapshot: entries (for the recipients), hints and page maps (for the writer). Each is a chunk like
-//! any other, so an unchanged stretch is written once (`docs/format.md`, "Segments", "Page maps").
+//! The lists behind a snapshot: entries (for the recipients) and hints (for the writer), cut at the same places. Each is
+//! a chunk like any other, so an unchanged stretch is written once (`docs/format.md`, "Segments").
 
 use crate::entry::{Entry, Fingerprint};
 use crate::id::PackId;
@@ -7,12 +7,10 @@ use crate::repo::error::{RepoError, Result};
 use crate::repo::pack::encode;
 use std::collections::HashMap;
 
-/// Pages in one map.
-pub(crate) const MAP_PAGES: u64 = 65_536;
 /// A segment ends before an entry whose path hash has these bits clear: every 2,048 entries on average.
 const BOUNDARY: u64 = 0x7ff;
-/// … or when it has grown to this many encoded bytes.
-pub(crate) const MAX_SEGMENT: usize = 4 << 20;
+/// … or when it has grown to this many entries.
+pub(crate) const MAX_ENTRIES: usize = 8_192;
 
 pub(crate) fn is_boundary(path_hash: u64) -> bool {
     path_hash & BOUNDARY == 0
@@ -37,12 +35,9 @@ pub(crate) enum Body {
     /// Chunks in order.
     #[n(1)]
     Chunks(#[n(0)] Vec<Run>),
-    /// Pages: space, page size, the maps' places in order.
+    /// Pages of a space: its name and the page size. Where each page is, the packs' directories say.
     #[n(2)]
-    Pages(#[n(0)] u64, #[n(1)] u32, #[n(2)] Vec<Run>),
-    /// The list of runs is itself stored in chunks, as `Vec<Run>` in CBOR each.
-    #[n(3)]
-    Spilled(#[n(0)] Vec<Run>),
+    Pages(#[n(0)] u64, #[n(1)] u32),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
@@ -101,42 +96,6 @@ pub(crate) struct Hints {
     pub hints: Vec<Hint>,
 }
 
-/// Which pack each of up to 65,536 pages is in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
-#[cbor(map)]
-pub(crate) struct PageMap {
-    #[n(0)]
-    pub packs: Vec<PackId>,
-    /// Per page two bytes, little endian: 0 for a page of zeros, else 1 + index into `packs`. All low bytes first, then
-    /// all high bytes, which zstd reduces to little.
-    #[cbor(n(1), with = "minicbor::bytes")]
-    planes: Vec<u8>,
-}
-
-impl PageMap {
-    pub fn new(packs: Vec<PackId>, codes: &[u16]) -> Self {
-        let low = codes.iter().map(|c| c.to_le_bytes()[0]);
-        let high = codes.iter().map(|c| c.to_le_bytes()[1]);
-        Self { packs, planes: low.chain(high).collect() }
-    }
-
-    /// The codes, each at most `packs.len()`.
-    ///
-    /// # Errors
-    /// A code beyond the packs.
-    pub fn codes(&self, object: &str) -> Result<Vec<u16>> {
-        let (low, high) = self.planes.split_at(self.planes.len() / 2);
-        let codes: Vec<u16> = low.iter().zip(high).map(|(l, h)| u16::from_le_bytes([*l, *h])).collect();
-        if low.len() != high.len()
-            || codes.len() as u64 > MAP_PAGES
-            || codes.iter().any(|&c| usize::from(c) > self.packs.len())
-        {
-            return Err(RepoError::damaged(object, "a page map names a pack that it does not list"));
-        }
-        Ok(codes)
-    }
-}
-
 /// A list's own table of packs, built while its runs are.
 #[derive(Debug, Default)]
 pub(crate) struct PackTable {
@@ -169,22 +128,9 @@ pub(crate) fn decode<'a, T: minicbor::Decode<'a, ()>>(object: &str, bytes: &'a [
     minicbor::decode(bytes).map_err(|why| RepoError::damaged(object, format!("a list in it cannot be read: {why}")))
 }
 
-pub(crate) fn encoded_len(stored: &Stored) -> usize {
-    encode(stored).len()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn page_maps_round_trip_and_refuse_unknown_packs() {
-        let codes: Vec<u16> = (0..1000).map(|i| i % 301).collect();
-        let packs = (0..300u16).map(|i| PackId([i as u8; 16])).collect();
-        let map = PageMap::new(packs, &codes);
-        assert_eq!(map.codes("x").unwrap(), codes);
-        assert!(PageMap::new(vec![], &codes).codes("x").is_err());
-    }
 
     #[test]
     fn runs_join_neighbours() {

@@ -6,8 +6,19 @@
 //! Deliberately absent: rename, append, overwrite.
 
 mod error;
+mod faulty;
+mod key;
+mod local;
+mod memory;
+mod read_only;
+mod retry;
 
 pub use error::{StoreError, StoreErrorKind};
+pub use faulty::{Corruption, Fault, Faults, Faulty};
+pub use local::Local;
+pub use memory::Memory;
+pub use read_only::ReadOnly;
+pub use retry::{RetryPolicy, Retrying};
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -1,0 +1,118 @@
+//! `kind: Schedule`: which sources, when, how strictly, and what stays.
+
+use super::At;
+use super::decode::Wrong;
+use super::mistake::allowed;
+use super::node::Node;
+use super::quantity::of_time;
+use crate::id::SourceName;
+use crate::policy::Tier;
+use crate::policy::retention;
+use crate::policy::schedule::{Timetable, Took, WorstCase};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pub name: String,
+    pub at: At,
+    /// Name of a `Repository`.
+    pub repository: String,
+    pub tier: Tier,
+    pub timetable: Timetable,
+    /// A run begins at most this long after its moment.
+    pub start_delay: Duration,
+    /// A run that takes longer is stopped and commits nothing.
+    pub max_duration: Duration,
+    pub sources: Vec<SourceName>,
+    pub retention: retention::Policy,
+    pub suspend: bool,
+}
+
+impl Schedule {
+    /// The worst case, reckoned with what runs took, or with what they may take.
+    #[must_use]
+    pub fn worst_case(&self, from: Timestamp, measured: Option<Duration>) -> WorstCase {
+        WorstCase {
+            interval: self.timetable.longest_interval(from),
+            start_delay: self.start_delay,
+            took: measured.map_or(Took::Limit(self.max_duration), Took::Measured),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Document {
+    repository: String,
+    tier: Tier,
+    cron: String,
+    #[serde(default = "utc")]
+    time_zone: String,
+    #[serde(default = "half_a_minute", deserialize_with = "of_time")]
+    start_delay: Duration,
+    #[serde(deserialize_with = "of_time")]
+    max_duration: Duration,
+    sources: Vec<String>,
+    #[serde(default)]
+    retention: retention::Policy,
+    #[serde(default)]
+    suspend: bool,
+}
+
+fn utc() -> String {
+    "UTC".into()
+}
+
+fn half_a_minute() -> Duration {
+    Duration::from_secs(30)
+}
+
+impl Document {
+    pub(super) fn into_schedule(self, name: String, at: At, document: &Node) -> Result<Schedule, Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        let mut say = |field: &str, message: String| {
+            wrong.push(Wrong { line: document.line_of(field), field: field.into(), message });
+        };
+        let zone = TimeZone::get(&self.time_zone).unwrap_or_else(|_| {
+            let known: Vec<_> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+            let near = allowed(&self.time_zone, known.iter().map(String::as_str));
+            say("spec.timeZone", format!("{:?} is not an IANA time zone; {near}", self.time_zone));
+            TimeZone::UTC
+        });
+        let timetable = Timetable::new(&self.cron, zone);
+        if let Err(why) = &timetable {
+            say("spec.cron", format!("{:?} is not a timetable: {why}", self.cron));
+        }
+        if self.sources.is_empty() {
+            say("spec.sources", "expected the name of at least one Source".into());
+        }
+        let mut sources = Vec::new();
+        for (index, source) in self.sources.iter().enumerate() {
+            let field = format!("spec.sources[{index}]");
+            match source.parse::<SourceName>() {
+                Ok(source) if sources.contains(&source) => say(&field, "it is in the list already".into()),
+                Ok(source) => sources.push(source),
+                Err(why) => say(&field, why.to_string()),
+            }
+        }
+        let Ok(timetable) = timetable else { return Err(wrong) };
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        Ok(Schedule {
+            name,
+            at,
+            repository: self.repository,
+            tier: self.tier,
+            timetable,
+            start_delay: self.start_delay,
+            max_duration: self.max_duration,
+            sources,
+            retention: self.retention,
+            suspend: self.suspend,
+        })
+    }
+}

@@ -1,0 +1,350 @@
+//! Reading a snapshot: its entries in order, and their bytes. Needs the manifest, the directories of the packs it names
+//! and ranged reads; nothing else.
+//!
+//! What is read is checked: frames against their seals, chunks against their ids. The reading calls block and may be made
+//! from many threads; frames that several of them need are read once.
+
+use crate::entry::{Entry, Problem};
+use crate::id::ChunkId;
+use crate::repo::cache::Cache;
+use crate::repo::epoch::Epoch;
+use crate::repo::error::{RepoError, Result};
+use crate::repo::lineage::{Lineage, Snapshot};
+use crate::repo::manifest::{Catalogue, Ref};
+use crate::repo::pack::{PackIndex, PackKeys};
+use crate::repo::segment::{Body, Entries, decode};
+use futures_util::StreamExt;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
+
+/// Neighbouring frames are fetched together up to this many sealed bytes.
+const EXTENT: u64 = 2 << 20;
+/// Memory for fetched extents and for opened frames, bytes each.
+const CACHE: usize = 48 << 20;
+/// Pages whose places are looked up at a time.
+const WINDOW: u64 = 4_096;
+
+/// One entry of a snapshot and where its bytes are.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub entry: Entry,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Nothing,
+    /// (pack, first ordinal, count).
+    Chunks(Vec<(u32, u32, u32)>),
+    Pages { space: u64, page_size: u32 },
+}
+
+struct OpenPack {
+    index: Arc<PackIndex>,
+    keys: PackKeys,
+    /// First frame of each extent.
+    extents: Vec<u32>,
+}
+
+/// An open snapshot.
+pub struct Reader {
+    runtime: Handle,
+    lineage: Arc<Lineage>,
+    snapshot: Snapshot,
+    catalogue: Catalogue,
+    epoch: Arc<Epoch>,
+    packs: Vec<OnceCell<OpenPack>>,
+    extents: Cache<(u32, u32), Vec<u8>>,
+    frames: Cache<(u32, u32), Vec<u8>>,
+}
+
+/// A content chunk or page on its way out: offset in the file, bytes.
+pub type Emit<'a> = dyn FnMut(u64, &[u8]) -> std::io::Result<()> + 'a;
+
+/// Why bytes did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    /// The receiver's own.
+    #[error("write what was read")]
+    Emit(#[source] std::io::Error),
+}
+
+impl Reader {
+    /// # Errors
+    /// `WrongKey` without any key.
+    pub async fn open(lineage: Arc<Lineage>, snapshot: Snapshot) -> Result<Self> {
+        let header = &snapshot.manifest.header;
+        let epoch = lineage.epoch_of(&snapshot.manifest.object, header.epoch).await?;
+        let catalogue = snapshot.catalogue.clone().ok_or_else(|| RepoError::WrongKey {
+            what: "key",
+            object: snapshot.manifest.object.clone(),
+        })?;
+        let packs = header.packs.iter().map(|_| OnceCell::new()).collect();
+        let (extents, frames) = (Cache::new(CACHE), Cache::new(CACHE));
+        Ok(Self { runtime: Handle::current(), lineage, snapshot, catalogue, epoch, packs, extents, frames })
+    }
+
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    #[must_use]
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// What could not be captured.
+    ///
+    /// # Errors
+    /// `WrongKey` without a recovery identity.
+    pub fn problems(&self) -> Result<Vec<Problem>> {
+        let wrong = || RepoError::WrongKey { what: "writer key", object: self.snapshot.manifest.object.clone() };
+        let private = self.epoch.private.as_ref().ok_or_else(wrong)?;
+        Ok(self.snapshot.manifest.private(&self.lineage.source, private)?.problems)
+    }
+
+    async fn pack(&self, pack: u32) -> Result<&OpenPack> {
+        let wrong = || {
+            let object = &self.snapshot.manifest.object;
+            RepoError::damaged(object, format!("it refers to pack number {pack}, which it does not list"))
+        };
+        let cell = self.packs.get(pack as usize).ok_or_else(wrong)?;
+        cell.get_or_try_init(|| async {
+            let reference = &self.snapshot.manifest.header.packs[pack as usize];
+            let keys = self.epoch.writer_keys()?;
+            let index = Arc::new(self.lineage.index(reference, keys).await?);
+            if index.tail.pack != reference.pack || index.tail.epoch != self.epoch.number {
+                return Err(RepoError::Foreign {
+                    object: index.object.clone(),
+                    reason: "it is another pack than its name says".into(),
+                });
+            }
+            let (id, source) = (self.lineage.root.id, &self.lineage.source);
+            let keys = PackKeys::new(id, source, &index.tail, keys, self.epoch.private.as_ref());
+            let extents = extents(&index);
+            Ok(OpenPack { index, keys, extents })
+        })
+        .await
+    }
+
+    pub(crate) async fn index(&self, pack: u32) -> Result<Arc<PackIndex>> {
+        Ok(self.pack(pack).await?.index.clone())
+    }
+
+    /// The plaintext of a frame.
+    async fn frame(&self, pack: u32, frame: u32) -> Result<Arc<Vec<u8>>> {
+        let open = self.pack(pack).await?;
+        let get = || async {
+            let extent = open.extents.partition_point(|first| *first <= frame) - 1;
+            let first = open.extents[extent];
+            let bad = || RepoError::damaged(&open.index.object, format!("it has no frame {frame}"));
+            let info = open.index.tail.frames.get(frame as usize).ok_or_else(bad)?;
+            let start = open.index.tail.frames[first as usize].offset;
+            let fetch = || async {
+                let last = open.extents.get(extent + 1).map_or(open.index.tail.frames.len(), |next| *next as usize) - 1;
+                let last = &open.index.tail.frames[last];
+                let length = last.offset + u64::from(last.sealed) - start;
+                let bytes = self.lineage.store.get_range(&open.index.object, start, length).await?;
+                let size = bytes.len();
+                Ok::<_, RepoError>((bytes.into(), size))
+            };
+            let bytes: Arc<Vec<u8>> = self.extents.get((pack, extent as u32), fetch).await?;
+            let at = (info.offset - start) as usize;
+            let sealed = bytes.get(at..at + info.sealed as usize).ok_or_else(bad)?;
+            let plain = open.index.open_frame(frame, sealed.to_vec(), &open.keys)?;
+            let size = plain.len();
+            Ok((plain, size))
+        };
+        self.frames.get((pack, frame), get).await
+    }
+
+    /// One chunk, checked against its id.
+    pub(crate) async fn chunk(&self, at: Ref) -> Result<Vec<u8>> {
+        let index = self.index(at.pack).await?;
+        let bad = || RepoError::damaged(&index.object, format!("it has no item {}", at.ordinal));
+        let located = index.locate(at.ordinal).ok_or_else(bad)?;
+        let frame = self.frame(at.pack, located.frame).await?;
+        let bytes = &frame[located.offset as usize..][..located.length as usize];
+        self.check(&index, located.id, bytes)?;
+        Ok(bytes.to_vec())
+    }
+
+    fn check(&self, index: &PackIndex, id: ChunkId, bytes: &[u8]) -> Result<()> {
+        if self.epoch.writer_keys()?.chunk_id(bytes) == id {
+            Ok(())
+        } else {
+            Err(RepoError::damaged(&index.object, format!("the content of chunk {id} is not what its id says")))
+        }
+    }
+
+    /// Reads the entries in order, a segment at a time, until `each` says to stop by an error.
+    ///
+    /// # Errors
+    /// `WrongKey` without a recovery identity, `Damaged`, a store's, or `each`'s own.
+    pub async fn segments<E: From<RepoError>>(&self, mut each: impl FnMut(Vec<Item>) -> Result<(), E>) -> Result<(), E> {
+        let object = &self.snapshot.manifest.object;
+        let lists = futures_util::stream::iter(&self.catalogue.segments).map(|s| self.chunk(s.entries)).buffered(4);
+        let mut lists = std::pin::pin!(lists);
+        let packs: std::collections::HashMap<_, _> =
+            (0..).zip(&self.snapshot.manifest.header.packs).map(|(i, p)| (p.pack, i)).collect();
+        while let Some(bytes) = lists.next().await {
+            let list: Entries = decode(object, &bytes?)?;
+            let known: Vec<Option<u32>> = list.packs.iter().map(|p| packs.get(p).copied()).collect();
+            let items = list.entries.into_iter().map(|stored| {
+                let place = match stored.body {
+                    Body::None => Place::Nothing,
+                    Body::Pages(space, page_size) => Place::Pages { space, page_size },
+                    Body::Chunks(runs) => {
+                        let run = |r: crate::repo::segment::Run| {
+                            let pack = known.get(r.pack as usize).copied().flatten();
+                            pack.map(|pack| (pack, r.first, r.count))
+                        };
+                        Place::Chunks(runs.into_iter().map(run).collect::<Option<_>>().ok_or_else(|| {
+                            RepoError::damaged(object, "an entry names a pack that the snapshot does not list")
+                        })?)
+                    }
+                };
+                Ok(Item { entry: stored.entry, place })
+            });
+            each(items.collect::<Result<_>>()?)?;
+        }
+        Ok(())
+    }
+
+    /// All entries in order. For sources of many entries, prefer [`Reader::segments`].
+    ///
+    /// # Errors
+    /// As [`Reader::segments`].
+    pub async fn items(&self) -> Result<Vec<Item>> {
+        let mut all = Vec::new();
+        self.segments::<RepoError>(|items| {
+            all.extend(items);
+            Ok(())
+        })
+        .await?;
+        Ok(all)
+    }
+
+    /// Cuts an entry's content into ranges that can be read on their own: `(from, to)` in bytes.
+    #[must_use]
+    pub fn parts(&self, item: &Item) -> Vec<(u64, u64)> {
+        let size = item.entry.size;
+        match item.place {
+            Place::Pages { page_size, .. } => {
+                let step = 4 * WINDOW * u64::from(page_size);
+                (0..size.div_ceil(step)).map(|i| (i * step, size.min((i + 1) * step))).collect()
+            }
+            _ => vec![(0, size)],
+        }
+    }
+
+    /// Reads the content of `item` between `part.0` and `part.1` (from [`Reader::parts`]) and gives it to `emit`, in any
+    /// order for pages, else from start to end. Runs of zeros may be left out: the receiver begins with zeros. Blocks.
+    ///
+    /// # Errors
+    /// `Damaged`, a store's, the receiver's.
+    pub fn read(&self, item: &Item, part: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
+        match &item.place {
+            Place::Nothing => Ok(()),
+            Place::Chunks(runs) => self.read_chunks(item, runs, emit),
+            Place::Pages { space, page_size } => self.read_pages(item, *space, *page_size, part, emit),
+        }
+    }
+
+    fn read_chunks(&self, item: &Item, runs: &[(u32, u32, u32)], emit: &mut Emit<'_>) -> Result<(), ReadError> {
+        let mut offset = 0;
+        for &(pack, first, count) in runs {
+            let index = self.runtime.block_on(self.index(pack))?;
+            let mut frame: Option<(u32, Arc<Vec<u8>>)> = None;
+            for ordinal in first..first.saturating_add(count) {
+                let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
+                let at = index.locate(ordinal).ok_or_else(bad)?;
+                let open = match frame.take() {
+                    Some((number, open)) if number == at.frame => open,
+                    _ => self.runtime.block_on(self.frame(pack, at.frame))?,
+                };
+                let bytes = &open[at.offset as usize..][..at.length as usize];
+                self.check(&index, at.id, bytes)?;
+                emit(offset, bytes).map_err(ReadError::Emit)?;
+                offset += bytes.len() as u64;
+                frame = Some((at.frame, open));
+            }
+        }
+        if offset == item.entry.size {
+            Ok(())
+        } else {
+            let name = String::from_utf8_lossy(&item.entry.path);
+            let reason = format!("{name} has {offset} bytes in it and should have {}", item.entry.size);
+            Err(RepoError::damaged(&self.snapshot.manifest.object, reason).into())
+        }
+    }
+
+    fn read_pages(
+        &self,
+        item: &Item,
+        space: u64,
+        page_size: u32,
+        part: (u64, u64),
+        emit: &mut Emit<'_>,
+    ) -> Result<(), ReadError> {
+        let page = u64::from(page_size.max(1));
+        let end = part.1.min(item.entry.size).div_ceil(page);
+        let mut from = part.0 / page;
+        while from < end {
+            let to = end.min(from + WINDOW);
+            self.read_window(item, space, page, (from, to), emit)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn read_window(&self, item: &Item, space: u64, page: u64, window: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
+        let (from, to) = window;
+        let mut taken = vec![false; (to - from) as usize];
+        // The last pack that has a page holds it.
+        for pack in (0..self.packs.len() as u32).rev() {
+            let index = self.runtime.block_on(self.index(pack))?;
+            let mut frame: Option<(u32, Arc<Vec<u8>>)> = None;
+            for run in index.page_runs(space, from, to) {
+                for i in 0..run.count {
+                    let number = run.first + u64::from(i);
+                    if std::mem::replace(&mut taken[(number - from) as usize], true) {
+                        continue;
+                    }
+                    let Some(first) = run.ordinal else { continue };
+                    let bad = || RepoError::damaged(&index.object, format!("it has no item {}", first + i));
+                    let at = index.locate(first + i).ok_or_else(bad)?;
+                    let open = match frame.take() {
+                        Some((held, open)) if held == at.frame => open,
+                        _ => self.runtime.block_on(self.frame(pack, at.frame))?,
+                    };
+                    let bytes = &open[at.offset as usize..][..at.length as usize];
+                    self.check(&index, at.id, bytes)?;
+                    let offset = number * page;
+                    let length = page.min(item.entry.size - offset) as usize;
+                    emit(offset, &bytes[..length]).map_err(ReadError::Emit)?;
+                    frame = Some((at.frame, open));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Groups neighbouring frames: the first frame of each group.
+fn extents(index: &PackIndex) -> Vec<u32> {
+    let mut firsts = Vec::new();
+    let mut size = 0;
+    for (number, frame) in (0..).zip(&index.tail.frames) {
+        if firsts.is_empty() || size + u64::from(frame.sealed) > EXTENT {
+            firsts.push(number);
+            size = 0;
+        }
+        size += u64::from(frame.sealed);
+    }
+    firsts
+}

@@ -1,0 +1,354 @@
+//! Writing one snapshot: begin on the newest good one, take what the source captures, commit.
+//!
+//! Order is a property of the type: [`SnapshotWriter::commit`] consumes the writer, packs are durable before the manifest
+//! is written, and the manifest is created only if its number is free. Dropping the writer instead leaves packs that
+//! nothing names, which a sweep removes later.
+
+use crate::entry::{Entry, Facts, Input, Layout, Problem, Sink, Stopped};
+use crate::id::Sequence;
+use crate::repo::assemble::{Assembled, Assembler, Window};
+use crate::repo::epoch::{self, Access, Epoch};
+use crate::repo::error::{RepoError, Result};
+use crate::repo::known::Known;
+use crate::repo::lineage::{Lineage, Newest, Snapshot};
+use crate::repo::live;
+use crate::repo::manifest::{self, Catalogue, Header, PackRef, Parent, Private, State};
+use crate::repo::packer::Packer;
+use crate::repo::pipeline::{Closed, Done, Job, Progress, Shared, Stored, Worker};
+use crate::repo::root::FORMAT;
+use crate::store::{PutOptions, StoreErrorKind};
+use bytes::Bytes;
+use crossbeam_channel::{Sender, bounded};
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How a snapshot is written.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// zstd's level.
+    pub level: i32,
+    /// Threads that read, hash and compress.
+    pub threads: usize,
+    /// A run that takes longer may not commit: what it builds on might have been swept by then.
+    pub run_limit: Duration,
+    /// Under Object Lock: how long from now a snapshot must be kept at least.
+    pub retain: Option<Duration>,
+}
+
+/// What the run knows of a capture when it is complete.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Kind of the source.
+    pub kind: String,
+    pub started: Timestamp,
+    pub facts: Facts,
+    /// Why the snapshot goes to quarantine; empty if it does not.
+    pub reasons: Vec<String>,
+    /// Correlates with the run's log lines.
+    pub run: String,
+}
+
+/// A snapshot that now exists.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    pub sequence: Sequence,
+    pub state: State,
+    pub catalogue: Catalogue,
+    pub problems: Vec<Problem>,
+    pub packs: usize,
+}
+
+/// A snapshot being written.
+pub struct SnapshotWriter {
+    lineage: Arc<Lineage>,
+    epoch: Arc<Epoch>,
+    options: Options,
+    base: Option<Snapshot>,
+    shared: Arc<Shared>,
+    window: Arc<Window>,
+    queues: Option<Queues>,
+    threads: Vec<JoinHandle<()>>,
+    assembler: Option<JoinHandle<Option<Assembled>>>,
+    problems: Vec<Problem>,
+    next: u64,
+    /// The wall clock is asked once; from then on only the steady one counts.
+    began: Timestamp,
+    clock: Instant,
+}
+
+struct Queues {
+    jobs: Sender<Job>,
+    closed: Sender<Closed>,
+    done: Sender<Done>,
+}
+
+impl Lineage {
+    /// Begins a snapshot, on the newest good one if there is one. The lineage must have been opened with the writer key.
+    ///
+    /// # Errors
+    /// `WrongKey`, a rotated key, a store's; an unreadable base is an error and not a silent full backup.
+    pub async fn begin(self: &Arc<Self>, options: Options, now: Timestamp) -> Result<SnapshotWriter> {
+        let clock = Instant::now();
+        let Access::Writer(key) = &self.access else {
+            return Err(RepoError::WrongKey { what: "key", object: format!("{} for writing (a writer key does)", self.source) });
+        };
+        let generation = self.root.accept_writer(key)?;
+        let newest = self.newest().await?;
+        let epoch = match self.epoch(generation).await? {
+            Some(epoch) => epoch,
+            None => {
+                let from = newest.highest.map_or(Sequence(1), Sequence::next);
+                let begun =
+                    epoch::begin(self.store.as_ref(), &self.root, &self.source, key, generation, from).await?;
+                self.remember(begun)
+            }
+        };
+        let base = newest.snapshot.filter(|s| s.manifest.header.epoch == generation);
+        let known = match &base {
+            None => Known::nothing(),
+            Some(base) => {
+                let new_bytes = base.catalogue.as_ref().map_or(0, |c| c.new_bytes);
+                let refresh = live::to_refresh(&base.manifest.header.packs, new_bytes);
+                Known::load(self.clone(), base.clone(), refresh).await?
+            }
+        };
+        let retain_until = options.retain.and_then(|d| now.checked_add(d).ok());
+        let put = PutOptions { retain_until };
+        let packer = Packer::new(self.clone(), epoch.clone(), put, known.packs().len() as u32);
+        let workers = options.threads.max(1);
+        let shared = Arc::new(Shared::new(epoch.clone(), known, packer, options.level, workers)?);
+        let mut writer = SnapshotWriter {
+            lineage: self.clone(),
+            epoch,
+            options,
+            base,
+            shared,
+            window: Arc::default(),
+            queues: None,
+            threads: Vec::new(),
+            assembler: None,
+            problems: Vec::new(),
+            next: 0,
+            began: now,
+            clock,
+        };
+        writer.start(workers, now)?;
+        Ok(writer)
+    }
+}
+
+impl SnapshotWriter {
+    fn start(&mut self, workers: usize, now: Timestamp) -> Result<()> {
+        let spawn = |name: String, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name).spawn(run);
+            thread.map_err(|why| RepoError::Refused(format!("start a thread: {why}")))
+        };
+        let (jobs, job) = bounded::<Job>(256);
+        let (closed, frame) = bounded::<Closed>(workers);
+        let (done, entry) = bounded::<Done>(1024);
+        for slot in 0..workers {
+            let worker = Worker::new(self.shared.clone(), slot, done.clone())?;
+            let (job, frame) = (job.clone(), frame.clone());
+            self.threads.push(spawn(format!("worker-{slot}"), Box::new(move || worker.run(&job, &frame)))?);
+        }
+        // Time stamps are coarser than nanoseconds: what changed in the last seconds may change again unseen.
+        let racy_after = now.as_nanosecond() - 2_000_000_000;
+        let racy_after = i64::try_from(racy_after).unwrap_or(i64::MAX);
+        let assembler = Assembler::new(self.shared.clone(), self.window.clone(), racy_after)?;
+        let thread = std::thread::Builder::new().name("assembler".into()).spawn(move || assembler.run(&entry));
+        self.assembler = Some(thread.map_err(|why| RepoError::Refused(format!("start a thread: {why}")))?);
+        self.queues = Some(Queues { jobs, closed, done });
+        Ok(())
+    }
+
+    /// Counters for a progress bar.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        self.shared.progress.clone()
+    }
+
+    /// The snapshot this one builds on; what the regression guard compares with.
+    #[must_use]
+    pub fn base(&self) -> Option<&Snapshot> {
+        self.base.as_ref()
+    }
+
+    /// Waits for all that was captured and makes the snapshot exist.
+    ///
+    /// # Errors
+    /// The run's first failure, `EmptyCapture`, `PastRunLimit`, `Busy`; nothing was committed then.
+    pub async fn commit(mut self, summary: Summary) -> Result<Committed> {
+        let joined = tokio::task::spawn_blocking(move || {
+            let assembled = self.join();
+            (self, assembled)
+        });
+        let (mut writer, assembled) =
+            joined.await.map_err(|why| RepoError::Refused(format!("the run's threads failed: {why}")))?;
+        let mut assembled = assembled?;
+        if assembled.entries == 0 {
+            return Err(RepoError::EmptyCapture);
+        }
+        assembled.problems.append(&mut writer.problems);
+        writer.write(assembled, summary).await
+    }
+
+    /// Ends the threads. An error if anything failed.
+    fn join(&mut self) -> Result<Assembled> {
+        self.queues = None;
+        let mut crashed = false;
+        for thread in self.threads.drain(..) {
+            crashed |= thread.join().is_err();
+        }
+        let assembled = self.assembler.take().and_then(|a| a.join().map_err(|_| crashed = true).ok()).flatten();
+        let upload = self.shared.packer.abandon();
+        if let Some(error) = upload {
+            self.shared.fail(error);
+        }
+        if crashed {
+            return Err(RepoError::Refused("a thread of the run crashed (a defect of Lifeboat); nothing was committed".into()));
+        }
+        match (self.shared.take_error(), assembled) {
+            (Some(error), _) => Err(error),
+            (None, Some(assembled)) => Ok(assembled),
+            (None, None) => Err(RepoError::Stopped),
+        }
+    }
+
+    async fn write(self, assembled: Assembled, summary: Summary) -> Result<Committed> {
+        let Assembled { mut packs, segments, entries, bytes, problems } = assembled;
+        let retain_until = self.retain(&mut packs).await?;
+        let state = match (summary.reasons.is_empty(), problems.is_empty()) {
+            (false, _) => State::Quarantined,
+            (true, false) => State::Incomplete,
+            (true, true) => State::Good,
+        };
+        let started_ms = summary.started.as_millisecond();
+        let catalogue = Catalogue {
+            kind: summary.kind,
+            started_ms,
+            recovery_point_ms: summary.facts.recovery_point_ms.unwrap_or(started_ms),
+            facts: summary.facts,
+            entries,
+            bytes,
+            new_bytes: self.shared.progress.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.shared.packer.sealed_bytes(),
+            depth: 0,
+            segments,
+            reasons: summary.reasons,
+            run: summary.run,
+            agent: concat!("lifeboat ", env!("CARGO_PKG_VERSION")).into(),
+            problems: problems.len() as u64,
+        };
+        let private = Private { problems };
+        let mut header = Header {
+            format: FORMAT,
+            repository: self.lineage.root.id,
+            source: self.lineage.source.to_string(),
+            epoch: self.epoch.number,
+            sequence: Sequence(0),
+            parent: None,
+            time_ms: 0,
+            state,
+            packs,
+        };
+        let sequence = self.put_manifest(&mut header, &catalogue, &private, retain_until).await?;
+        Ok(Committed { sequence, state, catalogue, problems: private.problems, packs: header.packs.len() })
+    }
+
+    /// Locks every pack as long as the snapshot itself.
+    async fn retain(&self, packs: &mut [PackRef]) -> Result<Option<Timestamp>> {
+        const DAY: i64 = 86_400;
+        let (store, source) = (&self.lineage.store, &self.lineage.source);
+        let (Some(keep), true) = (self.options.retain, store.features().lock) else { return Ok(None) };
+        let now = self.began.as_second() + self.clock.elapsed().as_secs().cast_signed();
+        let needed = now + i64::try_from(keep.as_secs()).unwrap_or(DAY);
+        // Rounded up, so that a pack is extended once a day however often it is named.
+        let day = u32::try_from(needed / DAY + 2).unwrap_or(u32::MAX);
+        let until = Timestamp::from_second(i64::from(day) * DAY).unwrap_or(Timestamp::MAX);
+        let stale = packs.iter_mut().filter(|p| p.lock_day.is_none_or(|d| d < day - 1));
+        futures_util::stream::iter(stale.map(Ok::<_, RepoError>))
+            .try_for_each_concurrent(8, |pack| async move {
+                store.retain(&crate::repo::pack::object(source, pack.pack), until).await?;
+                pack.lock_day = Some(day);
+                Ok(())
+            })
+            .await?;
+        Ok(Some(until))
+    }
+
+    async fn put_manifest(
+        &self,
+        header: &mut Header,
+        catalogue: &Catalogue,
+        private: &Private,
+        retain_until: Option<Timestamp>,
+    ) -> Result<Sequence> {
+        const ATTEMPTS: usize = 8;
+        let (lineage, keys) = (&self.lineage, self.epoch.writer_keys()?);
+        for _ in 0..ATTEMPTS {
+            let Newest { highest, tip, .. } = lineage.newest().await?;
+            let taken = self.clock.elapsed();
+            if taken > self.options.run_limit {
+                return Err(RepoError::PastRunLimit { limit_s: self.options.run_limit.as_secs() });
+            }
+            header.sequence = highest.map_or(Sequence(1), Sequence::next);
+            if header.sequence.0 > Sequence::MAX {
+                return Err(RepoError::Refused(format!("{}: the snapshot numbers are used up", lineage.source)));
+            }
+            header.parent = tip.map(|(sequence, digest)| Parent { sequence, digest });
+            let elapsed_ms = i64::try_from(taken.as_millis()).unwrap_or(0);
+            header.time_ms = self.began.as_millisecond().saturating_add(elapsed_ms);
+            let bytes = manifest::write(header, catalogue, private, &lineage.source, &self.epoch.public, keys)?;
+            let object = manifest::object(&lineage.source, header.sequence);
+            match lineage.store.put(&object, Bytes::from(bytes), PutOptions { retain_until }).await {
+                Ok(()) => return Ok(header.sequence),
+                // Another writer came first: theirs becomes the parent.
+                Err(e) if e.kind == StoreErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(RepoError::Busy(lineage.source.clone()))
+    }
+}
+
+impl Sink for SnapshotWriter {
+    fn add(&mut self, entry: Entry, input: Option<Input>) -> Result<(), Stopped> {
+        let index = self.next;
+        self.next += 1;
+        let shared = &self.shared;
+        self.window.wait(index, || shared.is_stopped());
+        let Some(queues) = self.queues.as_ref().filter(|_| !shared.is_stopped()) else { return Err(Stopped) };
+        shared.progress.entries.fetch_add(1, Ordering::Relaxed);
+        let Some(input) = input else {
+            let done = Done { index, entry: Some((entry, Stored::Nothing, None)), problem: None };
+            return queues.done.send(done).map_err(|_| Stopped);
+        };
+        if let (Some(fingerprint), Layout::Content, Ok(keys)) = (input.fingerprint, input.layout, shared.keys())
+            && let Some(hinted) = shared.known.hint(keys.path_name(&entry.path))
+            && hinted.fingerprint == fingerprint
+        {
+            shared.progress.bytes.fetch_add(entry.size, Ordering::Relaxed);
+            let entry = Some((entry, Stored::Chunks(hinted.stretches), Some(fingerprint)));
+            return queues.done.send(Done { index, entry, problem: None }).map_err(|_| Stopped);
+        }
+        queues.jobs.send(Job { index, entry, input, closed: queues.closed.clone() }).map_err(|_| Stopped)
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+}
+
+impl Drop for SnapshotWriter {
+    /// Given up: the threads end, unfinished packs vanish. After `commit` there is nothing left to do.
+    fn drop(&mut self) {
+        if self.queues.is_some() || !self.threads.is_empty() {
+            self.shared.fail(RepoError::Stopped);
+            self.queues = None;
+        }
+    }
+}
