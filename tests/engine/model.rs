@@ -40,7 +40,7 @@ fn change(tree: &mut Tree, seed: u64, count: u8) {
                 db.bytes.resize(usize::from(dice[3]) * 300, 0);
                 let at = usize::from(dice[4]) * 290;
                 if at + 600 < db.bytes.len() {
-                    let fill = if dice[5] % 3 == 0 { 0 } else { dice[5] };
+                    let fill = if dice[5].is_multiple_of(3) { 0 } else { dice[5] };
                     db.bytes[at..at + 600].fill(fill);
                 }
             }
@@ -89,7 +89,7 @@ proptest! {
                         // Cut off or not, each of them is whole or gone.
                         let (left, over) = world.reading().snapshots().await.unwrap();
                         assert!(over.is_empty());
-                        let left: Vec<_> = left.iter().map(|s| s.sequence()).collect();
+                        let left: Vec<_> = left.iter().map(lifeboat::repo::Snapshot::sequence).collect();
                         model.retain(|s, _| left.contains(s) || !remove.contains(s));
                     }
                 }
