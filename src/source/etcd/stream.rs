@@ -121,7 +121,10 @@ impl SnapshotContent {
                 return Err(io::Error::other("the capture was cancelled"));
             }
             if Instant::now() >= self.deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the snapshot did not end before the run's deadline"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the snapshot did not end before the run's deadline",
+                ));
             }
             let Self { pieces, runtime, .. } = self;
             match runtime.block_on(async { timeout(TICK, pieces.recv()).await }) {

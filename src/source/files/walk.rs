@@ -296,11 +296,8 @@ impl<'a> Walk<'a> {
         let mut xattrs = Vec::new();
         for attribute in listed.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             self.buffer.clear();
-            match fs::lgetxattr(
-                self.proc_path.as_slice(),
-                attribute,
-                rustix::buffer::spare_capacity(&mut self.buffer),
-            ) {
+            match fs::lgetxattr(self.proc_path.as_slice(), attribute, rustix::buffer::spare_capacity(&mut self.buffer))
+            {
                 Ok(_) => xattrs.push(Xattr { name: attribute.to_vec(), value: self.buffer.clone() }),
                 Err(Errno::NODATA) => {}
                 Err(error) => self.failed("read an extended attribute", error),
