@@ -13,6 +13,7 @@
 //! ```
 //! An import points downwards only; `tests/layers.rs` parses the sources and keeps it so.
 
+pub mod config;
 pub mod entry;
 pub mod exec;
 pub mod id;
@@ -22,4 +23,3 @@ pub mod restore;
 pub mod secret;
 pub mod source;
 pub mod store;
-pub mod config;

@@ -1,5 +1,7 @@
 //! Capture of a program's output.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/collect.rs"]
 mod collect;
 
@@ -22,9 +24,9 @@ fn capture(context: &Context, spec: command::Spec) -> Result<Vec<u8>, String> {
     let mut sink = Collect::default();
     match Spec::Command(spec).open().unwrap().capture(context, &mut sink) {
         Ok(_) => {
-            let (entry, content) = sink.entries.remove(0);
+            let (entry, bytes) = sink.entries.remove(0);
             assert_eq!(entry.path, b"dump.sql");
-            Ok(content)
+            Ok(bytes)
         }
         Err(SourceError::Stopped(_)) => Err(sink.failure.unwrap()),
         Err(other) => panic!("{other}"),
@@ -97,7 +99,7 @@ fn run(script: &str) -> exec::Command {
         program: "sh".to_owned(),
         arguments: vec!["-c".to_owned(), script.to_owned()],
         env: Vec::new(),
-        deadline: Instant::now() + Duration::from_secs(60),
+        deadline: Instant::now() + Duration::from_mins(1),
         stop: Box::new(|| false),
     }
 }

@@ -1,4 +1,5 @@
 //! Capture of real etcd clusters.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "etcd's own tools judge what was captured")]
 
 #[path = "support/collect.rs"]

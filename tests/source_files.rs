@@ -1,5 +1,7 @@
 //! Capture of a directory tree, and its way back onto a disk.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/collect.rs"]
 mod collect;
 

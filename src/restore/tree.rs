@@ -128,6 +128,7 @@ impl Tree {
     }
 
     /// Sets the size and the metadata of a file that was written.
+    #[expect(clippy::needless_pass_by_value, reason = "nothing is to be written to it afterwards")]
     pub fn finish_file(&self, entry: &Entry, file: File) -> Result<()> {
         if entry.size > 0 {
             fs::ftruncate(&file, entry.size).map_err(|error| io_error("set the size of", &entry.path, error))?;
@@ -139,8 +140,7 @@ impl Tree {
     pub fn finish(self) -> Result<Vec<Problem>> {
         let mut directories = std::mem::take(&mut *lock(&self.directories));
         directories.sort_by_cached_key(|entry| {
-            let depth =
-                if entry.path == b"." { 0 } else { 1 + entry.path.iter().filter(|byte| **byte == b'/').count() };
+            let depth = if entry.path == b"." { 0 } else { entry.path.split(|byte| *byte == b'/').count() };
             (std::cmp::Reverse(depth), entry.path.clone())
         });
         for entry in &directories {

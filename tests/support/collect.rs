@@ -54,7 +54,7 @@ pub fn context(runtime: &tokio::runtime::Runtime) -> Context {
         runtime: runtime.handle().clone(),
         cancel: Cancel::default(),
         started: jiff::Timestamp::UNIX_EPOCH,
-        deadline: Instant::now() + Duration::from_secs(120),
+        deadline: Instant::now() + Duration::from_mins(2),
     }
 }
 

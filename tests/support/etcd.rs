@@ -95,7 +95,7 @@ impl Cluster {
     }
 
     fn wait(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         let mut command = self.ctl_command();
         command.args(["endpoint", "health", "--command-timeout", "2s"]);
         while !command.output().unwrap().status.success() {
