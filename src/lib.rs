@@ -19,6 +19,7 @@ pub mod exec;
 pub mod id;
 pub mod policy;
 pub mod repo;
+pub mod restore;
 pub mod secret;
 pub mod source;
 pub mod store;

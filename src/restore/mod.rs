@@ -1,0 +1,3 @@
+//! Bringing things back.
+
+pub mod tree;
