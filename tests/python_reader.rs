@@ -60,7 +60,7 @@ fn input(bytes: &[u8], layout: Layout) -> Input {
 
 async fn snapshot(repository: &Repository, keys: &RootKeys, files: &[(&'static str, Vec<u8>, Layout)]) {
     let lineage = Arc::new(repository.lineage(&"mixed".parse().unwrap(), Access::Writer(keys.writer.clone())));
-    let options = Options { level: 3, threads: 2, run_limit: Duration::from_secs(3600), retain: None };
+    let options = Options { level: 3, threads: 2, run_limit: Duration::from_hours(1), retain: None };
     let now = NOW.parse().unwrap();
     let mut writer = lineage.begin(options, now).await.unwrap();
     let names: Vec<_> = files.iter().map(|(path, bytes, layout)| (*path, bytes.clone(), *layout)).collect();
