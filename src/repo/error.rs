@@ -30,6 +30,8 @@ pub enum RepoError {
     Capture { what: String, source: std::io::Error },
     #[error("the capture holds nothing")]
     EmptyCapture,
+    #[error("nothing is removed while {object} cannot be read: what it needs is not known")]
+    PruneBlocked { object: String, source: Box<RepoError> },
     /// The upload itself says why; this is what those see who still had bytes for it.
     #[error("the upload of pack {pack} of {source_name} failed")]
     UploadFailed { source_name: SourceName, pack: u32 },
@@ -45,6 +47,20 @@ pub enum RepoError {
 }
 
 impl RepoError {
+    /// The object that is to blame, where one is.
+    #[must_use]
+    pub fn object(&self) -> Option<&str> {
+        match self {
+            Self::NewerFormat { object, .. }
+            | Self::Damaged { object, .. }
+            | Self::Foreign { object, .. }
+            | Self::WrongKey { object, .. }
+            | Self::PruneBlocked { object, .. } => Some(object),
+            Self::Store(error) => Some(&error.object),
+            _ => None,
+        }
+    }
+
     pub(crate) fn damaged(object: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Damaged { object: object.into(), reason: reason.to_string() }
     }
