@@ -182,9 +182,12 @@ class Repository:
         self.id = bytes.fromhex(self.root["id"])
 
     def get(self, name, offset=0, length=None):
-        with open(os.path.join(self.directory, name), "rb") as file:
-            file.seek(offset)
-            data = file.read() if length is None else file.read(length)
+        try:
+            with open(os.path.join(self.directory, name), "rb") as file:
+                file.seek(offset)
+                data = file.read() if length is None else file.read(length)
+        except OSError as why:
+            raise Broken(f"{name}: {why.strerror}") from None
         check(length is None or len(data) == length, f"{name}: it is cut off")
         return data
 
