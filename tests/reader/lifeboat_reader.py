@@ -182,9 +182,12 @@ class Repository:
         self.id = bytes.fromhex(self.root["id"])
 
     def get(self, name, offset=0, length=None):
-        with open(os.path.join(self.directory, name), "rb") as file:
-            file.seek(offset)
-            data = file.read() if length is None else file.read(length)
+        try:
+            with open(os.path.join(self.directory, name), "rb") as file:
+                file.seek(offset)
+                data = file.read() if length is None else file.read(length)
+        except OSError as why:
+            raise Broken(f"{name}: {why.strerror}") from None
         check(length is None or len(data) == length, f"{name}: it is cut off")
         return data
 
@@ -250,9 +253,13 @@ class Epoch:
         private = raw_public(X25519PrivateKey.from_private_bytes(self.private))
         check(private == bytes.fromhex(record["public"]), f"{name}: its private key is another's")
         self.chunk_key = derive(self.writer, "lifeboat.dev 2026 chunk id")
+        self.mark_key = derive(self.writer, "lifeboat.dev 2026 page mark")
 
     def chunk_id(self, data):
         return blake3.blake3(data, key=self.chunk_key).digest()[:16]
+
+    def page_mark(self, page, page_id):
+        return int.from_bytes(blake3.blake3(u64(page) + page_id, key=self.mark_key).digest()[:16], "little")
 
     def key(self, context, unique):
         return derive(self.writer, context, unique)
@@ -316,19 +323,19 @@ class Snapshot:
                     offset += len(data)
             check(offset == size, f"{self.name}: an entry has another size than its chunks")
         elif kind == 2:
-            space, page_size = fields
+            space, page_size, digest = fields
             end = -(-size // page_size)
-            taken = set()
-            for index in reversed(range(len(self.packs))):
-                pack = self.pack(index)
-                for page, ordinal in pack.pages(space, end):
-                    if page in taken:
-                        continue
-                    taken.add(page)
-                    if ordinal is not None:
-                        data = pack.item(ordinal)
-                        check(len(data) == page_size, f"{pack.name}: a page has another size than its file's")
-                        yield page * page_size, data[: size - page * page_size]
+            held = {}
+            for index in range(len(self.packs)):  # oldest first: a later pack replaces
+                held.update((page, (index, ordinal)) for page, ordinal in self.pack(index).pages(space, end))
+            held = {page: place for page, place in held.items() if place[1] is not None}
+            marks = (self.epoch.page_mark(page, self.pack(index).id_of(ordinal)) for page, (index, ordinal) in held.items())
+            complete = (sum(marks) % 2**128).to_bytes(16, "little") == digest
+            check(complete, f"{self.name}: its packs do not hold the pages that they should")
+            for page, (index, ordinal) in sorted(held.items(), key=lambda item: item[1]):
+                data = self.pack(index).item(ordinal)
+                check(len(data) == page_size, f"{self.name}: a page has another size than its file's")
+                yield page * page_size, data[: size - page * page_size]
         else:
             check(kind == 0, f"{self.name}: an entry's content is of an unknown kind")
             check(size == 0, f"{self.name}: an entry has a size and no content")
@@ -396,12 +403,14 @@ class Pack:
             self.cached = (number, raw)
         return self.cached[1]
 
+    def id_of(self, ordinal):
+        return self.ids[16 * ordinal : 16 * ordinal + 16]
+
     def item(self, ordinal):
         check(ordinal < len(self.places), f"{self.name}: it has no item {ordinal}")
         frame, start, length = self.places[ordinal]
         data = self.frame(frame)[start : start + length]
-        good = self.epoch.chunk_id(data) == self.ids[16 * ordinal : 16 * ordinal + 16]
-        check(good, f"{self.name}: item {ordinal} is not what its id says")
+        check(self.epoch.chunk_id(data) == self.id_of(ordinal), f"{self.name}: item {ordinal} is not what its id says")
         return data
 
     def pages(self, space, end):
