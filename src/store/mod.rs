@@ -5,20 +5,27 @@
 //! ordered by key and sees every object whose write has returned; a ranged read returns exactly what was asked or fails.
 //! Deliberately absent: rename, append, overwrite.
 
+pub mod conformance;
 mod error;
 mod faulty;
 mod key;
+mod limit;
 mod local;
+mod location;
 mod memory;
 mod read_only;
 mod retry;
+pub mod s3;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use faulty::{Corruption, Fault, Faults, Faulty};
+pub use limit::{Limited, Rates};
 pub use local::Local;
+pub use location::{Location, LocationError};
 pub use memory::Memory;
 pub use read_only::ReadOnly;
 pub use retry::{RetryPolicy, Retrying};
+pub use s3::S3;
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -100,7 +100,7 @@ impl Walk<'_> {
     fn file(&mut self, key: &str) -> io::Result<()> {
         match fs::symlink_metadata(self.root.join(key)) {
             Ok(found) => {
-                self.found.push(ObjectMeta { size: found.len(), modified: modified(&found)?, key: key.to_owned() })
+                self.found.push(ObjectMeta { size: found.len(), modified: modified(&found)?, key: key.to_owned() });
             }
             // Deleted since the directory was read.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -1,0 +1,178 @@
+//! Real servers for the tests: on free loopback ports, in temporary directories, killed when dropped.
+#![allow(dead_code, reason = "each test crate uses its part")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use lifeboat::store::s3::{Credentials, LockMode, Settings};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub const ACCESS_KEY: &str = "lifeboat-tests";
+pub const SECRET_KEY: &str = "not-a-secret-but-long-enough";
+
+const READY: Duration = Duration::from_mins(1);
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    pub dir: tempfile::TempDir,
+    pub port: u16,
+}
+
+impl Server {
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the tests start real programs")]
+pub fn command(program: impl AsRef<Path>) -> Command {
+    Command::new(program.as_ref())
+}
+
+/// The path of a pinned tool, built on first use.
+pub fn tool(name: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/build");
+    let built = command(&script).arg(name).status().unwrap();
+    assert!(built.success(), "tests/tools/build {name} failed");
+    let path = command(&script).arg("--path").output().unwrap();
+    Path::new(String::from_utf8(path.stdout).unwrap().trim()).join(name)
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Starts a server and waits until `ready` answers 200, or any answer if it is empty.
+fn start(name: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) -> Server {
+    let program = tool(name);
+    // Another process may take a port between its choice and its use.
+    for _ in 0..3 {
+        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+        fs::create_dir(dir.path().join("data")).unwrap();
+        let log = File::create(dir.path().join("log")).unwrap();
+        let mut command = command(&program);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        command.current_dir(dir.path());
+        configure(&mut command, dir.path(), port);
+        let mut server = Server { child: command.spawn().unwrap(), dir, port };
+        let deadline = Instant::now() + READY;
+        while server.child.try_wait().unwrap().is_none() {
+            if answers(port, ready) {
+                return server;
+            }
+            assert!(Instant::now() < deadline, "{name} is not ready after {READY:?}:\n{}", server.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        eprintln!("{name} ended at once:\n{}", server.log());
+    }
+    panic!("{name} does not start");
+}
+
+fn answers(port: u16, path: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let mut head = [0; 12];
+    let asked = stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .and_then(|()| write!(stream, "GET /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"))
+        .and_then(|()| stream.read_exact(&mut head));
+    asked.is_ok() && head.starts_with(b"HTTP/1.") && (path.is_empty() || head.ends_with(b" 200"))
+}
+
+pub fn minio() -> Server {
+    start("minio", "minio/health/ready", |command, dir, port| {
+        command.args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}"), "data"]);
+        command.env("MINIO_ROOT_USER", ACCESS_KEY).env("MINIO_ROOT_PASSWORD", SECRET_KEY);
+        command.env("MINIO_BROWSER", "off").env("HOME", dir);
+    })
+}
+
+/// With `versioning`, its buckets can be versioned and locked.
+pub fn versitygw(versioning: bool) -> Server {
+    start("versitygw", "", |command, dir, port| {
+        command.args(["--quiet", "--port", &format!("127.0.0.1:{port}"), "posix"]);
+        if versioning {
+            fs::create_dir(dir.join("versions")).unwrap();
+            command.args(["--versioning-dir", "versions"]);
+        }
+        command.arg("data").env("ROOT_ACCESS_KEY", ACCESS_KEY).env("ROOT_SECRET_KEY", SECRET_KEY);
+    })
+}
+
+pub fn etcd() -> Server {
+    start("etcd", "health", |command, _, port| {
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()));
+        command.args([
+            "--data-dir",
+            "data/member",
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("default={peer}"), "--log-level", "warn"]);
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Bucket {
+    Plain,
+    Versioned,
+    Locked,
+}
+
+/// A client that goes past Lifeboat.
+pub fn client(server: &Server) -> aws_sdk_s3::Client {
+    let credentials = aws_sdk_s3::config::Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "tests");
+    aws_sdk_s3::Client::from_conf(
+        aws_sdk_s3::Config::builder()
+            .behavior_version_latest()
+            .region(aws_sdk_s3::config::Region::new("us-east-1"))
+            .credentials_provider(credentials)
+            .endpoint_url(server.url())
+            .force_path_style(true)
+            .build(),
+    )
+}
+
+/// Makes a bucket and says how to use it.
+pub async fn bucket(server: &Server, name: &str, kind: Bucket) -> Settings {
+    let client = client(server);
+    let locked = (kind == Bucket::Locked).then_some(true);
+    client.create_bucket().bucket(name).set_object_lock_enabled_for_bucket(locked).send().await.unwrap();
+    if kind == Bucket::Versioned {
+        let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
+        client.put_bucket_versioning().bucket(name).versioning_configuration(on).send().await.unwrap();
+    }
+    Settings {
+        prefix: "some/prefix".into(),
+        endpoint: Some(server.url()),
+        path_style: true,
+        credentials: Credentials::Static {
+            access_key: ACCESS_KEY.into(),
+            secret_key: SECRET_KEY.into(),
+            session_token: None,
+        },
+        lock: (kind == Bucket::Locked).then_some(LockMode::Governance),
+        ..Settings::new(name)
+    }
+}
