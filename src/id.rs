@@ -120,7 +120,9 @@ impl fmt::Display for SourceName {
 }
 
 /// A snapshot's number in its lineage, counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, minicbor::Encode, minicbor::Decode)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, minicbor::Encode, minicbor::Decode, serde::Serialize,
+)]
 #[cbor(transparent)]
 pub struct Sequence(#[n(0)] pub u64);
 

@@ -12,8 +12,9 @@ use serde::de::{
     self, DeserializeOwned, DeserializeSeed, EnumAccess, Error as _, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
+use std::marker::PhantomData;
 use std::path::Path;
 
 /// A mistake before its file is known.
@@ -26,19 +27,24 @@ pub(super) struct Wrong {
 
 const MAX_PASSES: usize = 100;
 
-/// Decodes the part of a document at `node`, whose path is `path`. Relative files of secrets are taken from `directory`.
-pub(super) fn decode<T: DeserializeOwned>(node: &Node, path: &str, directory: &Path) -> Result<T, Vec<Wrong>> {
+/// Decodes the part of a document at `node`, whose key is in `line` and has the path `path`. Relative files of secrets
+/// are taken from `directory`.
+pub(super) fn decode<T: DeserializeOwned>(
+    node: &Node,
+    line: u64,
+    path: &str,
+    directory: &Path,
+) -> Result<T, Vec<Wrong>> {
     let pass = Pass { directory, aside: RefCell::default(), found: RefCell::default() };
     for _ in 0..MAX_PASSES {
-        let before = pass.found.borrow().len();
         let aside = pass.aside.borrow().len();
-        match T::deserialize(Cursor { node, path: path.to_owned(), pass: &pass }) {
+        let cursor = Cursor { node, path: path.to_owned(), pass: &pass };
+        match visit(PhantomData::<T>, line, cursor) {
             Ok(value) if pass.found.borrow().is_empty() => return Ok(value),
+            // Complete but for what was set aside, or nothing more to set aside.
             Ok(_) => break,
-            Err(fault) => pass.note(fault, node.line, path),
-        }
-        if pass.found.borrow().len() == before && pass.aside.borrow().len() == aside {
-            break;
+            Err(_) if pass.aside.borrow().len() == aside => break,
+            Err(_) => {}
         }
     }
     Err(pass.found.into_inner().into_iter().collect())
@@ -52,12 +58,12 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Sets the value at `path` aside. Of a value that lacks only what was set aside before, there is nothing to say.
-    fn note(&self, fault: Fault, line: u64, path: &str) {
-        if let Some(message) = fault.message(|field| self.aside.borrow().contains(&join(path, field))) {
-            self.found.borrow_mut().insert(Wrong { line, field: path.to_owned(), message });
-        }
-        self.aside.borrow_mut().insert(path.to_owned());
+    fn note(&self, line: u64, field: &str, message: String) {
+        self.found.borrow_mut().insert(Wrong { line, field: field.to_owned(), message });
+    }
+
+    fn is_aside(&self, path: &str) -> bool {
+        self.aside.borrow().contains(path)
     }
 }
 
@@ -68,28 +74,22 @@ pub(super) fn join(path: &str, field: &str) -> String {
 /// Why a value does not fit.
 #[derive(Debug)]
 enum Fault {
-    /// Already noted, further down.
-    Noted,
+    /// Something further down does not, and was noted and set aside.
+    Below,
+    /// What it lacks was set aside before: there is nothing more to say about it.
+    Spent,
     Missing(&'static str),
+    /// It is of another type than this.
+    Type(String),
     Other(String),
-}
-
-impl Fault {
-    fn message(self, noted: impl Fn(&str) -> bool) -> Option<String> {
-        match self {
-            Self::Noted => None,
-            Self::Missing(field) if noted(field) => None,
-            Self::Missing(field) => Some(format!("the field {field:?} is missing")),
-            Self::Other(message) => Some(message),
-        }
-    }
 }
 
 impl Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Noted => f.write_str("see the mistakes noted"),
+            Self::Below | Self::Spent => f.write_str("it has mistakes"),
             Self::Missing(field) => write!(f, "the field {field:?} is missing"),
+            Self::Type(expected) => write!(f, "expected {expected}"),
             Self::Other(message) => f.write_str(message),
         }
     }
@@ -111,11 +111,22 @@ impl de::Error for Fault {
     }
 
     fn invalid_value(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::Other(format!("expected {expected}"))
+        Self::Other(format!("expected {}", plain(expected)))
     }
 
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::Other(format!("expected {expected}"))
+        Self::Type(plain(expected))
+    }
+}
+
+/// What is expected, in words for people who do not write Rust.
+fn plain(expected: &dyn de::Expected) -> String {
+    match expected.to_string().as_str() {
+        "i32" | "i64" => "a whole number".into(),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u64" => "a whole number from 0".into(),
+        "f64" => "a number".into(),
+        other => other.to_owned(),
     }
 }
 
@@ -127,16 +138,12 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn wrong_type(&self, expected: &str) -> Fault {
-        Fault::Other(format!("expected {expected}, found {}", self.node.value.kind()))
-    }
-
     fn text(&self) -> Result<&'a str, Fault> {
         self.node.text().ok_or_else(|| match &self.node.value {
             Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
                 Fault::Other(format!("expected a text, found {}: put it in quotes", self.node.value.kind()))
             }
-            _ => self.wrong_type("a text"),
+            _ => Fault::Type("a text".into()),
         })
     }
 
@@ -144,30 +151,29 @@ impl<'a> Cursor<'a> {
         Cursor { node, path, pass: self.pass }
     }
 
-    /// Visits a mapping. Fields not among `known` (all are, if `None`) and repeated ones are noted and left out.
+    /// Visits a mapping. Fields not among `known` (all are, if `None`) and repeated ones are noted and left out. A known
+    /// field without a value is left out too, as in Kubernetes.
     fn map<'de, V: Visitor<'de>>(&self, known: Option<&'static [&'static str]>, visitor: V) -> Result<V::Value, Fault> {
-        let Value::Map(fields) = &self.node.value else { return Err(self.wrong_type("a mapping")) };
+        let Value::Map(fields) = &self.node.value else { return Err(Fault::Type("a mapping".into())) };
         let mut entries = Vec::new();
-        for (index, field) in fields.iter().enumerate() {
+        let mut lines = BTreeMap::new();
+        for field in fields {
             let path = join(&self.path, &field.key);
-            let wrong = |message| {
-                self.pass.found.borrow_mut().insert(Wrong { line: field.line, field: path.clone(), message });
-            };
-            if let Some(first) = fields[..index].iter().find(|f| f.key == field.key) {
-                wrong(format!("it is there already, in line {}", first.line));
+            let note = |message| self.pass.note(field.line, &path, message);
+            if let Some(first) = lines.insert(field.key.as_str(), field.line) {
+                note(format!("it is there already, in line {first}"));
             } else if let Some(known) = known.filter(|known| !known.contains(&field.key.as_str())) {
-                wrong(format!("unknown field; {}", allowed(&field.key, known.iter().copied())));
-            } else if !self.pass.aside.borrow().contains(&path) {
+                note(format!("unknown field; {}", allowed(&field.key, known.iter().copied())));
+            } else if !(self.pass.is_aside(&path) || known.is_some() && field.value.value == Value::Null) {
                 entries.push((field.key.as_str(), field.line, self.child(&field.value, path)));
             }
         }
-        visitor.visit_map(Entries { rest: entries.into_iter(), value: None })
+        let map = visitor.visit_map(Entries { rest: entries.into_iter(), value: None });
+        map.map_err(|fault| match fault {
+            Fault::Missing(field) if self.pass.is_aside(&join(&self.path, field)) => Fault::Spent,
+            other => other,
+        })
     }
-}
-
-/// A field without a value is a field left out, as in Kubernetes.
-fn absent(node: &Node) -> bool {
-    node.value == Value::Null
 }
 
 impl<'de> de::Deserializer<'de> for Cursor<'_> {
@@ -192,7 +198,7 @@ impl<'de> de::Deserializer<'de> for Cursor<'_> {
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self.node.value {
             Value::Bool(value) => visitor.visit_bool(value),
-            _ => Err(self.wrong_type("true or false")),
+            _ => Err(Fault::Type("true or false".into())),
         }
     }
 
@@ -205,7 +211,7 @@ impl<'de> de::Deserializer<'de> for Cursor<'_> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        if absent(self.node) { visitor.visit_none() } else { visitor.visit_some(self) }
+        if self.node.value == Value::Null { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
@@ -213,20 +219,11 @@ impl<'de> de::Deserializer<'de> for Cursor<'_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        let Value::List(items) = &self.node.value else { return Err(self.wrong_type("a list")) };
+        let Value::List(items) = &self.node.value else { return Err(Fault::Type("a list".into())) };
         let items = items.iter().enumerate();
         let items = items.map(|(index, item)| self.child(item, format!("{}[{index}]", self.path)));
-        // A list without its bad items is bad itself, but the others are looked at first.
-        let mut set_aside = false;
-        let items: Vec<_> = items
-            .filter(|item| {
-                let aside = self.pass.aside.borrow().contains(&item.path);
-                set_aside |= aside;
-                !aside
-            })
-            .collect();
-        let list = visitor.visit_seq(Items(items.into_iter()))?;
-        if set_aside { Err(Fault::Noted) } else { Ok(list) }
+        let items: Vec<_> = items.filter(|item| !self.pass.is_aside(&item.path)).collect();
+        visitor.visit_seq(Items(items.into_iter()))
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -239,10 +236,7 @@ impl<'de> de::Deserializer<'de> for Cursor<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        self.map(Some(fields), visitor).map_err(|fault| match fault {
-            Fault::Missing(field) if self.pass.aside.borrow().contains(&join(&self.path, field)) => Fault::Noted,
-            other => other,
-        })
+        self.map(Some(fields), visitor)
     }
 
     /// A word, or a mapping of one word to its content.
@@ -259,10 +253,13 @@ impl<'de> de::Deserializer<'de> for Cursor<'_> {
                     return Err(Fault::Other(format!("expected exactly one of {}", words.join(", "))));
                 };
                 let path = join(&self.path, &field.key);
+                if self.pass.is_aside(&path) {
+                    return Err(Fault::Spent);
+                }
                 if !words.contains(&field.key.as_str()) {
                     let message = format!("unknown field; {}", allowed(&field.key, words.iter().copied()));
-                    self.pass.found.borrow_mut().insert(Wrong { line: field.line, field: path, message });
-                    return Err(Fault::Noted);
+                    self.pass.note(field.line, &path, message);
+                    return Err(Fault::Spent);
                 }
                 let directory = (secret && field.key == "file").then_some(self.pass.directory);
                 let content = Some((field.line, self.child(&field.value, path)));
@@ -273,7 +270,7 @@ impl<'de> de::Deserializer<'de> for Cursor<'_> {
                  if this was a real secret, replace it",
             )),
             Value::Text(word) => visitor.visit_enum(Choice { word, content: None, directory: None }),
-            _ => Err(self.wrong_type(&format!("one of {}", words.join(", ")))),
+            _ => Err(Fault::Type(format!("one of {}", words.join(", ")))),
         }
     }
 
@@ -286,18 +283,18 @@ impl<'de> de::Deserializer<'de> for Cursor<'_> {
     }
 }
 
-/// Runs `seed` on a place and notes there what does not fit.
+/// Runs `seed` on a place; if that does not fit, notes why and sets it aside.
 fn visit<'de, S: DeserializeSeed<'de>>(seed: S, line: u64, cursor: Cursor<'_>) -> Result<S::Value, Fault> {
     let (pass, path, found) = (cursor.pass, cursor.path.clone(), cursor.node.value.kind());
     seed.deserialize(cursor).map_err(|fault| {
-        let fault = match fault {
-            Fault::Other(message) if message.starts_with("expected ") && !message.contains("found ") => {
-                Fault::Other(format!("{message}, found {found}"))
-            }
-            other => other,
-        };
-        pass.note(fault, line, &path);
-        Fault::Noted
+        match fault {
+            Fault::Below => return Fault::Below,
+            Fault::Spent => {}
+            Fault::Type(expected) => pass.note(line, &path, format!("expected {expected}, found {found}")),
+            Fault::Missing(_) | Fault::Other(_) => pass.note(line, &path, fault.to_string()),
+        }
+        pass.aside.borrow_mut().insert(path);
+        Fault::Below
     })
 }
 
@@ -316,7 +313,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Fault> {
-        let (line, cursor) = self.value.take().ok_or(Fault::Noted)?;
+        let (line, cursor) = self.value.take().ok_or(Fault::Spent)?;
         visit(seed, line, cursor)
     }
 }

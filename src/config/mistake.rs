@@ -41,13 +41,8 @@ pub(super) fn allowed<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) 
     if words.is_empty() {
         return "there are none".into();
     }
-    let listed = if words.len() > 40 { String::new() } else { format!("allowed: {}", words.join(", ")) };
-    match (listed.is_empty(), nearest(word, &words)) {
-        (true, None) => "see its list for what is allowed".into(),
-        (true, Some(near)) => format!("did you mean {near:?}?"),
-        (false, None) => listed,
-        (false, Some(near)) => format!("{listed}; did you mean {near:?}?"),
-    }
+    let near = nearest(word, &words).map(|near| format!("; did you mean {near:?}?"));
+    format!("allowed: {}{}", words.join(", "), near.unwrap_or_default())
 }
 
 /// The likeliest of `words`, if one is like enough.

@@ -23,6 +23,7 @@ pub use source::Source;
 
 use crate::id::SourceName;
 use crate::policy::Tier;
+use crate::policy::duration::Shown;
 use decode::{Wrong, decode};
 use jiff::Timestamp;
 use mistake::allowed;
@@ -105,6 +106,13 @@ impl Config {
                     worst.arithmetic(schedule.tier)
                 );
                 mistakes.push(at(&schedule.at, "spec", text));
+            }
+            let limit = self.repositories.get(&schedule.repository).map(|r| r.run_limit);
+            if let Some(limit) = limit.filter(|limit| *limit < schedule.max_duration) {
+                let (most, limit) = (Shown(schedule.max_duration), Shown(limit));
+                let text =
+                    format!("schedule {}: {most} is more than its repository's runLimit ({limit})", schedule.name);
+                mistakes.push(at(&schedule.at, "spec.maxDuration", text));
             }
         }
         for source in self.sources.values() {
@@ -226,7 +234,7 @@ impl Reader {
         };
         let place = Place { file, at: At { file: file.into(), line: document.line }, document };
         let mut found = Vec::new();
-        let name = match decode::<Envelope>(document, "", place.directory()) {
+        let name = match decode::<Envelope>(document, document.line, "", place.directory()) {
             Ok(envelope) => {
                 envelope.metadata.name.parse::<SourceName>().map_err(|why| wrong("metadata.name", why.rule.into()))
             }
@@ -258,13 +266,16 @@ impl Reader {
             Some(name) => name,
             None => "nameless".parse().map_err(|_| Vec::new())?,
         };
-        let (at, directory) = (place.at.clone(), place.directory());
+        let (at, directory, line) = (place.at.clone(), place.directory(), place.document.line_of("spec"));
         match kind {
             "Repository" => {
-                let mut repository: Repository = decode(spec, "spec", directory)?;
+                let mut repository: Repository = decode(spec, line, "spec", directory)?;
                 let wrong = repository.check(place.document);
                 if !wrong.is_empty() {
                     return Err(wrong);
+                }
+                if matches!(repository.url, Url::S3 { .. }) {
+                    repository.s3.get_or_insert_default();
                 }
                 repository.name = name.to_string();
                 repository.at = at;
@@ -273,7 +284,7 @@ impl Reader {
                 }
             }
             "Source" => {
-                let document: source::Document = decode(spec, "spec", directory)?;
+                let document: source::Document = decode(spec, line, "spec", directory)?;
                 let source = document.into_source(name.clone(), at, place.document, directory)?;
                 if keep {
                     self.config.sources.insert(name, source);
@@ -281,7 +292,7 @@ impl Reader {
             }
             _ => {
                 self.refers(place, spec);
-                let document: schedule::Document = decode(spec, "spec", directory)?;
+                let document: schedule::Document = decode(spec, line, "spec", directory)?;
                 let schedule = document.into_schedule(name.to_string(), at, place.document)?;
                 if keep {
                     self.config.schedules.insert(name.to_string(), schedule);

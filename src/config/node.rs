@@ -111,9 +111,12 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, Malformed> {
         strict_booleans: true,
         with_snippet: false,
     };
-    serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| Malformed {
-        line: error.location().map(|at| at.line()).filter(|line| *line > 0),
-        why: error.without_snippet().render_with_options(serde_saphyr::render_options! {}),
+    serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| {
+        let why = error.without_snippet().to_string();
+        Malformed {
+            line: error.location().map(|at| at.line()).filter(|line| *line > 0),
+            why: why.split(" at line ").next().unwrap_or(&why).to_owned(),
+        }
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::At;
 use super::decode::Wrong;
-use super::mistake::allowed;
+use super::mistake::nearest;
 use super::node::Node;
 use super::quantity::of_time;
 use crate::id::SourceName;
@@ -78,8 +78,12 @@ impl Document {
         };
         let zone = TimeZone::get(&self.time_zone).unwrap_or_else(|_| {
             let known: Vec<_> = jiff::tz::db().available().map(|name| name.to_string()).collect();
-            let near = allowed(&self.time_zone, known.iter().map(String::as_str));
-            say("spec.timeZone", format!("{:?} is not an IANA time zone; {near}", self.time_zone));
+            let known: Vec<_> = known.iter().map(String::as_str).collect();
+            let hint = match nearest(&self.time_zone, &known) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => "expected a name such as \"Europe/Oslo\" or \"UTC\"".into(),
+            };
+            say("spec.timeZone", format!("{:?} is not an IANA time zone; {hint}", self.time_zone));
             TimeZone::UTC
         });
         let timetable = Timetable::new(&self.cron, zone);

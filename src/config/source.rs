@@ -82,6 +82,13 @@ fn check(kind: &mut source::Spec, directory: &Path, say: &mut impl FnMut(&str, &
             if !files.path.is_absolute() {
                 say("spec.files.path", "expected an absolute path");
             }
+            for (name, patterns) in [("include", &files.include), ("exclude", &files.exclude)] {
+                for (index, pattern) in patterns.iter().enumerate() {
+                    if let Err(why) = globset::Glob::new(pattern) {
+                        say(&format!("spec.files.{name}[{index}]"), &why.to_string());
+                    }
+                }
+            }
         }
         source::Spec::Command(command) => {
             if command.argv.first().is_none_or(String::is_empty) {

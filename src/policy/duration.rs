@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn shows_what_people_read() {
         assert_eq!(Shown(Duration::from_secs(390)).to_string(), "6 m 30 s");
-        assert_eq!(Shown(Duration::from_secs(2 * 86_400)).to_string(), "2 d");
+        assert_eq!(Shown(Duration::from_hours(48)).to_string(), "2 d");
         assert_eq!(Shown(Duration::ZERO).to_string(), "0 s");
     }
 

@@ -46,7 +46,7 @@ mod tests {
         assert_eq!((at(300).verdict, at(300).remaining), (Verdict::Met, Duration::ZERO));
         assert_eq!((at(301).verdict, at(301).remaining), (Verdict::Missed, Duration::ZERO));
         assert_eq!(judge(Tier::Critical, None, now).verdict, Verdict::Never);
-        let future = judge(Tier::Standard, Some(now + Duration::from_secs(60)), now);
+        let future = judge(Tier::Standard, Some(now + Duration::from_mins(1)), now);
         assert_eq!((future.verdict, future.age), (Verdict::Met, Some(Duration::ZERO)));
     }
 }

@@ -182,7 +182,9 @@ pub fn select(candidates: &[Candidate], policy: &Policy, now: Timestamp, zone: &
         reasons.entry(sequence).or_default().insert(reason);
     };
     if policy.is_empty() {
-        candidates.iter().for_each(|c| keep(c.sequence, Reason::NoPolicy));
+        for candidate in candidates {
+            keep(candidate.sequence, Reason::NoPolicy);
+        }
     }
     let latest = now.checked_add(SKEW).unwrap_or(Timestamp::MAX);
     let newest_of = |standing| candidates.iter().filter(|c| c.standing == standing).max_by_key(|c| c.sequence);

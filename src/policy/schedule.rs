@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn the_arithmetic_is_shown() {
         let case = |took| WorstCase { interval: Duration::from_mins(5), start_delay: Duration::from_secs(30), took };
-        let refused = case(Took::Limit(Duration::from_secs(60)));
+        let refused = case(Took::Limit(Duration::from_mins(1)));
         assert!(!refused.meets(Tier::Critical) && refused.meets(Tier::Standard));
         insta::assert_snapshot!(refused.arithmetic(Tier::Critical), @"every 5 m + start delay 30 s + duration limit 1 m = 6 m 30 s > 5 m (critical)");
         let measured = case(Took::Measured(Duration::from_secs(12)));

@@ -185,7 +185,7 @@ impl Assembler {
             let body = match stored {
                 Stored::Nothing => Body::None,
                 Stored::Chunks(_) => Body::Chunks(runs(&placed, &mut packs)),
-                Stored::Pages { space, page_size, .. } => Body::Pages(space, page_size),
+                Stored::Pages { space, page_size, digest, .. } => Body::Pages(space, page_size, digest.to_le_bytes()),
             };
             entries.push(segment::Stored { entry, body });
         }
@@ -275,9 +275,7 @@ impl Assembler {
                 packs.push(pack);
             }
         }
-        let to_ref = |(pack, ordinal): (u32, u32)| {
-            index.get(&pack).map(|&pack| Ref { pack, ordinal }).ok_or_else(lost)
-        };
+        let to_ref = |(pack, ordinal): (u32, u32)| index.get(&pack).map(|&pack| Ref { pack, ordinal }).ok_or_else(lost);
         let segments = segments
             .into_iter()
             .map(|(first, id, e, h)| Ok(SegmentRef { first, id, entries: to_ref(e)?, hints: to_ref(h)? }))

@@ -76,7 +76,12 @@ mod tests {
         let ends = |d: &[u8]| {
             let mut left = d.len();
             let cut = lengths(&cutter, d);
-            cut.into_iter().map(|l| { left -= l; left }).collect::<std::collections::HashSet<_>>()
+            cut.into_iter()
+                .map(|l| {
+                    left -= l;
+                    left
+                })
+                .collect::<std::collections::HashSet<_>>()
         };
         let (before, after) = (ends(&data), ends(&changed));
         assert!(before.len() > 10);

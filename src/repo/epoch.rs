@@ -42,7 +42,9 @@ impl Epoch {
     /// # Errors
     /// `WrongKey` without a writer key or recovery identity.
     pub(crate) fn writer_keys(&self) -> Result<&WriterKeys> {
-        self.writer.as_ref().ok_or_else(|| RepoError::WrongKey { what: "key", object: format!("epoch {}", self.number) })
+        self.writer
+            .as_ref()
+            .ok_or_else(|| RepoError::WrongKey { what: "key", object: format!("epoch {}", self.number) })
     }
 }
 

@@ -30,6 +30,8 @@ pub enum RepoError {
     Capture { what: String, source: std::io::Error },
     #[error("the capture holds nothing")]
     EmptyCapture,
+    #[error("nothing is removed while {object} cannot be read: what it needs is not known")]
+    PruneBlocked { object: String, source: Box<RepoError> },
     /// The upload itself says why; this is what those see who still had bytes for it.
     #[error("the upload of pack {pack} of {source_name} failed")]
     UploadFailed { source_name: SourceName, pack: u32 },

@@ -194,6 +194,7 @@ pub struct WriterKeys {
     chunk_id: Secret32,
     path_hash: Secret32,
     space: Secret32,
+    page_mark: Secret32,
     /// Seeds the FastCDC gear table, so that chunk sizes do not identify known files.
     pub(crate) gear_seed: u64,
 }
@@ -204,9 +205,10 @@ impl WriterKeys {
         let chunk_id = secret.derive("lifeboat.dev 2026 chunk id", &[]);
         let path_hash = secret.derive("lifeboat.dev 2026 path hash", &[]);
         let space = secret.derive("lifeboat.dev 2026 page space", &[]);
+        let page_mark = secret.derive("lifeboat.dev 2026 page mark", &[]);
         let gear = secret.derive("lifeboat.dev 2026 gear seed", &[]);
         let gear_seed = first_u64(&gear.0);
-        Self { secret, signer, chunk_id, path_hash, space, gear_seed }
+        Self { secret, signer, chunk_id, path_hash, space, page_mark, gear_seed }
     }
 
     pub(crate) fn secret(&self) -> &Secret32 {
@@ -235,6 +237,15 @@ impl WriterKeys {
     pub(crate) fn space(&self, path: &[u8], page_size: u32) -> u64 {
         let named = [&page_size.to_le_bytes()[..], path].concat();
         first_u64(blake3::keyed_hash(&self.space.0, &named).as_bytes())
+    }
+
+    /// What a page adds to its file's digest, which is the sum of all pages' marks (modulo 2^128).
+    pub(crate) fn page_mark(&self, page: u64, id: ChunkId) -> u128 {
+        let mut message = [0; 24];
+        message[..8].copy_from_slice(&page.to_le_bytes());
+        message[8..].copy_from_slice(&id.0);
+        let hash = blake3::keyed_hash(&self.page_mark.0, &message);
+        hash.as_bytes().first_chunk().map_or(0, |first| u128::from_le_bytes(*first))
     }
 
     /// The key for what only the writer (and whoever holds a recovery identity) reads in the object named by `unique`.

@@ -82,10 +82,10 @@ impl Known {
 
     /// Reads the base snapshot's hints.
     pub async fn load(lineage: Arc<Lineage>, base: Snapshot, refresh: Vec<bool>) -> Result<Self> {
-        let catalogue = base.catalogue.as_ref().ok_or_else(|| RepoError::WrongKey {
-            what: "writer key",
-            object: base.manifest.object.clone(),
-        })?;
+        let catalogue = base
+            .catalogue
+            .as_ref()
+            .ok_or_else(|| RepoError::WrongKey { what: "writer key", object: base.manifest.object.clone() })?;
         let segments = catalogue.segments.clone();
         let by_pack: HashMap<_, _> = (0..).zip(&base.manifest.header.packs).map(|(i, p)| (p.pack, i)).collect();
         let reader = Reader::open(lineage, base).await?;
@@ -110,9 +110,8 @@ impl Known {
 
     async fn load_hints(&mut self, segments: &[SegmentRef]) -> Result<()> {
         let Some(reader) = &self.reader else { return Ok(()) };
-        let mut lists = futures_util::stream::iter(segments)
-            .map(|segment| async move { reader.chunk(segment.hints).await })
-            .buffered(8);
+        let places: Vec<Ref> = segments.iter().map(|segment| segment.hints).collect();
+        let mut lists = futures_util::stream::iter(places).map(|place| reader.chunk(place)).buffered(8);
         let mut table = HintTable::default();
         while let Some(bytes) = lists.try_next().await? {
             let hints: Hints = decode("a hint list", &bytes)?;
@@ -154,8 +153,7 @@ impl Known {
         let total: u64 = places.iter().map(|p| u64::from(p.1)).sum();
         // Which of several runs holds how many bytes is not known here; it only guides what to store afresh.
         let share = |count: u32| (u128::from(fingerprint.size) * u128::from(count) / u128::from(total.max(1))) as u64;
-        let stretches =
-            places.iter().map(|&(first, count)| Stretch { first, count, bytes: share(count) }).collect();
+        let stretches = places.iter().map(|&(first, count)| Stretch { first, count, bytes: share(count) }).collect();
         Some(Hinted { fingerprint, stretches })
     }
 
@@ -171,7 +169,9 @@ impl Known {
         let Some(reader) = &self.reader else { return Ok(&[]) };
         let loaded = self.runtime.block_on(async {
             futures_util::stream::iter(0..self.refresh.len() as u32)
-                .map(|pack| async move { if self.usable(pack) { reader.index(pack).await.map(Some) } else { Ok(None) } })
+                .map(
+                    |pack| async move { if self.usable(pack) { reader.index(pack).await.map(Some) } else { Ok(None) } },
+                )
                 .buffered(8)
                 .try_collect()
                 .await

@@ -8,6 +8,7 @@ use crate::repo::manifest::{self, Catalogue, Manifest, PackRef, State};
 use crate::repo::pack::{self, PackIndex};
 use crate::repo::root::Root;
 use crate::store::{ObjectMeta, Store, StoreErrorKind, list_all};
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,6 +58,7 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct SteppedOver {
     pub sequence: Sequence,
+    pub object: String,
     pub error: RepoError,
 }
 
@@ -165,7 +167,10 @@ impl Lineage {
                             return Ok(newest);
                         }
                     }
-                    Err(error) => newest.stepped_over.push(SteppedOver { sequence, error: passable(error)? }),
+                    Err(error) => {
+                        let (object, error) = (meta.key.clone(), passable(error)?);
+                        newest.stepped_over.push(SteppedOver { sequence, object, error });
+                    }
                 }
             }
             if page.len() < PAGE {
@@ -182,14 +187,14 @@ impl Lineage {
     pub async fn snapshots(&self) -> Result<(Vec<Snapshot>, Vec<SteppedOver>)> {
         use futures_util::StreamExt;
         let listed = self.list().await?;
-        let mut reads = futures_util::stream::iter(&listed)
-            .map(|(sequence, meta)| async move { (*sequence, self.read(*sequence, meta).await) })
+        let mut reads = futures_util::stream::iter(listed)
+            .map(|(sequence, meta)| async move { (sequence, self.read(sequence, &meta).await, meta.key) })
             .buffered(16);
         let (mut snapshots, mut stepped_over) = (Vec::new(), Vec::new());
-        while let Some((sequence, read)) = reads.next().await {
+        while let Some((sequence, read, object)) = reads.next().await {
             match read {
                 Ok(snapshot) => snapshots.push(snapshot),
-                Err(error) => stepped_over.push(SteppedOver { sequence, error: passable(error)? }),
+                Err(error) => stepped_over.push(SteppedOver { sequence, object, error: passable(error)? }),
             }
         }
         Ok((snapshots, stepped_over))
@@ -231,16 +236,23 @@ impl Lineage {
         RepoError::NoSnapshot { source_name: self.source.clone(), wanted }
     }
 
-    /// Reads and opens a pack's tail.
-    pub(crate) async fn index(&self, pack: &PackRef, keys: &WriterKeys) -> Result<PackIndex> {
+    /// Reads a pack's tail as its snapshot names it.
+    pub(crate) async fn tail(&self, pack: &PackRef) -> Result<Bytes> {
         let object = pack::object(&self.source, pack.pack);
         let at = pack.size.checked_sub(u64::from(pack.tail_len));
         let at = at.ok_or_else(|| RepoError::damaged(&object, "its manifest gives it a tail larger than itself"))?;
         let tail = self.store.get_range(&object, at, u64::from(pack.tail_len)).await?;
-        if !pack::tail_is_sound(&tail, &pack.tail_digest) {
-            return Err(RepoError::damaged(object, "its tail is not the one its snapshot names"));
+        if pack::tail_is_sound(&tail, &pack.tail_digest) {
+            Ok(tail)
+        } else {
+            Err(RepoError::damaged(object, "its tail is not the one its snapshot names"))
         }
-        PackIndex::open(object, &tail, pack.size, keys)
+    }
+
+    /// Reads and opens a pack's tail.
+    pub(crate) async fn index(&self, pack: &PackRef, keys: &WriterKeys) -> Result<PackIndex> {
+        let tail = self.tail(pack).await?;
+        PackIndex::open(pack::object(&self.source, pack.pack), &tail, pack.size, keys)
     }
 }
 

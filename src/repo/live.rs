@@ -22,7 +22,8 @@ pub(crate) fn to_refresh(packs: &[PackRef], new_bytes: u64) -> Vec<bool> {
     let mut chosen = vec![false; packs.len()];
     let mut spent = 0;
 
-    let mut sparse: Vec<usize> = (0..packs.len()).filter(|&i| packs[i].live.saturating_mul(LIVE_SHARE) < packs[i].raw).collect();
+    let mut sparse: Vec<usize> =
+        (0..packs.len()).filter(|&i| packs[i].live.saturating_mul(LIVE_SHARE) < packs[i].raw).collect();
     sparse.sort_by_key(|&i| (packs[i].live as u128 * 1_000_000) / u128::from(packs[i].raw.max(1)));
     for i in sparse {
         // The first always fits, so that no pack stays for being large.

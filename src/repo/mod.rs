@@ -20,10 +20,12 @@ mod manifest;
 mod pack;
 mod packer;
 mod pipeline;
+mod prune;
 mod reader;
 mod root;
 mod seal;
 mod segment;
+mod verify;
 mod writer;
 
 pub use epoch::Access;
@@ -32,8 +34,10 @@ pub use keys::{KeeperKey, WriterKey};
 pub use lineage::{Lineage, Selector, Snapshot, SteppedOver};
 pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
 pub use pipeline::Progress;
-pub use reader::{Item, Reader};
+pub use prune::{Plan as PrunePlan, Pruned};
+pub use reader::{Item, ReadError, Reader};
 pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};
+pub use verify::{Depth, Finding, Verified};
 pub use writer::{Committed, Options, SnapshotWriter, Summary};
 
 use crate::id::SourceName;

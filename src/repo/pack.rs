@@ -31,7 +31,11 @@ const MAX_DIRECTORY: usize = 64 << 20;
 
 /// The object of a pack.
 pub(crate) fn object(source: &SourceName, pack: PackId) -> String {
-    format!("{source}/packs/{pack}")
+    format!("{}{pack}", prefix(source))
+}
+
+pub(crate) fn prefix(source: &SourceName) -> String {
+    format!("{source}/packs/")
 }
 
 #[derive(Clone, Debug, minicbor::Encode, minicbor::Decode)]
@@ -203,11 +207,7 @@ impl PackWriter {
         let mut bytes = frame.stored;
         let key = if frame.class == Class::Data { &self.data } else { &self.writer };
         key.seal(number, &aad, &mut bytes);
-        self.table.frames.push(FrameSeal {
-            class: frame.class,
-            sealed: bytes.len() as u32,
-            digest: digest16(&bytes),
-        });
+        self.table.frames.push(FrameSeal { class: frame.class, sealed: bytes.len() as u32, digest: digest16(&bytes) });
         self.items += frame.ids.len() as u32;
         self.raw += frame.items.raw_len();
         self.size += bytes.len() as u64;
@@ -442,15 +442,6 @@ impl PackIndex {
         Ok(count)
     }
 
-    pub fn items(&self) -> u32 {
-        (self.ids.len() / 16) as u32
-    }
-
-    /// Roughly the memory this takes, bytes.
-    pub fn weight(&self) -> usize {
-        self.ids.len() + self.frames.len() * 128 + self.pages.len() * 32
-    }
-
     pub fn id(&self, ordinal: u32) -> Option<ChunkId> {
         let at = ordinal as usize * 16;
         self.ids.get(at..at + 16).map(|id| ChunkId(id.try_into().expect("a slice of 16")))
@@ -474,7 +465,12 @@ impl PackIndex {
         self.pages[start..].iter().take_while(move |run| run.space == space && run.first < to).map(move |run| {
             let first = run.first.max(from);
             let skipped = (first - run.first) as u32;
-            PageRun { space, first, count: (run.end().min(to) - first) as u32, ordinal: run.ordinal.map(|o| o + skipped) }
+            PageRun {
+                space,
+                first,
+                count: (run.end().min(to) - first) as u32,
+                ordinal: run.ordinal.map(|o| o + skipped),
+            }
         })
     }
 
@@ -516,10 +512,9 @@ impl PackIndex {
         }
         let key = match seal.class {
             Class::Writer => &keys.writer,
-            Class::Data => keys
-                .data
-                .as_ref()
-                .ok_or_else(|| RepoError::WrongKey { what: "writer key", object: name() })?,
+            Class::Data => {
+                keys.data.as_ref().ok_or_else(|| RepoError::WrongKey { what: "writer key", object: name() })?
+            }
         };
         let aad = frame_aad(self.tail.pack, frame, seal.class);
         key.open(frame, &aad, &mut bytes)

@@ -4,12 +4,12 @@
 //! Order matters: a large file's frames stay neighbours, so that its list of chunks is a few runs.
 
 use crate::id::PackId;
+use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::frame::{Place, Stretch};
 use crate::repo::lineage::Lineage;
 use crate::repo::manifest::PackRef;
 use crate::repo::pack::{self, Finished, Frame, PackWriter, ZeroPages};
-use crate::repo::epoch::Epoch;
 use crate::store::PutOptions;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -92,7 +92,10 @@ impl Packer {
     pub fn submit(&self, ticket: u64, number: u32, frame: Frame) -> Result<()> {
         let mut inner = self.lock();
         inner.parked.insert(ticket, (number, frame));
-        while let Some((number, frame)) = { let turn = inner.next_ticket; inner.parked.remove(&turn) } {
+        while let Some((number, frame)) = {
+            let turn = inner.next_ticket;
+            inner.parked.remove(&turn)
+        } {
             inner.next_ticket += 1;
             self.append(&mut inner, number, frame)?;
         }

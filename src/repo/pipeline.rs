@@ -27,6 +27,7 @@ pub(crate) enum Stored {
     Pages {
         space: u64,
         page_size: u32,
+        digest: u128,
         /// (pack of the base or of this run, plaintext bytes in it).
         held: Vec<(u32, u64)>,
         fresh: Vec<Stretch>,
@@ -173,7 +174,8 @@ impl Shared {
     pub fn flush(&self, compressor: &mut Compressor) -> Result<()> {
         for slot in &self.open {
             let frame = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(frame) = frame {
+            // A frame without items was opened for a chunk that turned out to be known.
+            if let Some(frame) = frame.filter(|frame| !frame.ids.is_empty()) {
                 self.store(self.close(frame), compressor)?;
             }
         }
@@ -241,7 +243,9 @@ impl Worker {
         let (on_error, fingerprint, layout) = (input.on_error, input.fingerprint, input.layout);
         let read = self.content(&mut entry, input.open, layout, &closed);
         let done = match read {
-            Ok((stored, Verdict::Consistent)) => Done { index, entry: Some((entry, stored, fingerprint)), problem: None },
+            Ok((stored, Verdict::Consistent)) => {
+                Done { index, entry: Some((entry, stored, fingerprint)), problem: None }
+            }
             Ok((stored, Verdict::Changed(text))) => {
                 let problem = Some(Problem { path: entry.path.clone(), text });
                 Done { index, entry: Some((entry, stored, None)), problem }
@@ -406,7 +410,7 @@ impl Worker {
                 return Err(Failure::stopped());
             }
         }
-        let PageTaker { frame, held, fresh, zeros, .. } = take;
+        let PageTaker { frame, held, fresh, zeros, digest, .. } = take;
         if let Some(frame) = frame {
             self.hand_over(frame, closed)?;
         }
@@ -415,7 +419,7 @@ impl Worker {
             held.push((shared.packer.zeros(ZeroPages { space, runs: zeros })?, 1));
         }
         held.sort_unstable();
-        Ok((size, Stored::Pages { space, page_size, held, fresh }))
+        Ok((size, Stored::Pages { space, page_size, digest, held, fresh }))
     }
 }
 
@@ -427,12 +431,13 @@ struct PageTaker<'a> {
     held: std::collections::HashMap<u32, u64>,
     fresh: Vec<Stretch>,
     zeros: Vec<(u64, u32)>,
+    digest: u128,
 }
 
 impl<'a> PageTaker<'a> {
     fn new(shared: &'a Shared, space: u64, page_size: u32) -> Self {
         let (held, fresh, zeros) = Default::default();
-        Self { shared, space, page_size, frame: None, held, fresh, zeros }
+        Self { shared, space, page_size, frame: None, held, fresh, zeros, digest: 0 }
     }
 
     /// Takes consecutive pages, from page `first` on. Gives the frames that became full.
@@ -460,6 +465,7 @@ impl<'a> PageTaker<'a> {
                 _ => {}
             }
             let id: ChunkId = keys.chunk_id(page);
+            self.digest = self.digest.wrapping_add(keys.page_mark(number, id));
             if let PageState::Held { pack, id: known } = state
                 && known == id
             {
@@ -467,9 +473,8 @@ impl<'a> PageTaker<'a> {
                 continue;
             }
             let (shared, space, size) = (self.shared, self.space, self.page_size);
-            let frame = self
-                .frame
-                .get_or_insert_with(|| shared.open_frame(Class::Data, Items::Pages(space, size, Vec::new())));
+            let frame =
+                self.frame.get_or_insert_with(|| shared.open_frame(Class::Data, Items::Pages(space, size, Vec::new())));
             push_place(&mut self.fresh, frame.next_place(), page_size);
             frame.push_page(id, number, page);
             if frame.is_full() {

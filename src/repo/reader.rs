@@ -11,7 +11,7 @@ use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::{Lineage, Snapshot};
 use crate::repo::manifest::{Catalogue, Ref};
-use crate::repo::pack::{PackIndex, PackKeys};
+use crate::repo::pack::{PackIndex, PackKeys, PageRun};
 use crate::repo::segment::{Body, Entries, decode};
 use futures_util::StreamExt;
 use std::sync::Arc;
@@ -37,7 +37,16 @@ enum Place {
     Nothing,
     /// (pack, first ordinal, count).
     Chunks(Vec<(u32, u32, u32)>),
-    Pages { space: u64, page_size: u32 },
+    Pages(Pages),
+}
+
+#[derive(Clone, Debug)]
+struct Pages {
+    space: u64,
+    size: u32,
+    digest: u128,
+    /// Set when the directories were found to name all its pages, and no others.
+    checked: Arc<OnceCell<()>>,
 }
 
 struct OpenPack {
@@ -78,10 +87,10 @@ impl Reader {
     pub async fn open(lineage: Arc<Lineage>, snapshot: Snapshot) -> Result<Self> {
         let header = &snapshot.manifest.header;
         let epoch = lineage.epoch_of(&snapshot.manifest.object, header.epoch).await?;
-        let catalogue = snapshot.catalogue.clone().ok_or_else(|| RepoError::WrongKey {
-            what: "key",
-            object: snapshot.manifest.object.clone(),
-        })?;
+        let catalogue = snapshot
+            .catalogue
+            .clone()
+            .ok_or_else(|| RepoError::WrongKey { what: "key", object: snapshot.manifest.object.clone() })?;
         let packs = header.packs.iter().map(|_| OnceCell::new()).collect();
         let (extents, frames) = (Cache::new(CACHE), Cache::new(CACHE));
         Ok(Self { runtime: Handle::current(), lineage, snapshot, catalogue, epoch, packs, extents, frames })
@@ -185,9 +194,13 @@ impl Reader {
     ///
     /// # Errors
     /// `WrongKey` without a recovery identity, `Damaged`, a store's, or `each`'s own.
-    pub async fn segments<E: From<RepoError>>(&self, mut each: impl FnMut(Vec<Item>) -> Result<(), E>) -> Result<(), E> {
+    pub async fn segments<E: From<RepoError>>(
+        &self,
+        mut each: impl FnMut(Vec<Item>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let object = &self.snapshot.manifest.object;
-        let lists = futures_util::stream::iter(&self.catalogue.segments).map(|s| self.chunk(s.entries)).buffered(4);
+        let places: Vec<Ref> = self.catalogue.segments.iter().map(|segment| segment.entries).collect();
+        let lists = futures_util::stream::iter(places).map(|place| self.chunk(place)).buffered(4);
         let mut lists = std::pin::pin!(lists);
         let packs: std::collections::HashMap<_, _> =
             (0..).zip(&self.snapshot.manifest.header.packs).map(|(i, p)| (p.pack, i)).collect();
@@ -197,7 +210,10 @@ impl Reader {
             let items = list.entries.into_iter().map(|stored| {
                 let place = match stored.body {
                     Body::None => Place::Nothing,
-                    Body::Pages(space, page_size) => Place::Pages { space, page_size },
+                    Body::Pages(space, size, digest) => {
+                        let digest = u128::from_le_bytes(digest);
+                        Place::Pages(Pages { space, size, digest, checked: Arc::default() })
+                    }
                     Body::Chunks(runs) => {
                         let run = |r: crate::repo::segment::Run| {
                             let pack = known.get(r.pack as usize).copied().flatten();
@@ -229,13 +245,37 @@ impl Reader {
         Ok(all)
     }
 
+    /// Checks that all bytes of an entry have a place, without reading them.
+    pub(crate) async fn locate(&self, item: &Item) -> Result<()> {
+        let runs = match &item.place {
+            Place::Nothing => return Ok(()),
+            Place::Pages(pages) => return self.check_pages(item, pages).await,
+            Place::Chunks(runs) => runs,
+        };
+        let mut size = 0;
+        for &(pack, first, count) in runs {
+            let index = self.index(pack).await?;
+            for ordinal in first..first.saturating_add(count) {
+                let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
+                size += u64::from(index.locate(ordinal).ok_or_else(bad)?.length);
+            }
+        }
+        if size == item.entry.size { Ok(()) } else { Err(self.wrong_size(item, size)) }
+    }
+
+    fn wrong_size(&self, item: &Item, size: u64) -> RepoError {
+        let name = String::from_utf8_lossy(&item.entry.path);
+        let reason = format!("{name} has {size} bytes in it and should have {}", item.entry.size);
+        RepoError::damaged(&self.snapshot.manifest.object, reason)
+    }
+
     /// Cuts an entry's content into ranges that can be read on their own: `(from, to)` in bytes.
     #[must_use]
     pub fn parts(&self, item: &Item) -> Vec<(u64, u64)> {
         let size = item.entry.size;
-        match item.place {
-            Place::Pages { page_size, .. } => {
-                let step = 4 * WINDOW * u64::from(page_size);
+        match &item.place {
+            Place::Pages(pages) => {
+                let step = 4 * WINDOW * u64::from(pages.size);
                 (0..size.div_ceil(step)).map(|i| (i * step, size.min((i + 1) * step))).collect()
             }
             _ => vec![(0, size)],
@@ -251,7 +291,7 @@ impl Reader {
         match &item.place {
             Place::Nothing => Ok(()),
             Place::Chunks(runs) => self.read_chunks(item, runs, emit),
-            Place::Pages { space, page_size } => self.read_pages(item, *space, *page_size, part, emit),
+            Place::Pages(pages) => self.read_pages(item, pages, part, emit),
         }
     }
 
@@ -274,61 +314,100 @@ impl Reader {
                 frame = Some((at.frame, open));
             }
         }
-        if offset == item.entry.size {
-            Ok(())
-        } else {
-            let name = String::from_utf8_lossy(&item.entry.path);
-            let reason = format!("{name} has {offset} bytes in it and should have {}", item.entry.size);
-            Err(RepoError::damaged(&self.snapshot.manifest.object, reason).into())
-        }
+        if offset == item.entry.size { Ok(()) } else { Err(self.wrong_size(item, offset).into()) }
     }
 
-    fn read_pages(
-        &self,
-        item: &Item,
-        space: u64,
-        page_size: u32,
-        part: (u64, u64),
-        emit: &mut Emit<'_>,
-    ) -> Result<(), ReadError> {
-        let page = u64::from(page_size.max(1));
-        let end = part.1.min(item.entry.size).div_ceil(page);
-        let mut from = part.0 / page;
+    fn read_pages(&self, item: &Item, pages: &Pages, part: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
+        self.runtime.block_on(pages.checked.get_or_try_init(|| self.check_pages(item, pages)))?;
+        let size = u64::from(pages.size);
+        let end = part.1.min(item.entry.size).div_ceil(size);
+        let mut from = part.0 / size;
         while from < end {
             let to = end.min(from + WINDOW);
-            self.read_window(item, space, page, (from, to), emit)?;
+            self.read_window(item, pages, (from, to), emit)?;
             from = to;
         }
         Ok(())
     }
 
-    fn read_window(&self, item: &Item, space: u64, page: u64, window: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
-        let (from, to) = window;
+    /// The directories name every page of the file, and the right ones: a pack that is not listed must not become zeros.
+    async fn check_pages(&self, item: &Item, pages: &Pages) -> Result<()> {
+        let keys = self.epoch.writer_keys()?;
+        let end = item.entry.size.div_ceil(u64::from(pages.size.max(1)));
+        let (mut digest, mut from) = (0u128, 0);
+        while from < end {
+            let to = end.min(from + WINDOW);
+            for (_, index, run) in self.window(pages.space, (from, to)).await? {
+                for i in 0..run.count {
+                    let id = run.ordinal.and_then(|first| index.id(first + i));
+                    digest = digest.wrapping_add(id.map_or(0, |id| keys.page_mark(run.first + u64::from(i), id)));
+                }
+            }
+            from = to;
+        }
+        if digest == pages.digest {
+            Ok(())
+        } else {
+            let name = String::from_utf8_lossy(&item.entry.path);
+            let reason = format!("the packs it lists do not hold the pages of {name} that it should have");
+            Err(RepoError::damaged(&self.snapshot.manifest.object, reason))
+        }
+    }
+
+    /// What holds each page of a window, in runs; pages that nothing holds are zeros.
+    async fn window(&self, space: u64, (from, to): (u64, u64)) -> Result<Vec<(u32, Arc<PackIndex>, PageRun)>> {
         let mut taken = vec![false; (to - from) as usize];
+        let mut found: Vec<(u32, Arc<PackIndex>, PageRun)> = Vec::new();
         // The last pack that has a page holds it.
         for pack in (0..self.packs.len() as u32).rev() {
-            let index = self.runtime.block_on(self.index(pack))?;
-            let mut frame: Option<(u32, Arc<Vec<u8>>)> = None;
+            let index = self.index(pack).await?;
             for run in index.page_runs(space, from, to) {
                 for i in 0..run.count {
-                    let number = run.first + u64::from(i);
-                    if std::mem::replace(&mut taken[(number - from) as usize], true) {
+                    let page = run.first + u64::from(i);
+                    if std::mem::replace(&mut taken[(page - from) as usize], true) {
                         continue;
                     }
-                    let Some(first) = run.ordinal else { continue };
-                    let bad = || RepoError::damaged(&index.object, format!("it has no item {}", first + i));
-                    let at = index.locate(first + i).ok_or_else(bad)?;
-                    let open = match frame.take() {
-                        Some((held, open)) if held == at.frame => open,
-                        _ => self.runtime.block_on(self.frame(pack, at.frame))?,
-                    };
-                    let bytes = &open[at.offset as usize..][..at.length as usize];
-                    self.check(&index, at.id, bytes)?;
-                    let offset = number * page;
-                    let length = page.min(item.entry.size - offset) as usize;
-                    emit(offset, &bytes[..length]).map_err(ReadError::Emit)?;
-                    frame = Some((at.frame, open));
+                    let ordinal = run.ordinal.map(|first| first + i);
+                    match found.last_mut() {
+                        Some((held, _, last))
+                            if *held == pack
+                                && last.end() == page
+                                && last.ordinal.map(|o| o + last.count) == ordinal =>
+                        {
+                            last.count += 1;
+                        }
+                        _ => found.push((pack, index.clone(), PageRun { space, first: page, count: 1, ordinal })),
+                    }
                 }
+            }
+        }
+        Ok(found)
+    }
+
+    fn read_window(
+        &self,
+        item: &Item,
+        pages: &Pages,
+        window: (u64, u64),
+        emit: &mut Emit<'_>,
+    ) -> Result<(), ReadError> {
+        let size = u64::from(pages.size);
+        let mut frame: Option<(u32, u32, Arc<Vec<u8>>)> = None;
+        for (pack, index, run) in self.runtime.block_on(self.window(pages.space, window))? {
+            let Some(first) = run.ordinal else { continue };
+            for i in 0..run.count {
+                let bad = || RepoError::damaged(&index.object, format!("it has no item {}", first + i));
+                let at = index.locate(first + i).ok_or_else(bad)?;
+                let open = match frame.take() {
+                    Some((held, number, open)) if (held, number) == (pack, at.frame) => open,
+                    _ => self.runtime.block_on(self.frame(pack, at.frame))?,
+                };
+                let bytes = &open[at.offset as usize..][..at.length as usize];
+                self.check(&index, at.id, bytes)?;
+                let offset = (run.first + u64::from(i)) * size;
+                let length = size.min(item.entry.size - offset).min(bytes.len() as u64) as usize;
+                emit(offset, &bytes[..length]).map_err(ReadError::Emit)?;
+                frame = Some((pack, at.frame, open));
             }
         }
         Ok(())

@@ -4,7 +4,6 @@
 use crate::entry::{Entry, Fingerprint};
 use crate::id::PackId;
 use crate::repo::error::{RepoError, Result};
-use crate::repo::pack::encode;
 use std::collections::HashMap;
 
 /// A segment ends before an entry whose path hash has these bits clear: every 2,048 entries on average.
@@ -35,9 +34,10 @@ pub(crate) enum Body {
     /// Chunks in order.
     #[n(1)]
     Chunks(#[n(0)] Vec<Run>),
-    /// Pages of a space: its name and the page size. Where each page is, the packs' directories say.
+    /// Pages of a space: its name and the page size. Where each page is, the packs' directories say; the digest (little
+    /// endian) says whether what they say is complete.
     #[n(2)]
-    Pages(#[n(0)] u64, #[n(1)] u32),
+    Pages(#[n(0)] u64, #[n(1)] u32, #[cbor(n(2), with = "minicbor::bytes")] [u8; 16]),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]

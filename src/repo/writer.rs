@@ -94,7 +94,10 @@ impl Lineage {
     pub async fn begin(self: &Arc<Self>, options: Options, now: Timestamp) -> Result<SnapshotWriter> {
         let clock = Instant::now();
         let Access::Writer(key) = &self.access else {
-            return Err(RepoError::WrongKey { what: "key", object: format!("{} for writing (a writer key does)", self.source) });
+            return Err(RepoError::WrongKey {
+                what: "key",
+                object: format!("{} for writing (a writer key does)", self.source),
+            });
         };
         let generation = self.root.accept_writer(key)?;
         let newest = self.newest().await?;
@@ -102,8 +105,7 @@ impl Lineage {
             Some(epoch) => epoch,
             None => {
                 let from = newest.highest.map_or(Sequence(1), Sequence::next);
-                let begun =
-                    epoch::begin(self.store.as_ref(), &self.root, &self.source, key, generation, from).await?;
+                let begun = epoch::begin(self.store.as_ref(), &self.root, &self.source, key, generation, from).await?;
                 self.remember(begun)
             }
         };
@@ -227,7 +229,9 @@ impl SnapshotWriter {
             self.shared.fail(error);
         }
         if crashed {
-            return Err(RepoError::Refused("a thread of the run crashed (a defect of Lifeboat); nothing was committed".into()));
+            return Err(RepoError::Refused(
+                "a thread of the run crashed (a defect of Lifeboat); nothing was committed".into(),
+            ));
         }
         match (self.shared.take_error(), assembled) {
             (Some(error), _) => Err(error),
@@ -287,14 +291,15 @@ impl SnapshotWriter {
         // Rounded up, so that a pack is extended once a day however often it is named.
         let day = u32::try_from(needed / DAY + 2).unwrap_or(u32::MAX);
         let until = Timestamp::from_second(i64::from(day) * DAY).unwrap_or(Timestamp::MAX);
-        let stale = packs.iter_mut().filter(|p| p.lock_day.is_none_or(|d| d < day - 1));
-        futures_util::stream::iter(stale.map(Ok::<_, RepoError>))
+        let stale: Vec<_> = packs.iter().filter(|p| p.lock_day.is_none_or(|d| d < day - 1)).map(|p| p.pack).collect();
+        futures_util::stream::iter(stale.into_iter().map(Ok::<_, RepoError>))
             .try_for_each_concurrent(8, |pack| async move {
-                store.retain(&crate::repo::pack::object(source, pack.pack), until).await?;
-                pack.lock_day = Some(day);
-                Ok(())
+                Ok(store.retain(&crate::repo::pack::object(source, pack), until).await?)
             })
             .await?;
+        for pack in packs.iter_mut().filter(|p| p.lock_day.is_none_or(|d| d < day - 1)) {
+            pack.lock_day = Some(day);
+        }
         Ok(Some(until))
     }
 

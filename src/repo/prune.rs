@@ -1,0 +1,267 @@
+//! Forgetting snapshots and sweeping the packs that nothing names any more. Planned first, carried out after.
+//!
+//! Two steps keep a running backup safe, which may build on what is being forgotten: a signed prune record takes the
+//! snapshots away; the packs that it sets free are deleted only when the grace period, longer than any run may last, has
+//! passed since that record by the store's own clock, and after the references were read again.
+
+use crate::id::{PackId, Sequence};
+use crate::repo::error::{RepoError, Result};
+use crate::repo::keys::{KeeperKey, hex, unhex};
+use crate::repo::lineage::{Lineage, Snapshot};
+use crate::repo::manifest::State;
+use crate::repo::pack;
+use crate::repo::root::{open_json, sign_json};
+use crate::store::{ObjectMeta, PutOptions, StoreErrorKind, list_all};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::time::Duration;
+
+const SIGNATURE: &str = "lifeboat.dev 2026 prune";
+
+/// `<source>/pruned/<number>`: what was taken away, and which packs that set free.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    repository: String,
+    source: String,
+    number: u64,
+    time: Timestamp,
+    removed: Vec<Removed>,
+    freed: Vec<String>,
+    #[serde(skip)]
+    stored_at: Timestamp,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Removed {
+    sequence: u64,
+    /// BLAKE3 of the manifest, so that the chain can still be followed.
+    digest: String,
+}
+
+impl Record {
+    /// The snapshots taken away, and the digests of their manifests.
+    pub fn removed(&self) -> impl Iterator<Item = (Sequence, [u8; 32])> + '_ {
+        self.removed.iter().filter_map(|r| Some((Sequence(r.sequence), unhex(&r.digest)?)))
+    }
+}
+
+fn prefix(lineage: &Lineage) -> String {
+    format!("{}/pruned/", lineage.source)
+}
+
+/// Every prune record, newest first.
+pub(crate) async fn records(lineage: &Lineage) -> Result<Vec<Record>> {
+    let prefix = prefix(lineage);
+    let objects = list_all(lineage.store.as_ref(), &prefix).await?;
+    let keeper = lineage.root.keeper_public()?;
+    let read = |object: ObjectMeta| {
+        let prefix = &prefix;
+        async move {
+            let bytes = lineage.store.get(&object.key).await?;
+            let mut record: Record = open_json(&object.key, &bytes, SIGNATURE, |_: &Record| Ok(keeper))?;
+            let named = Sequence::from_object_name(&object.key[prefix.len()..]);
+            if record.repository != lineage.root.id.to_string()
+                || record.source != lineage.source.as_str()
+                || named != Some(Sequence(record.number))
+            {
+                let reason = "it is another repository's, source's or number's".into();
+                return Err(RepoError::Foreign { object: object.key, reason });
+            }
+            record.stored_at = object.modified;
+            Ok(record)
+        }
+    };
+    futures_util::stream::iter(objects).map(read).buffered(8).try_collect().await
+}
+
+/// What a prune would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Snapshots to take away.
+    pub remove: Vec<Sequence>,
+    /// Packs that only they name, and their bytes: to be deleted when the grace period has passed.
+    pub freed: usize,
+    pub freed_bytes: u64,
+    /// Packs that nothing names already, and their bytes.
+    pub unreferenced: usize,
+    pub unreferenced_bytes: u64,
+}
+
+/// What a prune did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pruned {
+    pub removed: Vec<Sequence>,
+    pub deleted_packs: usize,
+    pub deleted_bytes: u64,
+    /// Packs that wait for the grace period.
+    pub waiting: usize,
+    /// Objects that a retention date (Object Lock) still holds.
+    pub locked: usize,
+}
+
+fn named_packs<'a>(snapshots: impl IntoIterator<Item = &'a Snapshot>) -> BTreeSet<PackId> {
+    snapshots.into_iter().flat_map(|s| s.manifest.header.packs.iter().map(|p| p.pack)).collect()
+}
+
+/// What a lineage holds now.
+struct Holdings {
+    snapshots: Vec<Snapshot>,
+    /// Packs in the store.
+    packs: Vec<(PackId, ObjectMeta)>,
+}
+
+impl Lineage {
+    async fn look(&self) -> Result<Holdings> {
+        let (snapshots, stepped_over) = self.snapshots().await?;
+        if let Some(over) = stepped_over.into_iter().next() {
+            // What a damaged manifest names is not known; nothing is removed on a guess.
+            return Err(RepoError::PruneBlocked { object: over.object, source: Box::new(over.error) });
+        }
+        let prefix = pack::prefix(&self.source);
+        let packs = list_all(self.store.as_ref(), &prefix).await?;
+        let packs =
+            packs.into_iter().filter_map(|o| Some((PackId::from_str(&o.key[prefix.len()..]).ok()?, o))).collect();
+        Ok(Holdings { snapshots, packs })
+    }
+
+    /// What removing `remove` would do.
+    ///
+    /// # Errors
+    /// `Refused` when the newest good snapshot or the highest number is among them; a damaged manifest.
+    pub async fn plan_prune(&self, remove: &[Sequence]) -> Result<Plan> {
+        let Holdings { snapshots, packs } = self.look().await?;
+        Ok(plan(&snapshots, &packs, remove)?.0)
+    }
+
+    /// Carries a plan out: the record, the manifests, then the packs whose grace period has passed.
+    ///
+    /// # Errors
+    /// As [`Lineage::plan_prune`]; `WrongKey` for another keeper's key; a store's. What was done stands; again is safe.
+    pub async fn prune(&self, plan: &Plan, keeper: &KeeperKey, grace: Duration, now: Timestamp) -> Result<Pruned> {
+        self.root.accept_keeper(keeper)?;
+        let Holdings { snapshots, packs } = self.look().await?;
+        let (checked, freed) = self::plan(&snapshots, &packs, &plan.remove)?;
+        let mut pruned = Pruned { removed: checked.remove.clone(), ..Pruned::default() };
+        if !checked.remove.is_empty() {
+            self.write_record(&snapshots, &checked.remove, &freed, keeper, now).await?;
+        }
+        // Those of earlier records too, if a prune was interrupted.
+        let records = records(self).await?;
+        let gone: BTreeSet<Sequence> = records.iter().flat_map(|r| r.removed().map(|(s, _)| s)).collect();
+        for (sequence, object) in self.list().await?.into_iter().filter(|(s, _)| gone.contains(s)) {
+            match self.store.delete(&object.key).await {
+                Err(e) if e.kind == StoreErrorKind::Locked => pruned.locked += 1,
+                Err(e) => return Err(e.into()),
+                Ok(()) => tracing::debug!(source = %self.source, %sequence, "removed a manifest"),
+            }
+        }
+        self.sweep(&records, grace, &mut pruned).await?;
+        Ok(pruned)
+    }
+
+    async fn write_record(
+        &self,
+        snapshots: &[Snapshot],
+        remove: &[Sequence],
+        freed: &BTreeSet<PackId>,
+        keeper: &KeeperKey,
+        now: Timestamp,
+    ) -> Result<()> {
+        let newest = self.store.list(&prefix(self), None, 1).await?;
+        let last = newest.first().and_then(|o| Sequence::from_object_name(&o.key[prefix(self).len()..]));
+        let number = last.map_or(Sequence(1), Sequence::next);
+        let removed = snapshots.iter().filter(|s| remove.contains(&s.sequence()));
+        let removed = removed.map(|s| Removed { sequence: s.sequence().0, digest: hex(&s.manifest.digest) });
+        let record = Record {
+            repository: self.root.id.to_string(),
+            source: self.source.to_string(),
+            number: number.0,
+            time: now,
+            removed: removed.collect(),
+            freed: freed.iter().map(ToString::to_string).collect(),
+            stored_at: now,
+        };
+        let bytes = sign_json(&keeper.signer(self.root.id), SIGNATURE, &record)?;
+        let object = format!("{}{}", prefix(self), number.object_name());
+        match self.store.put(&object, Bytes::from(bytes), PutOptions::default()).await {
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists => Err(RepoError::Busy(self.source.clone())),
+            other => Ok(other?),
+        }
+    }
+
+    /// Deletes packs that nothing names, of which neither the object nor the record that set it free is younger than the
+    /// grace period.
+    async fn sweep(&self, records: &[Record], grace: Duration, pruned: &mut Pruned) -> Result<()> {
+        // References are read after the list of packs: a pack that came later is not in the list.
+        let prefix = pack::prefix(&self.source);
+        let packs = list_all(self.store.as_ref(), &prefix).await?;
+        let Holdings { snapshots, .. } = self.look().await?;
+        let named = named_packs(&snapshots);
+        let candidates: Vec<(PackId, ObjectMeta)> = packs
+            .into_iter()
+            .filter_map(|o| Some((PackId::from_str(&o.key[prefix.len()..]).ok()?, o)))
+            .filter(|(pack, _)| !named.contains(pack))
+            .collect();
+        if candidates.is_empty() {
+            return Ok(());
+        }
+        let store_now = self.store_now().await?;
+        let waits = |since: Timestamp| store_now.duration_since(since).as_secs() < grace.as_secs().cast_signed();
+        for (pack, object) in candidates {
+            let name = pack.to_string();
+            let freed = records.iter().filter(|r| r.freed.contains(&name));
+            if waits(object.modified) || freed.into_iter().any(|r| waits(r.stored_at)) {
+                pruned.waiting += 1;
+                continue;
+            }
+            match self.store.delete(&object.key).await {
+                Err(e) if e.kind == StoreErrorKind::Locked => pruned.locked += 1,
+                Err(e) => return Err(e.into()),
+                Ok(()) => {
+                    pruned.deleted_packs += 1;
+                    pruned.deleted_bytes += object.size;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What time the store has: a keeper whose clock runs ahead must not sweep too early.
+    async fn store_now(&self) -> Result<Timestamp> {
+        let object = format!("{}/log/clock-{}", self.source, hex(&crate::repo::keys::random::<8>()));
+        self.store.put(&object, Bytes::new(), PutOptions::default()).await?;
+        let meta = self.store.head(&object).await;
+        self.store.delete(&object).await?;
+        Ok(meta?.modified)
+    }
+}
+
+fn plan(
+    snapshots: &[Snapshot],
+    packs: &[(PackId, ObjectMeta)],
+    remove: &[Sequence],
+) -> Result<(Plan, BTreeSet<PackId>)> {
+    let remove: BTreeSet<Sequence> = remove.iter().copied().collect();
+    let highest = snapshots.iter().map(Snapshot::sequence).max();
+    let good = snapshots.iter().filter(|s| s.state() == State::Good).map(Snapshot::sequence).max();
+    for kept in [highest, good].into_iter().flatten().filter(|s| remove.contains(s)) {
+        return Err(RepoError::Refused(format!("snapshot {kept} is the newest (good) one and is never removed")));
+    }
+    let (going, staying): (Vec<_>, Vec<_>) = snapshots.iter().partition(|s| remove.contains(&s.sequence()));
+    let named = named_packs(staying);
+    let freed: BTreeSet<PackId> = &named_packs(going.iter().copied()) - &named;
+    let all_named = named_packs(snapshots);
+    let bytes = |wanted: &dyn Fn(&PackId) -> bool| {
+        let sizes = packs.iter().filter(|(pack, _)| wanted(pack)).map(|(_, object)| object.size);
+        (sizes.clone().count(), sizes.sum())
+    };
+    let (freed_count, freed_bytes) = bytes(&|pack| freed.contains(pack));
+    let (unreferenced, unreferenced_bytes) = bytes(&|pack| !all_named.contains(pack));
+    let remove = going.iter().map(|s| s.sequence()).collect();
+    let plan = Plan { remove, freed: freed_count, freed_bytes, unreferenced, unreferenced_bytes };
+    Ok((plan, freed))
+}

@@ -1,0 +1,292 @@
+//! Verifying a lineage: is what the snapshots need there, unaltered, and does it read back?
+//!
+//! Three depths: that every object is there in the right size and every directory opens; that every sealed frame has its
+//! digest (no private key needed); that every frame opens and every chunk is what its id says, and every entry finds its
+//! bytes (the recovery identity needed). A finding names the object and the snapshots that it hurts.
+
+use crate::id::{PackId, Sequence};
+use crate::repo::error::{RepoError, Result};
+use crate::repo::lineage::{Lineage, Snapshot, SteppedOver};
+use crate::repo::manifest::PackRef;
+use crate::repo::pack::{self, FrameInfo, PackIndex, PackKeys, PlainTail};
+use crate::repo::prune;
+use crate::repo::reader::Reader;
+use crate::store::{StoreErrorKind, list_all};
+use futures_util::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// How much is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Manifests and directories.
+    Structure,
+    /// … and every sealed frame against its digest.
+    Scrub,
+    /// … and every frame opened, every chunk against its id, every entry's list of chunks.
+    Data,
+}
+
+/// Something wrong.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    pub object: String,
+    pub problem: String,
+    /// The snapshots that cannot be trusted because of it.
+    pub snapshots: Vec<Sequence>,
+}
+
+/// What a verification saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Verified {
+    pub snapshots: usize,
+    pub packs: usize,
+    /// Bytes read from packs.
+    pub bytes_read: u64,
+    pub findings: Vec<Finding>,
+}
+
+struct Needed {
+    reference: PackRef,
+    epoch: u32,
+    by: Vec<Sequence>,
+}
+
+impl Lineage {
+    /// Verifies every snapshot. `share` (0 to 1) of the packs have their data read, chosen by `lot`: another number
+    /// chooses others.
+    ///
+    /// # Errors
+    /// Only a store that does not answer, or a key that is missing; what is wrong with the data is in the findings.
+    pub async fn verify(self: &Arc<Self>, depth: Depth, share: f64, lot: u64) -> Result<Verified> {
+        let (snapshots, stepped_over) = self.snapshots().await?;
+        let mut verified = Verified { snapshots: snapshots.len(), ..Verified::default() };
+        verified.findings.extend(stepped_over.iter().map(finding_of));
+        self.check_chain(&snapshots, &stepped_over, &mut verified).await?;
+
+        let packs = needed(&snapshots, &mut verified);
+        verified.packs = packs.len();
+        let sizes: BTreeMap<String, u64> = list_all(self.store.as_ref(), &pack::prefix(&self.source))
+            .await?
+            .into_iter()
+            .map(|object| (object.key, object.size))
+            .collect();
+        let read = |pack: &PackId| {
+            let draw =
+                u64::from_le_bytes(*pack.0.first_chunk().unwrap_or(&[0; 8])) ^ lot.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            depth != Depth::Structure && (draw as f64 / u64::MAX as f64) < share
+        };
+        let mut checks = futures_util::stream::iter(packs.into_values())
+            .map(|needed| {
+                let size = sizes.get(&pack::object(&self.source, needed.reference.pack)).copied();
+                let read = read(&needed.reference.pack);
+                async move { (self.check_pack(&needed, size, read, depth).await, needed) }
+            })
+            .buffer_unordered(2);
+        while let Some((checked, needed)) = checks.next().await {
+            let (bytes, problems) = checked?;
+            verified.bytes_read += bytes;
+            verified.findings.extend(problems.into_iter().map(|(object, problem)| Finding {
+                object,
+                problem,
+                snapshots: needed.by.clone(),
+            }));
+        }
+        drop(checks);
+        if depth == Depth::Data {
+            for snapshot in snapshots {
+                self.check_entries(snapshot, &mut verified).await?;
+            }
+        }
+        Ok(verified)
+    }
+
+    /// Every number up to the highest is there, or named in a prune record; every parent is the one it was.
+    async fn check_chain(
+        &self,
+        snapshots: &[Snapshot],
+        stepped_over: &[SteppedOver],
+        verified: &mut Verified,
+    ) -> Result<()> {
+        let pruned = prune::records(self).await?;
+        let removed: BTreeMap<Sequence, [u8; 32]> = pruned.iter().flat_map(prune::Record::removed).collect();
+        let mut known: BTreeMap<Sequence, [u8; 32]> = removed.clone();
+        known.extend(snapshots.iter().map(|s| (s.sequence(), s.manifest.digest)));
+        let damaged: BTreeSet<Sequence> = stepped_over.iter().map(|s| s.sequence).collect();
+        let highest = known.keys().chain(&damaged).max().map_or(0, |s| s.0);
+        let mut missing = |sequence: Sequence, problem: String| {
+            let object = crate::repo::manifest::object(&self.source, sequence);
+            verified.findings.push(Finding { object, problem, snapshots: vec![sequence] });
+        };
+        for number in 1..=highest {
+            let sequence = Sequence(number);
+            if !known.contains_key(&sequence) && !damaged.contains(&sequence) {
+                missing(sequence, "the snapshot is missing and no prune record explains it".into());
+            }
+        }
+        for snapshot in snapshots {
+            if let Some(parent) = snapshot.manifest.header.parent
+                && known.get(&parent.sequence).is_some_and(|digest| *digest != parent.digest)
+            {
+                let child = snapshot.sequence();
+                missing(
+                    parent.sequence,
+                    format!("it is not the snapshot that number {child} was built on (replaced?)"),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn check_pack(
+        &self,
+        needed: &Needed,
+        size: Option<u64>,
+        read: bool,
+        depth: Depth,
+    ) -> Result<(u64, Vec<(String, String)>)> {
+        let object = pack::object(&self.source, needed.reference.pack);
+        let found = |problem: String| Ok((0, vec![(object.clone(), problem)]));
+        match size {
+            None => return found("the pack is missing".into()),
+            Some(size) if size != needed.reference.size => {
+                return found(format!("it has {size} bytes and should have {}", needed.reference.size));
+            }
+            Some(_) => {}
+        }
+        let epoch = self.epoch_of(&object, needed.epoch).await?;
+        let tail = match self.tail(&needed.reference).await {
+            Err(error) => return broken(error).and_then(|e| found(e.to_string())),
+            Ok(tail) => tail,
+        };
+        let plain = match PlainTail::parse(&object, &tail, needed.reference.size) {
+            Err(error) => return found(error.to_string()),
+            Ok(plain) => plain,
+        };
+        let index = match &epoch.writer {
+            None => None,
+            Some(keys) => match PackIndex::open(object.clone(), &tail, needed.reference.size, keys) {
+                Err(error) => return broken(error).and_then(|e| found(e.to_string())),
+                Ok(index) => Some(index),
+            },
+        };
+        if !read {
+            return Ok((0, Vec::new()));
+        }
+        let opened = match (&index, &epoch.writer, depth) {
+            (Some(index), Some(keys), Depth::Data) => {
+                let pack_keys = PackKeys::new(self.root.id, &self.source, &index.tail, keys, epoch.private.as_ref());
+                Some((index, keys, pack_keys))
+            }
+            (_, _, Depth::Data) => {
+                return Err(RepoError::WrongKey { what: "key", object });
+            }
+            _ => None,
+        };
+        let (mut bytes, mut problems) = (0, Vec::new());
+        for (number, frame) in (0..).zip(&plain.frames) {
+            let frame_name = format!("{object} (frame {number})");
+            bytes += u64::from(frame.sealed);
+            let sealed = match self.sealed(&object, frame).await {
+                Err(error) => {
+                    problems.push((frame_name, broken(error)?.to_string()));
+                    continue;
+                }
+                Ok(sealed) => sealed,
+            };
+            let Some((index, keys, pack_keys)) = &opened else {
+                if !pack::frame_is_sound(frame, &sealed) {
+                    problems.push((frame_name, "its bytes do not have the digest they should".into()));
+                }
+                continue;
+            };
+            match index.open_frame(number, sealed, pack_keys) {
+                Err(error @ RepoError::WrongKey { .. }) => return Err(error),
+                Err(error) => problems.push((frame_name, error.to_string())),
+                Ok(plain) => {
+                    let wrong = index
+                        .frame_items(number)
+                        .into_iter()
+                        .filter(|at| keys.chunk_id(&plain[at.offset as usize..][..at.length as usize]) != at.id);
+                    let wrong = wrong.count();
+                    if wrong > 0 {
+                        problems.push((frame_name, format!("{wrong} of its chunks are not what their ids say")));
+                    }
+                }
+            }
+        }
+        Ok((bytes, problems))
+    }
+
+    async fn sealed(&self, object: &str, frame: &FrameInfo) -> Result<Vec<u8>> {
+        Ok(self.store.get_range(object, frame.offset, u64::from(frame.sealed)).await?.into())
+    }
+
+    /// That every entry finds all its bytes; their content was checked with the packs.
+    async fn check_entries(self: &Arc<Self>, snapshot: Snapshot, verified: &mut Verified) -> Result<()> {
+        let sequence = snapshot.sequence();
+        let object = snapshot.manifest.object.clone();
+        let reader = Reader::open(self.clone(), snapshot).await?;
+        let mut problems = Vec::new();
+        let mut items = Vec::new();
+        let read = reader.segments::<RepoError>(|segment| {
+            items.extend(segment);
+            Ok(())
+        });
+        let mut entries = 0;
+        match read.await {
+            Err(error) => problems.push(broken(error)?.to_string()),
+            Ok(()) => {
+                for item in &items {
+                    entries += 1;
+                    if let Err(error) = reader.locate(item).await {
+                        problems.push(broken(error)?.to_string());
+                    }
+                }
+                let stated = reader.catalogue().entries;
+                if entries != stated {
+                    problems.push(format!("it lists {entries} entries and should list {stated}"));
+                }
+            }
+        }
+        verified.findings.extend(problems.into_iter().map(|problem| Finding {
+            object: object.clone(),
+            problem,
+            snapshots: vec![sequence],
+        }));
+        Ok(())
+    }
+}
+
+/// The packs that snapshots name. Two that name one pack differently contradict each other.
+fn needed(snapshots: &[Snapshot], verified: &mut Verified) -> BTreeMap<PackId, Needed> {
+    let mut packs: BTreeMap<PackId, Needed> = BTreeMap::new();
+    for snapshot in snapshots {
+        let header = &snapshot.manifest.header;
+        for reference in &header.packs {
+            let fresh = || Needed { reference: reference.clone(), epoch: header.epoch, by: Vec::new() };
+            let needed = packs.entry(reference.pack).or_insert_with(fresh);
+            needed.by.push(header.sequence);
+            if (needed.reference.size, needed.reference.tail_digest) != (reference.size, reference.tail_digest) {
+                let problem = format!("it describes pack {} differently than other snapshots do", reference.pack);
+                let object = snapshot.manifest.object.clone();
+                verified.findings.push(Finding { object, problem, snapshots: vec![header.sequence] });
+            }
+        }
+    }
+    packs
+}
+
+fn finding_of(over: &SteppedOver) -> Finding {
+    let problem = over.error.to_string();
+    Finding { object: over.object.clone(), problem, snapshots: vec![over.sequence] }
+}
+
+/// What is wrong with the data is a finding; a store that does not answer, or a missing key, is an error.
+fn broken(error: RepoError) -> Result<RepoError> {
+    match &error {
+        RepoError::Damaged { .. } | RepoError::Foreign { .. } => Ok(error),
+        RepoError::Store(e) if matches!(e.kind, StoreErrorKind::NotFound | StoreErrorKind::Truncated) => Ok(error),
+        _ => Err(error),
+    }
+}
