@@ -32,6 +32,14 @@ pub struct Item {
     place: Place,
 }
 
+impl Item {
+    /// Whether [`Reader::read`] gives every byte, from start to end.
+    #[must_use]
+    pub fn is_stream(&self) -> bool {
+        !matches!(self.place, Place::Pages { .. })
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Place {
     Nothing,
