@@ -39,6 +39,7 @@ pub struct Xattr {
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 pub struct Entry {
     /// Path below the source's root, `/`-separated raw bytes, never empty, no leading slash, no `.` or `..` parts.
+    /// The root directory itself, where a source has one, is the entry `.`.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub path: Vec<u8>,
     #[n(1)]

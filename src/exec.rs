@@ -1,1 +1,234 @@
-//! To be described.
+//! Child processes, the only place that starts them: no shell, no standard input, an own process group that is killed
+//! as a whole at the deadline, when the run is stopped, and when [`Running`] is dropped.
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+const TICK: Duration = Duration::from_millis(20);
+const PIECE: usize = 64 << 10;
+const STDERR_KEPT: usize = 4 << 10;
+
+/// What to run. It inherits the environment and gets `env` on top.
+pub struct Command {
+    pub program: String,
+    pub arguments: Vec<String>,
+    pub env: Vec<(String, Zeroizing<String>)>,
+    pub deadline: Instant,
+    /// Asked often: true ends it early.
+    pub stop: Box<dyn Fn() -> bool + Send>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("start {program} (is it installed, and on the PATH?)")]
+    Start { program: String, source: io::Error },
+    #[error("{program} was killed: it did not end within its time; raise the timeout or find out what it waits for{stderr}")]
+    Deadline { program: String, stderr: String },
+    #[error("{program} was killed: the run was cancelled")]
+    Stopped { program: String },
+    #[error("{program} {status}{stderr}")]
+    Exit { program: String, status: String, stderr: String },
+    #[error("read the output of {program}")]
+    Output { program: String, source: io::Error },
+    #[error("{program} wrote more than {limit} bytes")]
+    TooMuch { program: String, limit: usize },
+}
+
+/// A started program; its standard output is read in order.
+pub struct Running {
+    command: Command,
+    child: Child,
+    reaped: bool,
+    output: Receiver<io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+    taken: usize,
+    stderr: Arc<Mutex<VecDeque<u8>>>,
+    stderr_end: Receiver<()>,
+}
+
+impl Command {
+    pub fn start(self) -> Result<Running, ExecError> {
+        let fail = |source| ExecError::Start { program: self.program.clone(), source };
+        #[expect(clippy::disallowed_methods, reason = "this is where child processes are started")]
+        let mut command = std::process::Command::new(&self.program);
+        command.args(&self.arguments).envs(self.env.iter().map(|(name, value)| (name, value.as_str())));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().map_err(fail)?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (send, output) = bounded(4);
+        let (send_end, stderr_end) = bounded(1);
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let running = Running {
+            child,
+            reaped: false,
+            output,
+            piece: Vec::new(),
+            taken: 0,
+            stderr: Arc::clone(&tail),
+            stderr_end,
+            command: self,
+        };
+        let pump = move || {
+            let Some(mut stdout) = stdout else { return };
+            loop {
+                let mut piece = vec![0; PIECE];
+                let read = match stdout.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(length) => {
+                        piece.truncate(length);
+                        Ok(piece)
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => Err(error),
+                };
+                let end = read.is_err();
+                if send.send(read).is_err() || end {
+                    return;
+                }
+            }
+        };
+        let listen = move || {
+            let mut buffer = [0; 4096];
+            let Some(mut stderr) = stderr else { return };
+            while let Ok(length @ 1..) = stderr.read(&mut buffer) {
+                let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+                tail.extend(&buffer[..length]);
+                let excess = tail.len().saturating_sub(STDERR_KEPT);
+                tail.drain(..excess);
+            }
+            let _ = send_end.send(()); // nobody may be waiting
+        };
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(work);
+        for (name, work) in [("stdout", Box::new(pump) as Box<dyn FnOnce() + Send>), ("stderr", Box::new(listen))] {
+            spawn(name, work)
+                .map_err(|source| ExecError::Start { program: running.command.program.clone(), source })?;
+        }
+        Ok(running)
+    }
+
+    /// Runs to the end and gives all output, which must not be larger than `limit`.
+    pub fn run(self, limit: usize) -> Result<Vec<u8>, ExecError> {
+        let mut running = self.start()?;
+        let (mut all, mut buffer) = (Vec::new(), vec![0; PIECE]);
+        loop {
+            let length = running.read(&mut buffer)?;
+            if length == 0 {
+                break;
+            }
+            if all.len() + length > limit {
+                return Err(ExecError::TooMuch { program: running.program(), limit });
+            }
+            all.extend_from_slice(&buffer[..length]);
+        }
+        running.wait()?;
+        Ok(all)
+    }
+}
+
+impl Running {
+    /// As [`Read::read`]; 0 is the end of the output, which says nothing of success: see [`Running::wait`].
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ExecError> {
+        while self.taken == self.piece.len() {
+            self.go_on()?;
+            match self.output.recv_timeout(TICK) {
+                Ok(Ok(piece)) => (self.piece, self.taken) = (piece, 0),
+                Ok(Err(source)) => return Err(ExecError::Output { program: self.program(), source }),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.piece.len() - self.taken);
+        buffer[..length].copy_from_slice(&self.piece[self.taken..self.taken + length]);
+        self.taken += length;
+        Ok(length)
+    }
+
+    /// Waits for its end. Anything but exit status 0 is an error.
+    pub fn wait(mut self) -> Result<(), ExecError> {
+        let status = loop {
+            let ended = self.child.try_wait();
+            match ended.map_err(|source| ExecError::Output { program: self.program(), source })? {
+                Some(status) => break status,
+                None => self.go_on()?,
+            }
+            std::thread::sleep(TICK);
+        };
+        self.reaped = true;
+        if status.success() {
+            return Ok(());
+        }
+        Err(ExecError::Exit { program: self.program(), status: describe(status), stderr: self.last_words() })
+    }
+
+    fn go_on(&mut self) -> Result<(), ExecError> {
+        if (self.command.stop)() {
+            self.kill();
+            Err(ExecError::Stopped { program: self.program() })
+        } else if Instant::now() >= self.command.deadline {
+            self.kill();
+            Err(ExecError::Deadline { program: self.program(), stderr: self.last_words() })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn program(&self) -> String {
+        self.command.program.clone()
+    }
+
+    /// What it last wrote to standard error. A child that left the group may hold it open: do not wait for long.
+    fn last_words(&self) -> String {
+        let _ = self.stderr_end.recv_timeout(Duration::from_secs(1));
+        let tail: Vec<u8> = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        match String::from_utf8_lossy(&tail).trim() {
+            "" => String::new(),
+            text => format!(": {text}"),
+        }
+    }
+
+    /// Once it was waited for, its group's id may belong to others.
+    fn kill(&mut self) {
+        if !std::mem::replace(&mut self.reaped, true) {
+            if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process_group(group, Signal::KILL); // gone already
+            }
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("failed with exit status {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "failed".to_owned(),
+    }
+}
+
+/// The error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}

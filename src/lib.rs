@@ -13,12 +13,15 @@
 //! ```
 //! An import points downwards only; `tests/layers.rs` parses the sources and keeps it so.
 
+pub mod backup;
+pub mod cli;
 pub mod config;
 pub mod entry;
 pub mod exec;
 pub mod id;
 pub mod policy;
 pub mod repo;
+pub mod restore;
 pub mod secret;
 pub mod source;
 pub mod store;

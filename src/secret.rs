@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use std::path::PathBuf;
+use zeroize::Zeroizing;
 
 /// Where a secret is kept. In a cluster, Kubernetes Secrets are mounted as files or set as environment variables.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -11,4 +12,41 @@ pub enum SecretRef {
     File(PathBuf),
     /// The value of an environment variable.
     Env(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("read the secret file {}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("the secret in {place} is not UTF-8 text")]
+    NotText { place: String },
+    #[error("the environment variable {name} is not set; it should hold a secret")]
+    Unset { name: String },
+}
+
+impl SecretRef {
+    /// Reads the secret, afresh every time: mounted Secrets are replaced while a process runs.
+    pub fn read(&self) -> Result<Zeroizing<String>, SecretError> {
+        match self {
+            Self::File(path) => {
+                let bytes = std::fs::read(path).map_err(|source| SecretError::File { path: path.clone(), source })?;
+                let mut bytes = Zeroizing::new(bytes);
+                if bytes.last() == Some(&b'\n') {
+                    bytes.pop();
+                }
+                match std::str::from_utf8(&bytes) {
+                    Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+                    Err(_) => Err(SecretError::NotText { place: path.display().to_string() }),
+                }
+            }
+            Self::Env(name) => {
+                #[expect(clippy::disallowed_methods, reason = "this is where secrets in the environment are read")]
+                let value = std::env::var(name);
+                value.map(Zeroizing::new).map_err(|error| match error {
+                    std::env::VarError::NotPresent => SecretError::Unset { name: name.clone() },
+                    std::env::VarError::NotUnicode(_) => SecretError::NotText { place: name.clone() },
+                })
+            }
+        }
+    }
 }

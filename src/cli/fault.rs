@@ -133,6 +133,7 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
         RepoError::EmptyCapture => (Exit::Failed, "nothing was committed; check that the source is what it should be"),
         RepoError::Stopped => (Exit::Interrupted, ""),
         RepoError::Store(error) => return of_store(error),
+        RepoError::PruneBlocked { source, .. } => return of_repository(source),
         RepoError::Capture { .. } | RepoError::UploadFailed { .. } | RepoError::Refused(_) | RepoError::Id(_) => {
             (Exit::Failed, "")
         }

@@ -114,6 +114,15 @@ impl Reader {
         &self.catalogue
     }
 
+    /// # Errors
+    /// `WrongKey` unless the key at hand opens names and contents.
+    pub fn check_access(&self) -> Result<()> {
+        match self.epoch.private {
+            Some(_) => Ok(()),
+            None => Err(RepoError::WrongKey { what: "writer key", object: self.snapshot.manifest.object.clone() }),
+        }
+    }
+
     /// What could not be captured.
     ///
     /// # Errors

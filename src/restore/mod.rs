@@ -6,7 +6,6 @@ pub mod tar;
 pub mod tree;
 
 use crate::repo::RepoError;
-use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -18,8 +17,8 @@ pub enum RestoreError {
     Write { path: String, source: std::io::Error },
     #[error("write the export")]
     Export(#[source] std::io::Error),
-    #[error("the restore was interrupted; {} is incomplete", root.display())]
-    Stopped { root: PathBuf },
+    #[error("the restore was interrupted; its target is incomplete")]
+    Stopped,
     #[error("start a thread")]
     Thread(#[source] std::io::Error),
     #[error("{0} is not in the snapshot")]

@@ -13,7 +13,6 @@ use crate::store::StoreErrorKind;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,7 +109,7 @@ pub fn restore(
     }
     let (links, found) = fed?;
     if stopped {
-        return Err(RestoreError::Stopped { root: tree.root().to_path_buf() });
+        return Err(RestoreError::Stopped);
     }
     if let Some(at) = found.iter().position(|found| !found) {
         return Err(RestoreError::NotThere(String::from_utf8_lossy(&selection.paths()[at]).into_owned()));
@@ -293,8 +292,7 @@ impl Shared<'_> {
 
     /// A file with holes where its content should be must not be mistaken for the file.
     fn discard(&self, entry: &Entry) -> Result<(), RestoreError> {
-        let path = self.tree.root().join(std::ffi::OsStr::from_bytes(&entry.path));
-        std::fs::remove_file(path).map_err(|source| write_error(entry, source))
+        Ok(self.tree.discard(entry)?)
     }
 
     fn note(&self, problem: Problem) {

@@ -1,0 +1,135 @@
+//! An etcd cluster, through its Maintenance API.
+//!
+//! The snapshot comes from one healthy member, a follower where one has caught up with the leader. It is one entry,
+//! `db`: the bbolt file, in its own pages. The SHA-256 that etcd sends behind it is checked and not kept; [`export`]
+//! computes it again, so that etcd's own tools accept the file. The revision recorded is the member's just before the
+//! snapshot began: the snapshot holds that revision and perhaps a few later ones; likewise the recovery point is no
+//! later than the moment that the stream began. Deliberately absent: reading members' data directories.
+
+mod member;
+mod stream;
+
+pub use stream::export;
+
+use super::command::plain_file;
+use super::{Context, Source, SourceError};
+use crate::entry::{Facts, Input, Layout, OnError, Sink};
+use crate::secret::SecretRef;
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use member::Member;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// For a connection, a status, any small request.
+const REQUEST: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// Client URLs of the members.
+    pub endpoints: Vec<String>,
+    pub tls: Option<Tls>,
+    pub user: Option<User>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// PEM files.
+    pub ca: PathBuf,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// The name that the servers' certificates are checked against, if it is not the endpoint's.
+    pub server_name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct User {
+    pub name: String,
+    pub password: SecretRef,
+}
+
+#[derive(Debug)]
+pub struct Etcd {
+    spec: Spec,
+}
+
+impl Etcd {
+    pub fn new(spec: Spec) -> Result<Self, SourceError> {
+        let bad = |what: &str| Err(SourceError::Spec { what: what.to_owned() });
+        if spec.endpoints.is_empty() {
+            return bad("no etcd endpoints are given");
+        }
+        if spec.tls.as_ref().is_some_and(|tls| tls.certificate.is_some() != tls.key.is_some()) {
+            return bad("a client certificate and its key are given together or not at all");
+        }
+        Ok(Self { spec })
+    }
+
+    fn options(&self) -> Result<ConnectOptions, SourceError> {
+        let mut options = ConnectOptions::new().with_connect_timeout(REQUEST).with_keep_alive(REQUEST, REQUEST);
+        if let Some(tls) = &self.spec.tls {
+            let mut config = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
+            if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
+                config = config.identity(Identity::from_pem(read(certificate)?, read(key)?));
+            }
+            if let Some(name) = &tls.server_name {
+                config = config.domain_name(name);
+            }
+            options = options.with_tls(config);
+        }
+        if let Some(user) = &self.spec.user {
+            options = options.with_user(&user.name, user.password.read()?.as_str());
+        }
+        Ok(options)
+    }
+}
+
+impl Source for Etcd {
+    fn kind(&self) -> &'static str {
+        "etcd"
+    }
+
+    fn check(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
+        let survey = context.runtime.block_on(member::survey(&self.spec.endpoints, &self.options()?));
+        let mut lines: Vec<String> = survey.members.iter().map(Member::describe).collect();
+        lines.extend(survey.failures.iter().cloned());
+        survey.candidates()?;
+        Ok(lines)
+    }
+
+    fn capture(&mut self, context: &Context, sink: &mut dyn Sink) -> Result<Facts, SourceError> {
+        context.go_on()?;
+        let begun = Instant::now();
+        let options = self.options()?;
+        let survey = context.runtime.block_on(member::survey(&self.spec.endpoints, &options));
+        let mut failures = survey.failures.clone();
+        for mut member in survey.candidates()? {
+            context.go_on()?;
+            let waited = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
+            let facts = context.runtime.block_on(member.facts());
+            let started = match context.runtime.block_on(stream::start(&mut member, context)) {
+                Ok(started) => started,
+                Err(denied @ SourceError::Denied { .. }) => return Err(denied),
+                Err(error) => {
+                    failures.push(error.to_string());
+                    continue;
+                }
+            };
+            let mut facts = facts.map_err(|text| SourceError::Snapshot { endpoint: member.endpoint.clone(), text })?;
+            facts.recovery_point_ms = Some(context.started.as_millisecond().saturating_add(waited));
+            let entry = plain_file(b"db".to_vec(), started.size, context.started);
+            let layout = Layout::Pages(started.page_size);
+            let open = started.into_open();
+            sink.add(entry, Some(Input { layout, fingerprint: None, on_error: OnError::Fail, open }))?;
+            return Ok(facts);
+        }
+        Err(SourceError::NoMember { failures })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
+    std::fs::read(path).map_err(|source| SourceError::Tls { path: path.display().to_string(), source })
+}

@@ -1,0 +1,285 @@
+//! The snapshot stream, checked while it is read.
+//!
+//! etcd sends the bbolt file and behind it the SHA-256 of the file. The first message tells the file's size; what comes
+//! after that many bytes must be exactly the digest.
+
+use super::REQUEST;
+use super::member::Member;
+use crate::entry::{Content, Open, Verdict};
+use crate::exec::chain;
+use crate::source::{Cancel, Context, SourceError};
+use aws_lc_rs::digest;
+use etcd_client::{SnapshotResponse, SnapshotStreaming};
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// The stream is given up when nothing comes for so long.
+const STALL: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_millis(200);
+const DIGEST: usize = digest::SHA256_OUTPUT_LEN;
+/// Of bbolt's meta page: 16 bytes of page header, then magic, version and page size as little-endian u32.
+const META: usize = 28;
+const MAGIC: u32 = 0xED0C_DAED;
+
+type Piece = Result<Vec<u8>, io::Error>;
+
+/// A stream whose first bytes are here.
+pub struct Started {
+    pub size: u64,
+    pub page_size: u32,
+    content: SnapshotContent,
+}
+
+struct SnapshotContent {
+    pieces: mpsc::Receiver<Piece>,
+    runtime: Handle,
+    cancel: Cancel,
+    deadline: Instant,
+    piece: Vec<u8>,
+    taken: usize,
+    /// Bytes of the file to come.
+    left: u64,
+    hash: digest::Context,
+}
+
+/// Asks for the snapshot and waits for its first message.
+pub async fn start(member: &mut Member, context: &Context) -> Result<Started, SourceError> {
+    let endpoint = member.endpoint.clone();
+    let fail = |text: String| SourceError::Snapshot { endpoint: endpoint.clone(), text };
+    let mut maintenance = member.client.maintenance_client();
+    let asked = timeout(REQUEST.max(STALL), async {
+        let mut stream = maintenance.snapshot().await?;
+        let first = stream.message().await?;
+        Ok::<_, etcd_client::Error>((stream, first))
+    });
+    let (stream, first) = match asked.await {
+        Ok(Ok((stream, Some(first)))) => (stream, first),
+        Ok(Ok((_, None))) => return Err(fail("the stream was empty".to_owned())),
+        Ok(Err(error)) if is_denied(&error) => {
+            return Err(SourceError::Denied { endpoint: endpoint.clone(), text: chain(&error) });
+        }
+        Ok(Err(error)) => return Err(fail(chain(&error))),
+        Err(_) => return Err(fail(format!("nothing came within {} s", STALL.as_secs()))),
+    };
+    let size = first.remaining_bytes() + first.blob().len() as u64;
+    let page_size = page_size(first.blob()).map_err(fail)?;
+    let (send, pieces) = mpsc::channel(16);
+    let client = member.client.clone(); // the connection lives as long as it
+    context.runtime.spawn(async move {
+        pump(stream, send).await;
+        drop(client);
+    });
+    let content = SnapshotContent {
+        pieces,
+        runtime: context.runtime.clone(),
+        cancel: context.cancel.clone(),
+        deadline: context.deadline,
+        piece: first.blob().to_vec(),
+        taken: 0,
+        left: size,
+        hash: digest::Context::new(&digest::SHA256),
+    };
+    Ok(Started { size, page_size, content })
+}
+
+impl Started {
+    pub fn into_open(self) -> Open {
+        Box::new(move || Ok(Box::new(self.content)))
+    }
+}
+
+async fn pump(mut stream: SnapshotStreaming, send: mpsc::Sender<Piece>) {
+    loop {
+        let piece = match timeout(STALL, stream.message()).await {
+            Ok(Ok(Some(message))) => Ok(take(&message)),
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => Err(io::Error::other(format!("the snapshot stream broke: {}", chain(&error)))),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the snapshot stream stalled for {} s", STALL.as_secs()),
+            )),
+        };
+        let end = piece.is_err();
+        if send.send(piece).await.is_err() || end {
+            return;
+        }
+    }
+}
+
+fn take(message: &SnapshotResponse) -> Vec<u8> {
+    message.blob().to_vec()
+}
+
+impl SnapshotContent {
+    /// More bytes into an emptied `piece`; false at the end of the stream.
+    fn fill(&mut self) -> io::Result<bool> {
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(io::Error::other("the capture was cancelled"));
+            }
+            if Instant::now() >= self.deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the snapshot did not end before the run's deadline"));
+            }
+            let Self { pieces, runtime, .. } = self;
+            match runtime.block_on(async { timeout(TICK, pieces.recv()).await }) {
+                Err(_) => {}
+                Ok(None) => return Ok(false),
+                Ok(Some(piece)) => {
+                    (self.piece, self.taken) = (piece?, 0);
+                    if !self.piece.is_empty() {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Content for SnapshotContent {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 || buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.taken == self.piece.len() && !self.fill()? {
+            let text = format!("the snapshot stream ended {} bytes too early", self.left);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let length = wanted.min(self.piece.len() - self.taken);
+        buffer[..length].copy_from_slice(&self.piece[self.taken..self.taken + length]);
+        self.hash.update(&buffer[..length]);
+        self.taken += length;
+        self.left -= length as u64;
+        Ok(length)
+    }
+
+    fn finish(mut self: Box<Self>) -> io::Result<Verdict> {
+        if self.left > 0 {
+            return Err(io::Error::other("the snapshot was not read to its end"));
+        }
+        let mut trailer = Vec::new();
+        loop {
+            trailer.extend_from_slice(&self.piece[self.taken..]);
+            self.taken = self.piece.len();
+            if trailer.len() > DIGEST || !self.fill()? {
+                break;
+            }
+        }
+        if trailer.len() != DIGEST {
+            let text = format!("the snapshot ended with {} bytes where its SHA-256 should be", trailer.len());
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        if self.hash.finish().as_ref() != trailer {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot does not match its SHA-256"));
+        }
+        Ok(Verdict::Consistent)
+    }
+}
+
+/// The size of the pages of the bbolt file that begins so.
+fn page_size(start: &[u8]) -> Result<u32, String> {
+    let field = |at: usize| {
+        let bytes = start.get(at..at + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    match (field(META - 12), field(META - 4)) {
+        (Some(MAGIC), Some(size)) if size.is_power_of_two() && (512..=1 << 16).contains(&size) => Ok(size),
+        (Some(MAGIC), Some(size)) => Err(format!("the database claims pages of {size} bytes")),
+        _ => Err("what came is not a bbolt database".to_owned()),
+    }
+}
+
+/// Permission denied, unauthenticated, or no user given to a cluster that wants one.
+fn is_denied(error: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    matches!(status.code() as i32, 7 | 16) || status.message().contains("user name is empty")
+}
+
+/// Writes etcd's own snapshot file: the database and behind it its SHA-256, as `etcdutl snapshot` wants it. Gives the
+/// number of bytes written.
+pub fn export(database: &mut dyn Read, out: &mut dyn Write) -> io::Result<u64> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    let (mut buffer, mut total) = (vec![0; 256 << 10], 0);
+    loop {
+        let length = match database.read(&mut buffer) {
+            Ok(0) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        hash.update(&buffer[..length]);
+        out.write_all(&buffer[..length])?;
+        total += length as u64;
+    }
+    out.write_all(hash.finish().as_ref())?;
+    out.flush()?;
+    Ok(total + DIGEST as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_size_comes_from_a_genuine_meta_page() {
+        let mut page = vec![0; 4096];
+        page[16..20].copy_from_slice(&MAGIC.to_le_bytes());
+        page[20..24].copy_from_slice(&2_u32.to_le_bytes());
+        page[24..28].copy_from_slice(&16384_u32.to_le_bytes());
+        assert_eq!(page_size(&page), Ok(16384));
+        page[24..28].copy_from_slice(&1000_u32.to_le_bytes());
+        assert!(page_size(&page).is_err());
+        assert!(page_size(&page[..27]).is_err());
+        page[16] = 0;
+        assert!(page_size(&page).is_err());
+    }
+
+    /// A stream of these pieces, over a file of `size` bytes.
+    fn content(runtime: &Handle, size: usize, pieces: &[&[u8]]) -> Box<dyn Content> {
+        let (send, receive) = mpsc::channel(16);
+        for piece in pieces {
+            send.try_send(Ok(piece.to_vec())).unwrap();
+        }
+        Box::new(SnapshotContent {
+            pieces: receive,
+            runtime: runtime.clone(),
+            cancel: Cancel::default(),
+            deadline: Instant::now() + Duration::from_secs(60),
+            piece: Vec::new(),
+            taken: 0,
+            left: size as u64,
+            hash: digest::Context::new(&digest::SHA256),
+        })
+    }
+
+    fn drain(mut content: Box<dyn Content>) -> io::Result<Vec<u8>> {
+        let (mut all, mut buffer) = (Vec::new(), [0; 3]);
+        loop {
+            let length = content.read(&mut buffer)?;
+            if length == 0 {
+                content.finish()?;
+                return Ok(all);
+            }
+            all.extend_from_slice(&buffer[..length]);
+        }
+    }
+
+    #[test]
+    fn only_a_complete_stream_with_the_right_digest_is_accepted() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = runtime.handle();
+        let digest = digest::digest(&digest::SHA256, b"database");
+        let digest = digest.as_ref();
+        assert_eq!(drain(content(runtime, 8, &[b"data", b"base", digest])).unwrap(), b"database");
+        let glued = [b"base".as_slice(), digest].concat();
+        assert_eq!(drain(content(runtime, 8, &[b"data", &glued])).unwrap(), b"database");
+        let wrong = |pieces: &[&[u8]]| drain(content(runtime, 8, pieces)).unwrap_err().kind();
+        assert_eq!(wrong(&[b"data"]), io::ErrorKind::UnexpectedEof);
+        assert_eq!(wrong(&[b"data", b"base"]), io::ErrorKind::UnexpectedEof);
+        assert_eq!(wrong(&[b"data", b"base", &digest[..31]]), io::ErrorKind::UnexpectedEof);
+        assert_eq!(wrong(&[b"data", b"base", digest, b"more"]), io::ErrorKind::UnexpectedEof);
+        assert_eq!(wrong(&[b"data", b"BASE", digest]), io::ErrorKind::InvalidData);
+    }
+}
