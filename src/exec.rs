@@ -29,7 +29,9 @@ pub struct Command {
 pub enum ExecError {
     #[error("start {program} (is it installed, and on the PATH?)")]
     Start { program: String, source: io::Error },
-    #[error("{program} was killed: it did not end within its time; raise the timeout or find out what it waits for{stderr}")]
+    #[error(
+        "{program} was killed: it did not end within its time; raise the timeout or find out what it waits for{stderr}"
+    )]
     Deadline { program: String, stderr: String },
     #[error("{program} was killed: the run was cancelled")]
     Stopped { program: String },
@@ -105,7 +107,8 @@ impl Command {
             }
             let _ = send_end.send(()); // nobody may be waiting
         };
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(work);
+        let spawn =
+            |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(work);
         for (name, work) in [("stdout", Box::new(pump) as Box<dyn FnOnce() + Send>), ("stderr", Box::new(listen))] {
             spawn(name, work)
                 .map_err(|source| ExecError::Start { program: running.command.program.clone(), source })?;

@@ -35,7 +35,7 @@ pub fn man(args: Man) -> Result<Exit, Failure> {
         command = found.ok_or_else(|| super::fault::Fault::usage(format!("there is no command {part}"), "see lifeboat --help"))?;
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(command.name(name)).render(&mut page)?;
+    clap_mangen::Man::new(command).title(name).render(&mut page)?;
     print(&String::from_utf8(page)?)?;
     Ok(Exit::Ok)
 }

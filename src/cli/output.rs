@@ -2,7 +2,6 @@
 
 use super::fault::Failure;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde::Serialize;
 use std::io::{self, Write};
 
@@ -58,7 +57,7 @@ pub fn bytes(count: u64) -> String {
 
 /// "2026-03-01 12:00:00Z".
 pub fn time(at: Timestamp) -> String {
-    at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+    at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
 /// Names are bytes; what is not printable text is shown escaped.

@@ -12,7 +12,7 @@ use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
 use serde_json::json;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -101,7 +101,7 @@ pub fn restore(
             found: vec![false; selection.paths().len()],
         };
         feeder.feed()?;
-        Ok(feeder.end())
+        Ok::<_, RestoreError>(feeder.end())
     });
     let stopped = progress.is_stopped();
     if let Some(error) = shared.error.into_inner().unwrap_or_else(PoisonError::into_inner) {

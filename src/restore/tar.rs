@@ -93,7 +93,7 @@ fn head(archive: &mut Builder<impl Write>, entry: &Entry, kind: EntryType) -> io
         record(&mut records, b"path", path);
     }
     if let Some(link) = &entry.link
-        && header.set_link_name_literal(OsStr::from_bytes(link)).is_err()
+        && header.set_link_name_literal(link).is_err()
     {
         record(&mut records, b"linkpath", link);
     }

@@ -138,7 +138,10 @@ impl Content for Stream {
     fn finish(self: Box<Self>) -> io::Result<Verdict> {
         self.running.wait().map_err(into_io)?;
         if self.empty {
-            return Err(io::Error::other(format!("{} succeeded but wrote nothing to its standard output", self.program)));
+            return Err(io::Error::other(format!(
+                "{} succeeded but wrote nothing to its standard output",
+                self.program
+            )));
         }
         Ok(Verdict::Consistent)
     }

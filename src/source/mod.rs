@@ -90,7 +90,9 @@ pub enum SourceError {
     Spec { what: String },
     #[error("read the root {path} (is it mounted, and readable for this user?)")]
     Root { path: String, source: std::io::Error },
-    #[error("{path} holds nothing to capture; if that is right, remove the source, otherwise look for a missing mount or a wrong include pattern")]
+    #[error(
+        "{path} holds nothing to capture; if that is right, remove the source, otherwise look for a missing mount or a wrong include pattern"
+    )]
     Empty { path: String },
     #[error("read the credentials: {0}")]
     Secret(#[from] crate::secret::SecretError),

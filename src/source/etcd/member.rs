@@ -51,9 +51,11 @@ impl Survey {
         let (mut fit, unfit): (Vec<_>, Vec<_>) =
             self.members.into_iter().partition(|member| member.defect(newest).is_none());
         if fit.is_empty() {
-            failures.extend(unfit.iter().filter_map(|member| {
-                member.defect(newest).map(|defect| format!("{}: {defect}", member.endpoint))
-            }));
+            failures.extend(
+                unfit
+                    .iter()
+                    .filter_map(|member| member.defect(newest).map(|defect| format!("{}: {defect}", member.endpoint))),
+            );
             return Err(SourceError::NoMember { failures });
         }
         fit.sort_by_key(|member| (member.is_leader(), Reverse(member.status.raft_applied_index())));
@@ -122,9 +124,8 @@ impl Member {
             answer.members().iter().find(|member| member.id() == self.id).map(|member| member.name().to_owned())
         });
         let status = timeout(REQUEST, self.client.maintenance_client().status()).await;
-        let status = status
-            .map_err(|_| format!("no status within {} s", REQUEST.as_secs()))?
-            .map_err(|error| chain(&error))?;
+        let status =
+            status.map_err(|_| format!("no status within {} s", REQUEST.as_secs()))?.map_err(|error| chain(&error))?;
         let revision = status.header().and_then(|header| u64::try_from(header.revision()).ok());
         let mut details = vec![
             ("endpoint", self.endpoint.clone()),

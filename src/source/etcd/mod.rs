@@ -109,7 +109,13 @@ impl Source for Etcd {
         for mut member in survey.candidates()? {
             context.go_on()?;
             let waited = i64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
-            let facts = context.runtime.block_on(member.facts());
+            let mut facts = match context.runtime.block_on(member.facts()) {
+                Ok(facts) => facts,
+                Err(text) => {
+                    failures.push(format!("{}: {text}", member.endpoint));
+                    continue;
+                }
+            };
             let started = match context.runtime.block_on(stream::start(&mut member, context)) {
                 Ok(started) => started,
                 Err(denied @ SourceError::Denied { .. }) => return Err(denied),
@@ -118,7 +124,6 @@ impl Source for Etcd {
                     continue;
                 }
             };
-            let mut facts = facts.map_err(|text| SourceError::Snapshot { endpoint: member.endpoint.clone(), text })?;
             facts.recovery_point_ms = Some(context.started.as_millisecond().saturating_add(waited));
             let entry = plain_file(b"db".to_vec(), started.size, context.started);
             let layout = Layout::Pages(started.page_size);

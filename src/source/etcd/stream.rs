@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// The stream is given up when nothing comes for so long.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 const TICK: Duration = Duration::from_millis(200);
 const DIGEST: usize = digest::SHA256_OUTPUT_LEN;
 /// Of bbolt's meta page: 16 bytes of page header, then magic, version and page size as little-endian u32.
@@ -72,7 +72,7 @@ pub async fn start(member: &mut Member, context: &Context) -> Result<Started, So
         pump(stream, send).await;
         drop(client);
     });
-    let content = SnapshotContent {
+    let rest = SnapshotContent {
         pieces,
         runtime: context.runtime.clone(),
         cancel: context.cancel.clone(),
@@ -82,7 +82,7 @@ pub async fn start(member: &mut Member, context: &Context) -> Result<Started, So
         left: size,
         hash: digest::Context::new(&digest::SHA256),
     };
-    Ok(Started { size, page_size, content })
+    Ok(Started { size, page_size, content: rest })
 }
 
 impl Started {
@@ -121,7 +121,10 @@ impl SnapshotContent {
                 return Err(io::Error::other("the capture was cancelled"));
             }
             if Instant::now() >= self.deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the snapshot did not end before the run's deadline"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the snapshot did not end before the run's deadline",
+                ));
             }
             let Self { pieces, runtime, .. } = self;
             match runtime.block_on(async { timeout(TICK, pieces.recv()).await }) {
@@ -246,7 +249,7 @@ mod tests {
             pieces: receive,
             runtime: runtime.clone(),
             cancel: Cancel::default(),
-            deadline: Instant::now() + Duration::from_secs(60),
+            deadline: Instant::now() + Duration::from_mins(1),
             piece: Vec::new(),
             taken: 0,
             left: size as u64,

@@ -154,10 +154,19 @@ impl<'a> Walk<'a> {
     fn visit(&mut self, directory: &Arc<OwnedFd>, name: CString, included: bool) -> Result<(), SourceError> {
         let seen = match stat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(seen) => seen,
-            Err(Errno::NOENT) => return Ok(self.problem("it vanished before it was captured")),
-            Err(error) => return Ok(self.failed("read its metadata", error)),
+            Err(Errno::NOENT) => {
+                self.problem("it vanished before it was captured");
+                return Ok(());
+            }
+            Err(error) => {
+                self.failed("read its metadata", error);
+                return Ok(());
+            }
         };
-        let Some(kind) = kind_of(&seen) else { return Ok(self.problem("it is of an unknown type")) };
+        let Some(kind) = kind_of(&seen) else {
+            self.problem("it is of an unknown type");
+            return Ok(());
+        };
         let is_directory = kind == Kind::Directory;
         if !self.exclude.is_empty() && self.exclude.is_match(&self.path, is_directory) {
             return Ok(());
@@ -208,7 +217,10 @@ impl<'a> Walk<'a> {
         let mut frame = Frame {
             directory: Arc::new(match fs::openat(parent, name, DIRECTORY, Mode::empty()) {
                 Ok(directory) => directory,
-                Err(error) => return Ok(self.failed("open the directory", error)),
+                Err(error) => {
+                    self.failed("open the directory", error);
+                    return Ok(());
+                }
             }),
             names: Vec::new().into_iter(),
             prefix: self.path.len() + 1,
@@ -296,11 +308,8 @@ impl<'a> Walk<'a> {
         let mut xattrs = Vec::new();
         for attribute in listed.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             self.buffer.clear();
-            match fs::lgetxattr(
-                self.proc_path.as_slice(),
-                attribute,
-                rustix::buffer::spare_capacity(&mut self.buffer),
-            ) {
+            match fs::lgetxattr(self.proc_path.as_slice(), attribute, rustix::buffer::spare_capacity(&mut self.buffer))
+            {
                 Ok(_) => xattrs.push(Xattr { name: attribute.to_vec(), value: self.buffer.clone() }),
                 Err(Errno::NODATA) => {}
                 Err(error) => self.failed("read an extended attribute", error),
