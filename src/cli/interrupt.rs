@@ -30,11 +30,6 @@ impl Interrupt {
         Ok(Self(told))
     }
 
-    /// Whether it was asked for.
-    pub fn is_requested(&self) -> bool {
-        *self.0.borrow()
-    }
-
     /// Waits until it is asked for.
     pub async fn requested(&self) {
         let mut told = self.0.clone();
