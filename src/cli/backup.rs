@@ -127,7 +127,12 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
             );
             if committed.state == State::Quarantined {
                 let reasons = committed.catalogue.reasons.join("; ");
-                tracing::error!(source = source.as_str(), snapshot = committed.sequence.0, reasons, "snapshot is in quarantine");
+                tracing::error!(
+                    source = source.as_str(),
+                    snapshot = committed.sequence.0,
+                    reasons,
+                    "snapshot is in quarantine"
+                );
             }
         }
         Err(error) => {
@@ -198,7 +203,8 @@ fn sentence(source: &SourceName, Report { committed, took }: &Report) -> String 
         text += &format!("  not captured: {}{}{}\n", path, if path.is_empty() { "" } else { ": " }, problem.text);
     }
     if committed.problems.len() > 20 {
-        text += &format!("  … and {} more: lifeboat show {source}@{}\n", committed.problems.len() - 20, committed.sequence);
+        text +=
+            &format!("  … and {} more: lifeboat show {source}@{}\n", committed.problems.len() - 20, committed.sequence);
     }
     for reason in &catalogue.reasons {
         text += &format!("  in quarantine, never `latest`: {reason}\n");
@@ -216,7 +222,8 @@ fn describe(source: &SourceName, result: &Result<Report, BackupError>) -> Value 
         }
         Ok(Report { committed, took }) => {
             let catalogue = &committed.catalogue;
-            let problems = committed.problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
+            let problems =
+                committed.problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
             json!({
                 "source": name,
                 "number": committed.sequence.0,
@@ -247,9 +254,7 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
             None if args.etcd.is_empty() => {
                 return Err(Fault::usage("--name needs --files or --etcd", "or name a Source document").into());
             }
-            None => {
-                Spec::Etcd(source::etcd::Spec { endpoints: args.etcd.clone(), tls: None, user: None })
-            }
+            None => Spec::Etcd(source::etcd::Spec { endpoints: args.etcd.clone(), tls: None, user: None }),
         };
         return Ok(vec![Job { source: name.clone(), capture, guard: guard::Rules::default(), max_duration: None }]);
     }
@@ -266,11 +271,14 @@ fn names(config: &Config, args: &Args) -> Result<(Vec<SourceName>, Option<Durati
     if let Some(name) = &args.schedule {
         let Some(schedule) = config.schedules.get(name) else {
             let known: Vec<_> = config.schedules.keys().map(String::as_str).collect();
-            let hint = nearest(name, &known).map_or_else(|| format!("there are: {}", known.join(", ")), |n| format!("did you mean {n}?"));
+            let hint = nearest(name, &known)
+                .map_or_else(|| format!("there are: {}", known.join(", ")), |n| format!("did you mean {n}?"));
             return Err(Fault::usage(format!("there is no Schedule document named {name:?}"), hint).into());
         };
         if schedule.suspend {
-            return Err(Fault::usage(format!("schedule {name} is suspended"), "set suspend: false in its document").into());
+            return Err(
+                Fault::usage(format!("schedule {name} is suspended"), "set suspend: false in its document").into()
+            );
         }
         return Ok((schedule.sources.clone(), Some(schedule.max_duration)));
     }

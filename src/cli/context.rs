@@ -79,7 +79,9 @@ impl Context {
         let names: Vec<_> = known.keys().map(String::as_str).collect();
         let hint = match (nearest(name, &names), names.is_empty()) {
             (Some(near), _) => format!("did you mean {near}?"),
-            (None, true) => "give the documents (--config FILE) or a URL (-r s3://BUCKET/PREFIX, -r file:///PATH)".into(),
+            (None, true) => {
+                "give the documents (--config FILE) or a URL (-r s3://BUCKET/PREFIX, -r file:///PATH)".into()
+            }
             (None, false) => format!("the documents have {}", names.join(", ")),
         };
         Err(Fault::usage(format!("there is no Repository document named {name:?}"), hint).into())
@@ -97,7 +99,8 @@ impl Context {
             .into()),
             _ => {
                 let names: Vec<_> = known.keys().map(String::as_str).collect();
-                Err(Fault::usage("several repositories are given", format!("choose with -r: {}", names.join(", "))).into())
+                Err(Fault::usage("several repositories are given", format!("choose with -r: {}", names.join(", ")))
+                    .into())
             }
         }
     }
@@ -155,13 +158,14 @@ impl Context {
     }
 
     pub async fn open_as(&self, settings: config::Repository, use_: Use) -> Result<Opened, Failure> {
-        let store = self.store(&settings, use_).await.map_err(|failure| match failure.downcast_ref::<StoreError>() {
-            // Neither the directory nor the bucket is there.
-            Some(error) if error.kind == StoreErrorKind::NotFound => {
-                RepoError::NoRepository { url: settings.url.to_string() }.into()
-            }
-            _ => failure,
-        })?;
+        let store =
+            self.store(&settings, use_).await.map_err(|failure| match failure.downcast_ref::<StoreError>() {
+                // Neither the directory nor the bucket is there.
+                Some(error) if error.kind == StoreErrorKind::NotFound => {
+                    RepoError::NoRepository { url: settings.url.to_string() }.into()
+                }
+                _ => failure,
+            })?;
         let repository = Repository::open(store).await?;
         Ok(Opened { settings, repository })
     }
@@ -208,7 +212,9 @@ impl Context {
         }
         match self.identity(&opened.settings)? {
             Some(identity) => Ok(opened.repository.root().unlock(&identity)?.writer),
-            None => Err(Fault::usage("no writer key is given", "give it with --writer-key FILE, or in the document").into()),
+            None => {
+                Err(Fault::usage("no writer key is given", "give it with --writer-key FILE, or in the document").into())
+            }
         }
     }
 
@@ -222,7 +228,9 @@ impl Context {
         }
         match self.identity(settings)? {
             Some(identity) => Ok(opened.repository.root().unlock(&identity)?.keeper),
-            None => Err(Fault::usage("no keeper key is given", "give it with --keeper-key FILE, or in the document").into()),
+            None => {
+                Err(Fault::usage("no keeper key is given", "give it with --keeper-key FILE, or in the document").into())
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use super::fault::{Exit, Failure, Fault};
 use super::output::{bytes, print, print_json};
 use super::reference::{Reference, open_reader};
 use crate::entry::Kind;
-use crate::repo::{Item, Reader};
+use crate::repo::{Item, Reader, RepoError};
 use crate::restore::{RestoreError, Selection, stream, tar};
 use crate::source::{NativeExport, etcd, native_export};
 use serde_json::json;
@@ -79,14 +79,11 @@ async fn format(reader: &Arc<Reader>, path: Option<Vec<u8>>) -> Result<Format, F
     if selection.is_all() && kind == "files" {
         return Ok(Format::Tar(selection));
     }
-    let mut found = Vec::new();
-    reader
-        .segments::<crate::repo::RepoError>(|items| {
-            let wanted = items.into_iter().filter(|item| selection.contains(&item.entry.path));
-            found.extend(wanted.take(2_usize.saturating_sub(found.len())));
-            Ok(())
-        })
-        .await?;
+    let mut found = first_two(reader, &selection).await?;
+    let file = found.first().filter(|item| item.entry.kind == Kind::Hardlink).and_then(|item| item.entry.link.clone());
+    if let (1, Some(file)) = (found.len(), file) {
+        found = first_two(reader, &Selection::new([file])).await?;
+    }
     match (found.len(), found.pop()) {
         (1, Some(item)) if item.entry.kind == Kind::File => Ok(match native_export(kind) {
             NativeExport::EtcdSnapshot => Format::EtcdSnapshot(Box::new(item)),
@@ -101,6 +98,19 @@ async fn format(reader: &Arc<Reader>, path: Option<Vec<u8>>) -> Result<Format, F
         }
         _ => Ok(Format::Tar(selection)),
     }
+}
+
+/// One entry is a file to be written as it is; of more, the number does not matter.
+async fn first_two(reader: &Reader, selection: &Selection) -> Result<Vec<Item>, RepoError> {
+    let mut found = Vec::new();
+    reader
+        .segments::<RepoError>(|items| {
+            let wanted = items.into_iter().filter(|item| selection.contains(&item.entry.path));
+            found.extend(wanted.take(2_usize.saturating_sub(found.len())));
+            Ok(())
+        })
+        .await?;
+    Ok(found)
 }
 
 fn write(reader: &Reader, format: Format, out: impl Write + Send) -> Result<(&'static str, u64), RestoreError> {
@@ -170,7 +180,10 @@ struct Partial {
 impl Partial {
     fn create(path: &Path) -> Result<Self, Fault> {
         if path.symlink_metadata().is_ok() {
-            return Err(Fault::usage(format!("{} exists already", path.display()), "choose another file, or remove it"));
+            return Err(Fault::usage(
+                format!("{} exists already", path.display()),
+                "choose another file, or remove it",
+            ));
         }
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(format!(".{}.partial", std::process::id()));
@@ -183,7 +196,13 @@ impl Partial {
         self.file.sync_all().map_err(Fault::file("write", &self.temporary))?;
         // A link refuses to replace what came in between, which a rename would not.
         std::fs::hard_link(&self.temporary, &self.path)
-            .or_else(|_| if self.path.exists() { Err(io::ErrorKind::AlreadyExists.into()) } else { std::fs::rename(&self.temporary, &self.path) })
+            .or_else(|_| {
+                if self.path.exists() {
+                    Err(io::ErrorKind::AlreadyExists.into())
+                } else {
+                    std::fs::rename(&self.temporary, &self.path)
+                }
+            })
             .map_err(Fault::file("create", &self.path))
     }
 }

@@ -111,9 +111,10 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
             (Exit::Failed, "use it with its own keys, or choose another place; nothing was changed")
         }
         RepoError::NewerFormat { .. } => (Exit::Failed, "use a newer Lifeboat"),
-        RepoError::Damaged { .. } => {
-            (Exit::Failed, "run `lifeboat verify` to see what it concerns; other snapshots may be whole (`lifeboat snapshots`)")
-        }
+        RepoError::Damaged { .. } => (
+            Exit::Failed,
+            "run `lifeboat verify` to see what it concerns; other snapshots may be whole (`lifeboat snapshots`)",
+        ),
         RepoError::Foreign { .. } => (
             Exit::Failed,
             "someone else may have written to the repository: keep it as it is, and see `lifeboat snapshots` for what is sound",

@@ -48,7 +48,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if let Err(why) = saved {
         // The keys exist nowhere else.
         print(&kit)?;
-        let hint = Some("the repository was created; keep what was printed on standard output: it is all there is".into());
+        let hint =
+            Some("the repository was created; keep what was printed on standard output: it is all there is".into());
         return Err(Fault::Failed { message: why.to_string(), hint }.into());
     }
     tracing::info!(repository = %repository.root().id, url = %settings.url, "created a repository");

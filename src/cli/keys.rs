@@ -81,7 +81,9 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
             let changed = repository.remove_recipient(&identity, &name, context.now()).await?;
             list(changed.root().recipients(), json)?;
             if !json {
-                print("They can still read what was written before. To seal what comes: lifeboat keys rotate-writer\n")?;
+                print(
+                    "They can still read what was written before. To seal what comes: lifeboat keys rotate-writer\n",
+                )?;
             }
         }
         Command::RotateWriter(Rotate { out }) => {

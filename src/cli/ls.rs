@@ -37,7 +37,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 documents.push(describe(&entry));
                 continue;
             }
-            written = if args.long { writeln!(out, "{}", line(&entry)) } else { writeln!(out, "{}", name(&entry.path)) };
+            written =
+                if args.long { writeln!(out, "{}", line(&entry)) } else { writeln!(out, "{}", name(&entry.path)) };
             if written.is_err() {
                 return Err(Stop::Output);
             }

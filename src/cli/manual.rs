@@ -32,7 +32,8 @@ pub fn man(args: Man) -> Result<Exit, Failure> {
     for part in &args.command {
         name = format!("{name}-{part}");
         let found = command.find_subcommand(part).cloned();
-        command = found.ok_or_else(|| super::fault::Fault::usage(format!("there is no command {part}"), "see lifeboat --help"))?;
+        command = found
+            .ok_or_else(|| super::fault::Fault::usage(format!("there is no command {part}"), "see lifeboat --help"))?;
     }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).title(name).render(&mut page)?;

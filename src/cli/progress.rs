@@ -20,12 +20,7 @@ pub struct Shown {
 }
 
 /// `expected` bytes in all, if that is known.
-pub fn show(
-    context: &Context,
-    label: &str,
-    expected: Option<u64>,
-    read: impl Fn() -> Done + Send + 'static,
-) -> Shown {
+pub fn show(context: &Context, label: &str, expected: Option<u64>, read: impl Fn() -> Done + Send + 'static) -> Shown {
     let quiet = context.globals.quiet || context.globals.json || !std::io::stderr().is_terminal();
     if quiet {
         return Shown { bar: ProgressBar::hidden(), task: None };

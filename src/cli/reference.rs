@@ -113,7 +113,10 @@ async fn by_id(lineage: &Lineage, prefix: &str) -> Result<(Snapshot, Vec<Stepped
             source_name: lineage.source().clone(),
             wanted: format!("has an id that begins with {prefix}"),
         }),
-        _ => Err(RepoError::Refused(format!("several snapshots of {} have the id {prefix}…: give more of it", lineage.source()))),
+        _ => Err(RepoError::Refused(format!(
+            "several snapshots of {} have the id {prefix}…: give more of it",
+            lineage.source()
+        ))),
     }
 }
 

@@ -36,7 +36,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         for step in stepped_over {
             let why = chain(&step.error).join(": ");
             notes.push(format!("! {source}@{} does not count: {why}\n", step.sequence));
-            documents.push(json!({"source": source.as_str(), "number": step.sequence.0, "state": "unsound", "error": why}));
+            documents
+                .push(json!({"source": source.as_str(), "number": step.sequence.0, "state": "unsound", "error": why}));
         }
     }
     if context.globals.json {

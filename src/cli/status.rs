@@ -5,9 +5,9 @@ use super::fault::{Exit, Failure, chain};
 use super::output::{bytes, print, print_json, table, time};
 use super::snapshots::state;
 use crate::id::{Sequence, SourceName};
+use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::policy::objective::{self, Objective, Verdict};
-use crate::policy::Tier;
 use crate::repo::{Access, Lineage, Newest, Selector, Snapshot, State};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         reports.push(look(context, &opened, &access, &mut memory, source).await?);
     }
     if let Err(why) = memory.save() {
-        tracing::warn!(error = why.as_ref() as &dyn std::error::Error, "the state file cannot be written: a hidden newest snapshot will not be noticed");
+        tracing::warn!(
+            error = why.as_ref() as &dyn std::error::Error,
+            "the state file cannot be written: a hidden newest snapshot will not be noticed"
+        );
     }
     if context.globals.json {
         let all: Vec<Value> = reports.iter().map(describe).collect();
@@ -149,7 +152,8 @@ fn text(reports: &[Report]) -> String {
     if reports.is_empty() {
         return "no sources yet: lifeboat backup\n".into();
     }
-    let heading = ["SOURCE", "TIER", "RECOVERY POINT", ">AGE", ">OBJECTIVE", "VERDICT", ">SNAPSHOTS", ">SIZE", ">A DAY"];
+    let heading =
+        ["SOURCE", "TIER", "RECOVERY POINT", ">AGE", ">OBJECTIVE", "VERDICT", ">SNAPSHOTS", ">SIZE", ">A DAY"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     let mut notes = String::new();
     for report in reports {
@@ -226,7 +230,10 @@ impl Memory {
         let text = path.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
         let state = text.map(|text| {
             serde_json::from_str(&text).unwrap_or_else(|error| {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the state file cannot be read; it begins afresh");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the state file cannot be read; it begins afresh"
+                );
                 Seen::default()
             })
         });

@@ -43,7 +43,10 @@ fn text(report: &Report) -> String {
         };
     }
     for latency in &report.latencies {
-        text += &format!("{:<8}median {:.1} ms, longest {:.1} ms\n", latency.operation, latency.median_ms, latency.longest_ms);
+        text += &format!(
+            "{:<8}median {:.1} ms, longest {:.1} ms\n",
+            latency.operation, latency.median_ms, latency.longest_ms
+        );
     }
     for key in &report.left {
         let until = report.locked_until.map_or_else(String::new, |until| format!(" (locked until {})", time(until)));

@@ -27,7 +27,10 @@ fn share(text: &str) -> Result<f64, String> {
         Some(percent) => percent.parse::<f64>().map(|p| p / 100.0),
         None => text.parse(),
     };
-    number.ok().filter(|share| *share > 0.0 && *share <= 1.0).ok_or_else(|| "expected a share such as 10% or 0.1".into())
+    number
+        .ok()
+        .filter(|share| *share > 0.0 && *share <= 1.0)
+        .ok_or_else(|| "expected a share such as 10% or 0.1".into())
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -39,7 +42,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         (None, false) => (Depth::Structure, 1.0),
     };
     if depth == Depth::Data && !matches!(access, Access::Recipient(_)) {
-        return Err(Fault::usage("--read-data needs the recovery identity", "give --identity FILE, or use --scrub").into());
+        return Err(
+            Fault::usage("--read-data needs the recovery identity", "give --identity FILE, or use --scrub").into()
+        );
     }
     let sources = if args.sources.is_empty() { opened.repository.sources().await? } else { args.sources };
     let mut lot = [0; 8];

@@ -5,7 +5,9 @@ pub mod stream;
 pub mod tar;
 pub mod tree;
 
-use crate::repo::RepoError;
+use crate::entry::Entry;
+use crate::repo::{Item, RepoError};
+use std::collections::BTreeMap;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -73,6 +75,35 @@ impl Selection {
     #[must_use]
     pub fn paths(&self) -> &[Vec<u8>] {
         &self.0
+    }
+}
+
+/// Hard links that were asked for without the file that they are a further name of, by that file's path.
+#[derive(Debug, Default)]
+struct Strays(BTreeMap<Vec<u8>, Vec<Entry>>);
+
+impl Strays {
+    /// Keeps a hard link whose file was not asked for; gives others back.
+    fn sift(&mut self, selection: &Selection, link: Entry) -> Option<Entry> {
+        match &link.link {
+            Some(file) if !selection.contains(file) => {
+                self.0.entry(file.clone()).or_default().push(link);
+                None
+            }
+            _ => Some(link),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// If `item` is the file of some: the file under the first one's name, and the others as links to that.
+    fn claim(&mut self, mut item: Item) -> Option<(Item, Vec<Entry>)> {
+        let mut links = self.0.remove(&item.entry.path)?;
+        item.entry.path = links.remove(0).path;
+        links.iter_mut().for_each(|link| link.link = Some(item.entry.path.clone()));
+        Some((item, links))
     }
 }
 

@@ -8,7 +8,7 @@
 use crate::entry::{Entry, Kind, Problem};
 use crate::repo::{Item, ReadError, Reader, RepoError};
 use crate::restore::tree::Tree;
-use crate::restore::{RestoreError, Selection};
+use crate::restore::{RestoreError, Selection, Strays};
 use crate::store::StoreErrorKind;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::File;
@@ -98,6 +98,7 @@ pub fn restore(
             batch: Vec::new(),
             batch_bytes: 0,
             links: Vec::new(),
+            strays: Strays::default(),
             found: vec![false; selection.paths().len()],
         };
         feeder.feed()?;
@@ -143,6 +144,7 @@ struct Feeder<'a> {
     batch: Vec<Item>,
     batch_bytes: u64,
     links: Vec<Entry>,
+    strays: Strays,
     found: Vec<bool>,
 }
 
@@ -150,7 +152,11 @@ impl Feeder<'_> {
     fn feed(&mut self) -> Result<(), RestoreError> {
         let runtime = tokio::runtime::Handle::current();
         let reader = self.shared.reader;
-        let fed = runtime.block_on(reader.segments::<Stop>(|items| items.into_iter().try_for_each(|i| self.item(i))));
+        let mut fed =
+            runtime.block_on(reader.segments::<Stop>(|items| items.into_iter().try_for_each(|i| self.item(i))));
+        if fed.is_ok() && !self.strays.is_empty() {
+            fed = runtime.block_on(reader.segments::<Stop>(|items| items.into_iter().try_for_each(|i| self.stray(i))));
+        }
         match fed.and_then(|()| self.flush()) {
             Ok(()) | Err(Stop::Elsewhere) => Ok(()),
             Err(Stop::Error(error)) => {
@@ -175,18 +181,31 @@ impl Feeder<'_> {
         } else if !(self.selection.is_all() || entry.kind == Kind::Directory && self.selection.needs(&entry.path)) {
             return Ok(());
         }
-        match entry.kind {
-            Kind::File => self.file(item),
-            Kind::Hardlink => {
-                self.links.push(item.entry);
-                Ok(())
-            }
-            _ => {
-                self.shared.tree.make(entry)?;
-                self.shared.progress.entries.fetch_add(1, Ordering::Relaxed);
-                Ok(())
+        if entry.kind == Kind::Hardlink {
+            self.links.extend(self.strays.sift(self.selection, item.entry));
+            return Ok(());
+        }
+        self.make(item)
+    }
+
+    /// What was not asked for itself, but a hard link to it was.
+    fn stray(&mut self, item: Item) -> Result<(), Stop> {
+        match self.strays.claim(item) {
+            None => Ok(()),
+            Some((item, links)) => {
+                self.links.extend(links);
+                self.make(item)
             }
         }
+    }
+
+    fn make(&mut self, item: Item) -> Result<(), Stop> {
+        if item.entry.kind == Kind::File {
+            return self.file(item);
+        }
+        self.shared.tree.make(&item.entry)?;
+        self.shared.progress.entries.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn file(&mut self, item: Item) -> Result<(), Stop> {
@@ -241,7 +260,11 @@ impl Shared<'_> {
         if !item.is_stream() || item.entry.sparse == Some(true) {
             file.set_len(item.entry.size).map_err(|source| write_error(&item.entry, source))?;
         }
-        if self.fill(item, &file, (0, item.entry.size))? { self.finish(&item.entry, file) } else { self.discard(&item.entry) }
+        if self.fill(item, &file, (0, item.entry.size))? {
+            self.finish(&item.entry, file)
+        } else {
+            self.discard(&item.entry)
+        }
     }
 
     fn part(&self, large: &Arc<Large>, part: (u64, u64)) -> Result<(), RestoreError> {
@@ -373,7 +396,8 @@ mod tests {
             let file = tempfile::tempfile().unwrap();
             file.set_len(expected.len() as u64).unwrap();
             let mut gather = Gather { file: &file, sparse, at: 0, bytes: Vec::new() };
-            let pieces = [(0, 5000), (5000, 100), (1 << 20, 300_000), (5100, 1), ((2 << 20) - 7, 14), ((3 << 20) - 1, 1)];
+            let pieces =
+                [(0, 5000), (5000, 100), (1 << 20, 300_000), (5100, 1), ((2 << 20) - 7, 14), ((3 << 20) - 1, 1)];
             for (offset, length) in pieces {
                 expected[offset..offset + length].fill(7);
                 gather.take(offset as u64, &expected[offset..offset + length]).unwrap();

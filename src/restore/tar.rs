@@ -4,7 +4,7 @@
 
 use crate::entry::{Entry, Kind};
 use crate::repo::{Item, Reader, RepoError};
-use crate::restore::{RestoreError, Selection, stream};
+use crate::restore::{RestoreError, Selection, Strays, stream};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,27 +19,51 @@ const BLOCK: u64 = 512;
 /// The repository's, or `Export`.
 pub fn write(reader: &Reader, selection: &Selection, out: impl Write) -> Result<u64, RestoreError> {
     let mut archive = Builder::new(out);
+    let mut strays = Strays::default();
     let mut count = 0;
-    // Reading contents blocks, which the walk through the list must not: so the list goes through a short queue.
+    walk(reader, |item| {
+        let wanted = selection.contains(&item.entry.path);
+        let item = match item.entry.kind {
+            _ if !wanted => return Ok(()),
+            Kind::Hardlink if strays.sift(selection, item.entry.clone()).is_none() => return Ok(()),
+            _ => item,
+        };
+        count += u64::from(entry(&mut archive, reader, &item)?);
+        Ok(())
+    })?;
+    if !strays.is_empty() {
+        walk(reader, |item| {
+            let Some((item, links)) = strays.claim(item) else { return Ok(()) };
+            count += u64::from(entry(&mut archive, reader, &item)?);
+            for link in links {
+                head(&mut archive, &link, EntryType::Link).map_err(RestoreError::Export)?;
+                count += 1;
+            }
+            Ok(())
+        })?;
+    }
+    archive.into_inner().and_then(|mut out| out.flush()).map_err(RestoreError::Export)?;
+    Ok(count)
+}
+
+/// Gives every entry to `each`, which may block: reading a content must not be done where the list is read, so that goes
+/// through a short queue.
+fn walk(reader: &Reader, mut each: impl FnMut(Item) -> Result<(), RestoreError>) -> Result<(), RestoreError> {
     let (items, queue) = crossbeam_channel::bounded::<Result<Vec<Item>, RestoreError>>(2);
     let runtime = tokio::runtime::Handle::current();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let listed = runtime.block_on(reader.segments::<Ended>(|list| items.send(Ok(list)).map_err(|_| Ended(None))));
+            let listed =
+                runtime.block_on(reader.segments::<Ended>(|list| items.send(Ok(list)).map_err(|_| Ended(None))));
             if let Err(Ended(Some(error))) = listed {
                 // Nobody listens any more only when writing has failed, which says more.
                 let _ = items.send(Err(error.into()));
             }
         });
         for list in queue {
-            for item in list? {
-                if selection.contains(&item.entry.path) && entry(&mut archive, reader, &item)? {
-                    count += 1;
-                }
-            }
+            list?.into_iter().try_for_each(&mut each)?;
         }
-        archive.into_inner().and_then(|mut out| out.flush()).map_err(RestoreError::Export)?;
-        Ok(count)
+        Ok(())
     })
 }
 
