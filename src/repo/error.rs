@@ -47,6 +47,20 @@ pub enum RepoError {
 }
 
 impl RepoError {
+    /// The object that is to blame, where one is.
+    #[must_use]
+    pub fn object(&self) -> Option<&str> {
+        match self {
+            Self::NewerFormat { object, .. }
+            | Self::Damaged { object, .. }
+            | Self::Foreign { object, .. }
+            | Self::WrongKey { object, .. }
+            | Self::PruneBlocked { object, .. } => Some(object),
+            Self::Store(error) => Some(&error.object),
+            _ => None,
+        }
+    }
+
     pub(crate) fn damaged(object: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Damaged { object: object.into(), reason: reason.to_string() }
     }

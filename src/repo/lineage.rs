@@ -50,7 +50,7 @@ impl Snapshot {
     #[must_use]
     pub fn recovery_point(&self) -> Timestamp {
         let stated = self.catalogue.as_ref().map(|c| Timestamp::from_millisecond(c.recovery_point_ms));
-        stated.and_then(|t| t.ok()).unwrap_or(self.stored_at)
+        stated.and_then(Result::ok).unwrap_or(self.stored_at)
     }
 }
 

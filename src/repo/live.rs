@@ -24,7 +24,7 @@ pub(crate) fn to_refresh(packs: &[PackRef], new_bytes: u64) -> Vec<bool> {
 
     let mut sparse: Vec<usize> =
         (0..packs.len()).filter(|&i| packs[i].live.saturating_mul(LIVE_SHARE) < packs[i].raw).collect();
-    sparse.sort_by_key(|&i| (packs[i].live as u128 * 1_000_000) / u128::from(packs[i].raw.max(1)));
+    sparse.sort_by_key(|&i| (u128::from(packs[i].live) * 1_000_000) / u128::from(packs[i].raw.max(1)));
     for i in sparse {
         // The first always fits, so that no pack stays for being large.
         if spent > 0 && spent + packs[i].live > budget {

@@ -247,7 +247,7 @@ impl Packer {
         inner.open = None;
         inner.parked.clear();
         let uploads = std::mem::take(&mut inner.uploads);
-        uploads.into_iter().filter_map(|upload| self.runtime.block_on(join(upload)).err()).next()
+        uploads.into_iter().find_map(|upload| self.runtime.block_on(join(upload)).err())
     }
 }
 

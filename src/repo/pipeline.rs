@@ -341,19 +341,15 @@ impl Worker {
         let length = bytes.len() as u64;
         let id = shared.keys()?.chunk_id(bytes);
         let mut slot = shared.open[self.slot].lock().unwrap_or_else(PoisonError::into_inner);
-        let mut frame = match slot.take() {
-            Some(frame) => frame,
-            None => shared.open_frame(Class::Data, Items::Chunks(Vec::new())),
-        };
+        let mut frame = slot.take().unwrap_or_else(|| shared.open_frame(Class::Data, Items::Chunks(Vec::new())));
         let fresh = frame.next_place();
-        let place = match shared.known.claim(id, fresh)? {
-            Some(known) => known,
-            None => {
-                let from = frame.raw.len();
-                frame.raw.extend_from_slice(bytes);
-                frame.take_chunk(id, from);
-                fresh
-            }
+        let place = if let Some(known) = shared.known.claim(id, fresh)? {
+            known
+        } else {
+            let from = frame.raw.len();
+            frame.raw.extend_from_slice(bytes);
+            frame.take_chunk(id, from);
+            fresh
         };
         shared.progress.bytes.fetch_add(length, Ordering::Relaxed);
         push_place(stretches, place, length);

@@ -235,7 +235,11 @@ impl Lineage {
         let object = format!("{}/log/clock-{}", self.source, hex(&crate::repo::keys::random::<8>()));
         self.store.put(&object, Bytes::new(), PutOptions::default()).await?;
         let meta = self.store.head(&object).await;
-        self.store.delete(&object).await?;
+        match self.store.delete(&object).await {
+            // A bucket may lock whatever is put there.
+            Err(e) if e.kind != StoreErrorKind::Locked => return Err(e.into()),
+            _ => {}
+        }
         Ok(meta?.modified)
     }
 }
@@ -247,8 +251,10 @@ fn plan(
 ) -> Result<(Plan, BTreeSet<PackId>)> {
     let remove: BTreeSet<Sequence> = remove.iter().copied().collect();
     let highest = snapshots.iter().map(Snapshot::sequence).max();
-    let good = snapshots.iter().filter(|s| s.state() == State::Good).map(Snapshot::sequence).max();
-    for kept in [highest, good].into_iter().flatten().filter(|s| remove.contains(s)) {
+    let newest =
+        |wanted: fn(State) -> bool| snapshots.iter().filter(|s| wanted(s.state())).map(Snapshot::sequence).max();
+    let kept = [highest, newest(|s| s == State::Good), newest(|s| s != State::Quarantined)];
+    if let Some(kept) = kept.into_iter().flatten().find(|s| remove.contains(s)) {
         return Err(RepoError::Refused(format!("snapshot {kept} is the newest (good) one and is never removed")));
     }
     let (going, staying): (Vec<_>, Vec<_>) = snapshots.iter().partition(|s| remove.contains(&s.sequence()));

@@ -228,22 +228,15 @@ impl Lineage {
         let object = snapshot.manifest.object.clone();
         let reader = Reader::open(self.clone(), snapshot).await?;
         let mut problems = Vec::new();
-        let mut items = Vec::new();
-        let read = reader.segments::<RepoError>(|segment| {
-            items.extend(segment);
-            Ok(())
-        });
-        let mut entries = 0;
-        match read.await {
+        match reader.items().await {
             Err(error) => problems.push(broken(error)?.to_string()),
-            Ok(()) => {
+            Ok(items) => {
                 for item in &items {
-                    entries += 1;
                     if let Err(error) = reader.locate(item).await {
                         problems.push(broken(error)?.to_string());
                     }
                 }
-                let stated = reader.catalogue().entries;
+                let (entries, stated) = (items.len() as u64, reader.catalogue().entries);
                 if entries != stated {
                     problems.push(format!("it lists {entries} entries and should list {stated}"));
                 }
@@ -279,7 +272,8 @@ fn needed(snapshots: &[Snapshot], verified: &mut Verified) -> BTreeMap<PackId, N
 
 fn finding_of(over: &SteppedOver) -> Finding {
     let problem = over.error.to_string();
-    Finding { object: over.object.clone(), problem, snapshots: vec![over.sequence] }
+    let object = over.error.object().unwrap_or(&over.object).to_owned();
+    Finding { object, problem, snapshots: vec![over.sequence] }
 }
 
 /// What is wrong with the data is a finding; a store that does not answer, or a missing key, is an error.

@@ -101,13 +101,12 @@ impl Lineage {
         };
         let generation = self.root.accept_writer(key)?;
         let newest = self.newest().await?;
-        let epoch = match self.epoch(generation).await? {
-            Some(epoch) => epoch,
-            None => {
-                let from = newest.highest.map_or(Sequence(1), Sequence::next);
-                let begun = epoch::begin(self.store.as_ref(), &self.root, &self.source, key, generation, from).await?;
-                self.remember(begun)
-            }
+        let epoch = if let Some(epoch) = self.epoch(generation).await? {
+            epoch
+        } else {
+            let from = newest.highest.map_or(Sequence(1), Sequence::next);
+            let begun = epoch::begin(self.store.as_ref(), &self.root, &self.source, key, generation, from).await?;
+            self.remember(begun)
         };
         let base = newest.snapshot.filter(|s| s.manifest.header.epoch == generation);
         let known = match &base {

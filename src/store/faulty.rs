@@ -23,8 +23,8 @@ pub enum Fault {
     Only(u64),
     /// This one is carried out and reported as failed: the answer was lost.
     AnswerLost(u64),
-    /// Every operation from this one on is carried out, the first of them reported as failed and the rest not begun:
-    /// the process was killed between the store's work and the answer.
+    /// This one is carried out and reported as failed, every later one fails and does nothing: the process was killed
+    /// between the store's work and the answer.
     KilledAfter(u64),
     /// This one never returns.
     Hang(u64),

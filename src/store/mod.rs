@@ -125,7 +125,8 @@ pub trait Upload: Send {
 /// # Errors
 /// The first listing that fails.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectMeta>> {
-    const PAGE: usize = 1000;
+    // A directory is read anew for each page.
+    const PAGE: usize = 10_000;
     let mut all: Vec<ObjectMeta> = Vec::new();
     loop {
         let page = store.list(prefix, all.last().map(|o| o.key.as_str()), PAGE).await?;

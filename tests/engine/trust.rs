@@ -1,1 +1,221 @@
+//! Rot, forgery and wrong keys.
 
+use crate::world::{File, Tree, World, contents, noise, now, recipient, runtime};
+use lifeboat::id::Sequence;
+use lifeboat::repo::{Access, Depth, Identity, Reader, Recipient, RepoError, Role, Selector};
+use lifeboat::store::{Corruption, Faults, Faulty, Memory, PutOptions, Store, list_all};
+use std::sync::Arc;
+
+fn tree() -> Tree {
+    let mut tree = Tree::new();
+    for i in 0..50u64 {
+        tree.insert(format!("secret-name-{i:02}"), File { version: Some(1), ..File::content(noise(i, 3000)) });
+    }
+    tree.insert("pages".into(), File::pages(noise(50, 80_000), 4096));
+    tree.insert("plain".into(), File::content("a very secret sentence ".repeat(50)));
+    tree
+}
+
+async fn two_snapshots() -> (Arc<Memory>, World, Tree) {
+    let memory = Arc::new(Memory::new());
+    let world = World::new(memory.clone()).await;
+    let mut first = tree();
+    world.backup(&first).await.unwrap();
+    first.insert("plain".into(), File::content("another very secret sentence ".repeat(50)));
+    world.backup(&first).await.unwrap();
+    (memory, world, first)
+}
+
+/// Any object, a bit anywhere or cut off anywhere: what is read is right, or the error names the object; and `verify`
+/// finds it.
+#[test]
+fn rot_is_found_and_named_and_never_read_as_data() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let expected = [tree(), second];
+        let objects = list_all(memory.as_ref(), "data/").await.unwrap();
+        assert!(objects.len() >= 5, "{objects:?}");
+        for object in objects {
+            let spots = [0, 9, 30, object.size / 2, object.size - 70, object.size - 20, object.size - 1];
+            let flips = spots.into_iter().filter(|at| *at < object.size).map(Corruption::FlipBit);
+            let cuts = [0, object.size / 2, object.size - 1].map(Corruption::Truncate);
+            for corruption in flips.chain(cuts) {
+                let faults = Arc::new(Faults::default());
+                let rotten = Arc::new(Faulty::new(memory.clone(), faults.clone()));
+                faults.corrupt(&object.key, corruption);
+                let what = format!("{} {corruption:?}", object.key);
+                let Ok(rotten) = world.through(rotten).await else { panic!("{what}") };
+                let mut hurt = 0;
+                for (number, tree) in (1..).zip(&expected) {
+                    match rotten.read(&Selector::Number(Sequence(number))).await {
+                        Ok(read) => assert_eq!(contents(&read), contents(tree), "{what}"),
+                        Err(error) => {
+                            hurt += 1;
+                            let text = chain(&error);
+                            assert!(text.contains(&object.key), "{what}: {text}");
+                        }
+                    }
+                }
+                let verified = rotten.reading().verify(Depth::Data, 1.0, 0).await;
+                let found = verified.map_or(true, |v| v.findings.iter().any(|f| f.object.contains(&object.key)));
+                assert!(found || hurt == 0, "{what}: verify says nothing, {hurt} snapshots are hurt");
+                if object.key.contains("/packs/") {
+                    let scrub = world.through(Arc::new(Faulty::new(memory.clone(), faults.clone()))).await.unwrap();
+                    let without_keys = Arc::new(scrub.repository.lineage(&scrub.source, Access::None));
+                    let scrubbed = without_keys.verify(Depth::Scrub, 1.0, 0).await.unwrap();
+                    assert!(hurt == 0 || !scrubbed.findings.is_empty(), "{what}: a scrub without keys finds nothing");
+                }
+            }
+        }
+    });
+}
+
+fn chain(error: &RepoError) -> String {
+    let first: &dyn std::error::Error = error;
+    let chain = std::iter::successors(Some(first), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[test]
+fn the_writer_key_alone_reads_neither_names_nor_contents() {
+    runtime().block_on(async {
+        let (memory, world, _) = two_snapshots().await;
+        let lineage = world.writing();
+        let (snapshot, _) = lineage.find(&Selector::Latest).await.unwrap();
+        let reader = Reader::open(lineage, snapshot).await.unwrap();
+        assert_eq!(reader.catalogue().entries, 52, "the catalogue is the writer's");
+        let refused = reader.items().await.unwrap_err();
+        assert!(matches!(refused, RepoError::WrongKey { .. }), "{refused:?}");
+        assert!(matches!(reader.problems(), Err(RepoError::WrongKey { .. })));
+        for object in list_all(memory.as_ref(), "").await.unwrap() {
+            let bytes = memory.get(&object.key).await.unwrap();
+            for secret in [&b"secret-name"[..], b"very secret sentence", &noise(3, 3000)[100..116]] {
+                assert!(!bytes.windows(secret.len()).any(|w| w == secret), "{} holds {secret:?}", object.key);
+            }
+        }
+    });
+}
+
+#[test]
+fn wrong_keys_are_told_apart_from_damage() {
+    runtime().block_on(async {
+        let (_, world, _) = two_snapshots().await;
+        let stranger = Identity::generate();
+        let lineage = Arc::new(world.repository.lineage(&world.source, Access::Recipient(stranger)));
+        assert!(matches!(lineage.find(&Selector::Latest).await, Err(RepoError::WrongKey { .. })));
+        let other = World::new(Arc::new(Memory::new())).await;
+        let foreign_key = Access::Writer(other.keys.writer.clone());
+        let lineage = Arc::new(world.repository.lineage(&world.source, foreign_key));
+        assert!(matches!(lineage.begin(crate::world::options(), now()).await, Err(RepoError::WrongKey { .. })));
+        let plan = world.reading().plan_prune(&[Sequence(1)]).await.unwrap();
+        let refused = world.reading().prune(&plan, &other.keys.keeper, std::time::Duration::ZERO, now()).await;
+        assert!(matches!(refused, Err(RepoError::WrongKey { .. })));
+    });
+}
+
+/// Manifests that someone put there: from another repository, or one of ours under another number.
+#[test]
+fn foreign_and_replaced_manifests_are_stepped_over_and_reported() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let other_store = Arc::new(Memory::new());
+        let other = World::new(other_store.clone()).await;
+        other.backup(&tree()).await.unwrap();
+        let name = |n| format!("data/snapshots/{}", Sequence(n).object_name());
+        let foreign = other_store.get(&name(1)).await.unwrap();
+        let ours = memory.get(&name(1)).await.unwrap();
+        memory.put(&name(3), foreign, PutOptions::default()).await.unwrap();
+        memory.put(&name(4), ours, PutOptions::default()).await.unwrap();
+        memory.put(&name(5), bytes::Bytes::from_static(b"rubbish"), PutOptions::default()).await.unwrap();
+        let lineage = world.reading();
+        let (latest, stepped_over) = lineage.find(&Selector::Latest).await.unwrap();
+        assert_eq!(latest.sequence(), Sequence(2));
+        assert_eq!(stepped_over.iter().map(|s| s.sequence.0).collect::<Vec<_>>(), [5, 4, 3]);
+        assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
+        assert!(matches!(world.read(&Selector::Number(Sequence(4))).await, Err(RepoError::Foreign { .. })));
+        // Nothing is removed on a guess, and the next backup goes on above them.
+        assert!(matches!(lineage.plan_prune(&[Sequence(1)]).await, Err(RepoError::PruneBlocked { .. })));
+        assert_eq!(world.backup(&second).await.unwrap().sequence, Sequence(6));
+    });
+}
+
+#[test]
+fn a_snapshot_that_vanished_is_missed_and_one_that_was_pruned_is_not() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        world.backup(&second).await.unwrap();
+        let lineage = world.reading();
+        let plan = lineage.plan_prune(&[Sequence(1)]).await.unwrap();
+        lineage.prune(&plan, &world.keys.keeper, std::time::Duration::from_hours(72), now()).await.unwrap();
+        assert_eq!(lineage.verify(Depth::Structure, 1.0, 0).await.unwrap().findings, []);
+        memory.delete(&format!("data/snapshots/{}", Sequence(2).object_name())).await.unwrap();
+        let findings = lineage.verify(Depth::Structure, 1.0, 0).await.unwrap().findings;
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].problem.contains("missing"));
+    });
+}
+
+#[test]
+fn a_missing_pack_of_pages_is_an_error_and_not_zeros() {
+    runtime().block_on(async {
+        let memory = Arc::new(Memory::new());
+        let world = World::new(memory.clone()).await;
+        let mut tree = Tree::from([("db".into(), File::pages(noise(1, 400_000), 4096))]);
+        world.backup(&tree).await.unwrap();
+        tree.get_mut("db").unwrap().bytes[..4096].fill(1);
+        world.backup(&tree).await.unwrap();
+        let first = list_all(memory.as_ref(), "data/packs/").await.unwrap().into_iter().max_by_key(|o| o.size).unwrap();
+        memory.delete(&first.key).await.unwrap();
+        let error = world.read(&Selector::Latest).await.unwrap_err();
+        assert!(chain(&error).contains(&first.key), "{error:?}");
+    });
+}
+
+#[test]
+fn recipients_come_and_go_and_a_rotated_writer_is_refused() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let drill = Identity::generate();
+        let added = Recipient { name: "drill".into(), role: Role::Drill, key: drill.public() };
+        let repository = world.repository.add_recipient(&world.identity, added, now()).await.unwrap();
+        let by_drill = World { repository, identity: drill.clone(), ..world.through(memory.clone()).await.unwrap() };
+        assert_eq!(contents(&by_drill.read(&Selector::Latest).await.unwrap()), contents(&second));
+        assert!(by_drill.repository.root().unlock(&drill).is_err(), "a drill identity does not open the writer key");
+
+        let repository = by_drill.repository.remove_recipient(&world.identity, "drill", now()).await.unwrap();
+        let (repository, keys) = repository.rotate_writer(&world.identity, now()).await.unwrap();
+        let old = Arc::new(repository.lineage(&world.source, Access::Writer(world.keys.writer.clone())));
+        let refused = old.begin(crate::world::options(), now()).await.err().unwrap();
+        assert!(refused.to_string().contains("rotated"), "{refused}");
+        let rotated = World { repository, identity: world.identity.clone(), keys, source: world.source.clone() };
+        let third = rotated.backup(&second).await.unwrap();
+        assert!(third.catalogue.new_bytes > 0, "a new epoch shares nothing with the old one");
+        assert_eq!(contents(&rotated.read(&Selector::Latest).await.unwrap()), contents(&second));
+        assert_eq!(contents(&rotated.read(&Selector::Number(Sequence(1))).await.unwrap()), contents(&tree()));
+
+        // The stolen old key goes on signing, against the old root: its snapshot does not count.
+        let stolen = world.backup(&Tree::from([("evil".into(), File::content("evil"))])).await.unwrap();
+        let (latest, over) = rotated.reading().find(&Selector::Latest).await.unwrap();
+        assert_eq!((latest.sequence(), over.len()), (third.sequence, 1));
+        assert_eq!(over[0].sequence, stolen.sequence);
+
+        // Whoever was removed reads what was written before, and nothing after.
+        let removed = World { identity: drill, ..rotated };
+        assert!(removed.read(&Selector::Number(Sequence(1))).await.is_ok());
+        assert!(matches!(removed.read(&Selector::Number(third.sequence)).await, Err(RepoError::WrongKey { .. })));
+    });
+}
+
+#[test]
+fn a_repository_is_not_made_twice_and_needs_a_recovery_recipient() {
+    runtime().block_on(async {
+        let (memory, world, _) = two_snapshots().await;
+        let again = lifeboat::repo::Repository::create(memory, vec![recipient(&world.identity)], now()).await;
+        assert!(matches!(again, Err(RepoError::AlreadyInitialised { .. })));
+        let drill = Recipient { role: Role::Drill, ..recipient(&world.identity) };
+        let none = lifeboat::repo::Repository::create(Arc::new(Memory::new()), vec![drill], now()).await;
+        assert!(matches!(none, Err(RepoError::Refused(_))));
+        let missing = lifeboat::repo::Repository::open(Arc::new(Memory::new())).await;
+        assert!(matches!(missing, Err(RepoError::NoRepository { .. })));
+    });
+}

@@ -172,7 +172,8 @@ pub fn capture<S: Sink>(mut sink: S, tree: &Tree) -> S {
     for (path, file) in tree {
         let bytes = file.bytes.clone();
         let size = bytes.len() as u64;
-        let fingerprint = file.version.map(|v| Fingerprint { size, mtime_ns: v as i64, ctime_ns: v as i64, inode: v });
+        let fingerprint =
+            file.version.map(|v| Fingerprint { size, mtime_ns: v.cast_signed(), ctime_ns: v.cast_signed(), inode: v });
         let input = Input {
             layout: file.layout,
             fingerprint,

@@ -10,7 +10,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const ACCESS_KEY: &str = "lifeboat-tests";
 pub const SECRET_KEY: &str = "not-a-secret-but-long-enough";
@@ -102,6 +105,8 @@ pub fn minio() -> Server {
         command.args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}"), "data"]);
         command.env("MINIO_ROOT_USER", ACCESS_KEY).env("MINIO_ROOT_PASSWORD", SECRET_KEY);
         command.env("MINIO_BROWSER", "off").env("HOME", dir);
+        // So that it can encrypt at rest.
+        command.env("MINIO_KMS_SECRET_KEY", "tests:bGlmZWJvYXQtdGVzdHMtbGlmZWJvYXQtdGVzdHMtMTI=");
     })
 }
 
@@ -111,7 +116,7 @@ pub fn versitygw(versioning: bool) -> Server {
         command.args(["--quiet", "--port", &format!("127.0.0.1:{port}"), "posix"]);
         if versioning {
             fs::create_dir(dir.join("versions")).unwrap();
-            command.args(["--versioning-dir", "versions"]);
+            command.arg("--versioning-dir").arg(dir.join("versions"));
         }
         command.arg("data").env("ROOT_ACCESS_KEY", ACCESS_KEY).env("ROOT_SECRET_KEY", SECRET_KEY);
     })
@@ -174,5 +179,62 @@ pub async fn bucket(server: &Server, name: &str, kind: Bucket) -> Settings {
         },
         lock: (kind == Bucket::Locked).then_some(LockMode::Governance),
         ..Settings::new(name)
+    }
+}
+
+/// A connection to a server that can be made to lose answers.
+pub struct Wire {
+    pub port: u16,
+    lose: Arc<AtomicU32>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Wire {
+    pub async fn to(server: &Server) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, target, lose) = (listener.local_addr().unwrap().port(), server.port, Arc::new(AtomicU32::new(0)));
+        let losing = Arc::clone(&lose);
+        let task = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let losing = Arc::clone(&losing);
+                tokio::spawn(async move {
+                    let Ok(far) = tokio::net::TcpStream::connect(("127.0.0.1", target)).await else { return };
+                    let ((mut near_in, mut near_out), (mut far_in, mut far_out)) =
+                        (near.into_split(), far.into_split());
+                    let requests = tokio::io::copy(&mut near_in, &mut far_out);
+                    let answers = async {
+                        let mut buffer = vec![0; 1 << 16];
+                        while let Ok(n @ 1..) = far_in.read(&mut buffer).await {
+                            // The interim answer 100 is not the one to lose.
+                            let interim = buffer.starts_with(b"HTTP/1.1 100");
+                            let fewer = |left: u32| left.checked_sub(1);
+                            if !interim && losing.fetch_update(Relaxed, Relaxed, fewer).is_ok() {
+                                return;
+                            }
+                            if near_out.write_all(&buffer[..n]).await.is_err() {
+                                return;
+                            }
+                        }
+                    };
+                    tokio::select! { _ = requests => {}, () = answers => {} }
+                });
+            }
+        });
+        Self { port, lose, task }
+    }
+
+    /// Cuts the connection instead of passing the next `count` answers on.
+    pub fn lose_answers(&self, count: u32) {
+        self.lose.store(count, Relaxed);
+    }
+
+    pub fn still_to_lose(&self) -> u32 {
+        self.lose.load(Relaxed)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }

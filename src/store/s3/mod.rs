@@ -10,21 +10,20 @@
 //! because only the upload still holds what it sends.
 
 mod error;
+mod settings;
 mod upload;
 mod versions;
+
+pub use settings::{Credentials, Encryption, LockMode, Settings};
 
 use super::conformance::Rival;
 use super::key::{check_key, check_prefix};
 use super::{Features, ObjectMeta, PutOptions, Result, RetryPolicy, Store, StoreError, StoreErrorKind, Upload};
 use async_trait::async_trait;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::StalledStreamProtectionConfig;
-use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
-use aws_sdk_s3::types::{BucketVersioningStatus, ObjectLockEnabled, ObjectLockMode, ServerSideEncryption};
+use aws_sdk_s3::types::{ObjectLockEnabled, ObjectLockMode, ServerSideEncryption};
 use aws_smithy_types::DateTime;
 use bytes::Bytes;
 use error::{failed, other};
@@ -34,85 +33,8 @@ use std::time::Duration;
 use upload::S3Upload;
 use versions::FirstVersions;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_mins(1);
+/// For one request; a body has as long again.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(5);
-const STALLED: Duration = Duration::from_secs(30);
-
-/// Where a bucket is and how it is used.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub bucket: String,
-    /// Keys lie below it; empty, or without a slash at either end.
-    pub prefix: String,
-    /// The server's URL; none means Amazon's.
-    pub endpoint: Option<String>,
-    /// None means what the environment says, or `us-east-1`.
-    pub region: Option<String>,
-    /// The bucket in the path instead of the host name: most servers other than Amazon's want it.
-    pub path_style: bool,
-    pub credentials: Credentials,
-    pub encryption: Encryption,
-    /// The mode of retention dates; none leaves Object Lock alone.
-    pub lock: Option<LockMode>,
-    /// Uploads above this are sent in parts of this size, at least 5 MiB; several parts at once are kept in memory.
-    pub part_size: usize,
-}
-
-impl Settings {
-    pub fn new(bucket: impl Into<String>) -> Self {
-        Self {
-            bucket: bucket.into(),
-            prefix: String::new(),
-            endpoint: None,
-            region: None,
-            path_style: false,
-            credentials: Credentials::Chain,
-            encryption: Encryption::BucketDefault,
-            lock: None,
-            part_size: 8 << 20,
-        }
-    }
-}
-
-#[derive(Clone)]
-pub enum Credentials {
-    /// Environment, profile, web identity, container or instance, as the SDK finds them.
-    Chain,
-    Static {
-        access_key: String,
-        secret_key: String,
-        session_token: Option<String>,
-    },
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Chain => "Chain",
-            Self::Static { .. } => "Static(…)",
-        })
-    }
-}
-
-/// How the server encrypts at rest.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Encryption {
-    #[default]
-    BucketDefault,
-    Aes256,
-    Kms {
-        key_id: Option<String>,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LockMode {
-    /// Identities with a special right may lift it.
-    Governance,
-    /// Nobody may lift it.
-    Compliance,
-}
 
 /// A bucket, or a part of one.
 #[derive(Clone, Debug)]
@@ -140,7 +62,7 @@ impl S3 {
         if !settings.prefix.is_empty() {
             check_key("open", &settings.prefix)?;
         }
-        let client = client(&settings).await;
+        let client = settings::client(&settings).await;
         let mut bucket = Bucket {
             client,
             settings,
@@ -148,50 +70,11 @@ impl S3 {
             first: FirstVersions::default(),
             policy: RetryPolicy::default(),
         };
-        bucket.features = bucket.policy.run(|_| bucket.ask_features()).await?;
+        // Whoever waits for this would rather know soon.
+        let policy = RetryPolicy { attempts: 3, ..bucket.policy };
+        bucket.features = policy.run(|_| bucket.ask_features()).await?;
         Ok(Self { bucket: Arc::new(bucket) })
     }
-}
-
-async fn client(settings: &Settings) -> Client {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .operation_timeout(REQUEST_TIMEOUT)
-        .build();
-    let (mut config, mut region) = match &settings.credentials {
-        Credentials::Chain => {
-            let found = aws_config::defaults(BehaviorVersion::latest()).load().await;
-            let region = found.region().cloned();
-            (aws_sdk_s3::config::Builder::from(&found), region)
-        }
-        Credentials::Static { access_key, secret_key, session_token } => {
-            let credentials = aws_sdk_s3::config::Credentials::new(
-                access_key,
-                secret_key,
-                session_token.clone(),
-                None,
-                "configuration",
-            );
-            let config = aws_sdk_s3::Config::builder().behavior_version(BehaviorVersion::latest());
-            (config.credentials_provider(credentials), None)
-        }
-    };
-    if let Some(wanted) = &settings.region {
-        region = Some(Region::new(wanted.clone()));
-    }
-    if let Some(endpoint) = &settings.endpoint {
-        config = config.endpoint_url(endpoint);
-    }
-    Client::from_conf(
-        config
-            .region(region.unwrap_or_else(|| Region::from_static("us-east-1")))
-            .force_path_style(settings.path_style)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts)
-            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALLED).build())
-            .build(),
-    )
 }
 
 impl Bucket {
@@ -224,7 +107,8 @@ impl Bucket {
     async fn ask_features(&self) -> Result<Features> {
         let name = &self.settings.bucket;
         let versions = match self.client.get_bucket_versioning().bucket(name).send().await {
-            Ok(answer) => answer.status() == Some(&BucketVersioningStatus::Enabled),
+            // Suspended too: what was there before is still to be looked for.
+            Ok(answer) => answer.status().is_some(),
             Err(e) => match failed("ask for the versioning of", self.url(), &e) {
                 // Servers without versioning do not know the question.
                 e if e.kind == StoreErrorKind::Other => {
@@ -238,16 +122,20 @@ impl Bucket {
         if self.settings.lock.is_none() {
             return Ok(Features { lock: false, versions });
         }
-        let answer = self
-            .client
-            .get_object_lock_configuration()
-            .bucket(name)
-            .send()
-            .await
-            .map_err(|e| failed("ask for the Object Lock of", self.url(), &e))?;
-        let enabled = answer.object_lock_configuration().and_then(|c| c.object_lock_enabled());
+        let answer = match self.client.get_object_lock_configuration().bucket(name).send().await {
+            Ok(answer) => Some(answer),
+            Err(e) => match failed("ask for the Object Lock of", self.url(), &e) {
+                e if matches!(e.kind, StoreErrorKind::NotFound | StoreErrorKind::Other) => None,
+                e => return Err(e),
+            },
+        };
+        let enabled = answer.as_ref().and_then(|a| a.object_lock_configuration()?.object_lock_enabled());
         if enabled != Some(&ObjectLockEnabled::Enabled) || !versions {
-            return Err(other("open", self.url(), "Object Lock is not enabled for this bucket; it is set at creation"));
+            return Err(other(
+                "open",
+                self.url(),
+                "Object Lock is wanted and not enabled for this bucket; enable it together with versioning",
+            ));
         }
         Ok(Features { lock: true, versions })
     }
@@ -442,7 +330,8 @@ impl Store for S3 {
         check_key("read", key)?;
         let bucket = &self.bucket;
         if bucket.features.versions {
-            let first = bucket.first_version(key).await?;
+            // Not from memory: it may have been deleted by another process.
+            let first = bucket.ask_first_version(key).await?;
             return Ok(ObjectMeta { key: key.to_owned(), size: first.size, modified: first.modified });
         }
         let answer = bucket
@@ -505,5 +394,18 @@ impl Rival for S3 {
         let bucket = &self.bucket;
         let request = bucket.client.delete_object().bucket(&bucket.settings.bucket).key(bucket.full(key));
         request.send().await.map_err(|e| failed("hide", key, &e)).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_dates_are_never_rounded_down() {
+        let at = |text: &str| date(text.parse().unwrap()).secs();
+        assert_eq!(at("1970-01-01T00:00:10Z"), 10);
+        assert_eq!(at("1970-01-01T00:00:10.000000001Z"), 11);
+        assert_eq!(at("1970-01-01T00:00:10.9Z"), 11);
     }
 }

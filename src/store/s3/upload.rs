@@ -42,6 +42,7 @@ impl S3Upload {
         while !piece.is_empty() {
             if self.buffer.len() == part_size {
                 self.send_buffer().await?;
+                self.buffer.reserve(part_size);
             }
             let room = part_size - self.buffer.len();
             self.buffer.extend_from_slice(&piece.split_to(room.min(piece.len())));
@@ -50,15 +51,15 @@ impl S3Upload {
     }
 
     async fn put_whole(&mut self) -> Result<()> {
-        let (bucket, key, options, size) = (&self.bucket, &self.key, self.options, self.size);
-        let body = self.buffer.split().freeze();
-        let policy = &bucket.policy;
-        let body = &body;
-        policy
+        let (bucket, key, options) = (&self.bucket, &self.key, self.options);
+        let body = &self.buffer.split().freeze();
+        bucket
+            .policy
             .run(|attempt| async move {
                 match bucket.put(key, body.clone(), options).await {
+                    // An earlier attempt may have been carried out.
                     Err(e) if attempt > 1 && e.kind == StoreErrorKind::AlreadyExists => {
-                        bucket.already_ours(key, size, e).await
+                        if bucket.read(key, None).await? == *body { Ok(()) } else { Err(e) }
                     }
                     other => other,
                 }
@@ -250,7 +251,7 @@ impl Bucket {
     /// Whether what lies under `key` is what an attempt without an answer has written, judged by its size.
     async fn already_ours(&self, key: &str, size: u64, error: StoreError) -> Result<()> {
         let found = if self.features.versions {
-            self.first_version(key).await.map(|first| first.size)
+            self.ask_first_version(key).await.map(|first| first.size)
         } else {
             let request = self.client.head_object().bucket(&self.settings.bucket).key(self.full(key));
             match request.send().await {

@@ -7,13 +7,15 @@ use crate::store::{ObjectMeta, Result, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::list_object_versions::ListObjectVersionsOutput;
 use aws_sdk_s3::operation::list_object_versions::builders::ListObjectVersionsFluentBuilder;
 use aws_sdk_s3::types::{ObjectLockRetention, ObjectLockRetentionMode, ObjectVersion};
-use aws_smithy_types::DateTime;
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// So many names are remembered; then all are forgotten.
 const REMEMBERED: usize = 10_000;
+
+/// The version of what was written while versioning was off.
+const NO_VERSION: &str = "null";
 
 #[derive(Clone, Debug)]
 pub(super) struct FirstVersion {
@@ -90,7 +92,7 @@ impl Bucket {
         self.ask_first_version(key).await
     }
 
-    async fn ask_first_version(&self, key: &str) -> Result<FirstVersion> {
+    pub(super) async fn ask_first_version(&self, key: &str) -> Result<FirstVersion> {
         let full = self.full(key);
         let (mut first, mut marker) = (None, None);
         loop {
@@ -116,7 +118,7 @@ impl Bucket {
             return Ok(());
         }
         let first = self.policy.run(|_| self.ask_first_version(key)).await?;
-        if written == Some(first.id.as_str()) {
+        if written.unwrap_or(NO_VERSION) == first.id {
             return Ok(());
         }
         Err(StoreError::new(StoreErrorKind::AlreadyExists, "create", key)
@@ -203,22 +205,17 @@ impl Bucket {
         const ACTION: &str = "extend the lock of";
         let until = date(until);
         let first = self.first_version(key).await?;
-        let asked = self
+        // Not GetObjectRetention: not every server's answer to it can be read.
+        let held = self
             .client
-            .get_object_retention()
+            .head_object()
             .bucket(&self.settings.bucket)
             .key(self.full(key))
             .version_id(&first.id)
             .send()
-            .await;
-        let held: Option<DateTime> = match asked {
-            Ok(answer) => answer.retention().and_then(|r| r.retain_until_date()).copied(),
-            Err(e) => match failed(ACTION, key, &e) {
-                e if e.is_retryable() || e.kind == StoreErrorKind::Denied => return Err(e),
-                // It has no retention yet, or is gone, as the next request will tell.
-                _ => None,
-            },
-        };
+            .await
+            .map_err(|e| failed(ACTION, key, &e))?
+            .object_lock_retain_until_date;
         if held.is_some_and(|held| held >= until) {
             return Ok(());
         }
@@ -237,7 +234,7 @@ impl Bucket {
 
 fn describe(key: &str, version: &ObjectVersion) -> Result<FirstVersion> {
     Ok(FirstVersion {
-        id: version.version_id().unwrap_or("null").to_owned(),
+        id: version.version_id().unwrap_or(NO_VERSION).to_owned(),
         size: length(key, version.size())?,
         modified: timestamp(key, version.last_modified())?,
     })

@@ -1,0 +1,44 @@
+# `make` lists the targets. Results of the set-up are cached outside the checkout (LIFEBOAT_CACHE, ~/.cache/lifeboat).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build fmt lint deny test demo bench clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install and build what the tests need (part of `make test`)
+	tests/tools/setup test
+
+build: ## the release binary, target/release/lifeboat
+	tests/tools/setup build
+	cargo build --release --locked
+
+fmt: ## format the sources
+	cargo fmt
+
+lint: ## formatting and clippy
+	tests/tools/setup build
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+deny: ## licences, sources and duplicates of the dependencies
+	"$$(tests/tools/setup --deny)" --offline --locked check bans licenses sources
+
+test: setup lint ## everything that must hold before a change lands
+	cargo test --locked
+	$(MAKE) deny
+
+demo: ## lose a real etcd and bring it back, measured (a few minutes, mostly compiling)
+	tests/tools/setup demo
+	cargo build --release --locked
+	tests/demo/run
+
+bench: ## compare with restic and kopia, write docs/benchmarks.md (BENCH="--scale 0.05 --rows a,c" for a small run)
+	tests/tools/setup bench
+	cargo build --release --locked --bin lifeboat
+	cargo bench --locked --bench generate --no-run
+	benches/run $(BENCH)
+
+clean: ## remove what was built here (the cache stays)
+	cargo clean

@@ -1,0 +1,129 @@
+//! Where a bucket is, how it is used, and the client for it.
+
+use super::REQUEST_TIMEOUT;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::StalledStreamProtectionConfig;
+use aws_sdk_s3::config::retry::RetryConfig;
+use std::time::Duration;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
+const STALLED: Duration = Duration::from_secs(30);
+
+/// Where a bucket is and how it is used.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub bucket: String,
+    /// Keys lie below it; empty, or without a slash at either end.
+    pub prefix: String,
+    /// The server's URL; none means Amazon's.
+    pub endpoint: Option<String>,
+    /// None means what the environment says, or `us-east-1`.
+    pub region: Option<String>,
+    /// The bucket in the path instead of the host name: most servers other than Amazon's want it.
+    pub path_style: bool,
+    pub credentials: Credentials,
+    pub encryption: Encryption,
+    /// The mode of retention dates; none leaves Object Lock alone.
+    pub lock: Option<LockMode>,
+    /// Uploads above this are sent in parts of this size, at least 5 MiB; several parts at once are kept in memory.
+    pub part_size: usize,
+}
+
+impl Settings {
+    pub fn new(bucket: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            prefix: String::new(),
+            endpoint: None,
+            region: None,
+            path_style: false,
+            credentials: Credentials::Chain,
+            encryption: Encryption::BucketDefault,
+            lock: None,
+            part_size: 8 << 20,
+        }
+    }
+}
+
+#[derive(Clone)]
+pub enum Credentials {
+    /// Environment, profile, web identity, container or instance, as the SDK finds them.
+    Chain,
+    Static {
+        access_key: String,
+        secret_key: String,
+        session_token: Option<String>,
+    },
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Chain => "Chain",
+            Self::Static { .. } => "Static(…)",
+        })
+    }
+}
+
+/// How the server encrypts at rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    #[default]
+    BucketDefault,
+    Aes256,
+    Kms {
+        key_id: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Identities with a special right may lift it.
+    Governance,
+    /// Nobody may lift it.
+    Compliance,
+}
+
+pub(super) async fn client(settings: &Settings) -> Client {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .operation_timeout(REQUEST_TIMEOUT)
+        .build();
+    let (mut config, mut region) = match &settings.credentials {
+        Credentials::Chain => {
+            let found = aws_config::defaults(BehaviorVersion::latest()).load().await;
+            let region = found.region().cloned();
+            (aws_sdk_s3::config::Builder::from(&found), region)
+        }
+        Credentials::Static { access_key, secret_key, session_token } => {
+            let credentials = aws_sdk_s3::config::Credentials::new(
+                access_key,
+                secret_key,
+                session_token.clone(),
+                None,
+                "configuration",
+            );
+            let config = aws_sdk_s3::Config::builder().behavior_version(BehaviorVersion::latest());
+            (config.credentials_provider(credentials), None)
+        }
+    };
+    if let Some(wanted) = &settings.region {
+        region = Some(Region::new(wanted.clone()));
+    }
+    if let Some(endpoint) = &settings.endpoint {
+        config = config.endpoint_url(endpoint);
+    }
+    Client::from_conf(
+        config
+            .region(region.unwrap_or_else(|| Region::from_static("us-east-1")))
+            .force_path_style(settings.path_style)
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts)
+            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALLED).build())
+            .build(),
+    )
+}
