@@ -83,7 +83,7 @@ pub async fn run(
                 return Err(BackupError::Source { name: name.clone(), source: error });
             }
         };
-        let reasons = judge(&writer, &facts, &plan.guard);
+        let reasons = judge(&writer, &facts, plan.guard);
         let summary = Summary { kind: kind.into(), started, facts, reasons, run: run.into() };
         Ok(writer.commit(summary).await?)
     };
@@ -103,9 +103,9 @@ pub async fn run(
 }
 
 /// Why the capture goes to quarantine.
-fn judge(writer: &SnapshotWriter, now: &Facts, rules: &guard::Rules) -> Vec<String> {
+fn judge(writer: &SnapshotWriter, now: &Facts, rules: guard::Rules) -> Vec<String> {
     let previous = writer.base().and_then(|base| base.catalogue.as_ref());
-    previous.map_or_else(Vec::new, |previous| guard::judge(&previous.facts, now, rules))
+    previous.map_or_else(Vec::new, |previous| guard::judge(&previous.facts, now, &rules))
 }
 
 /// Waits until the run is cancelled.

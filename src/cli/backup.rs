@@ -2,7 +2,7 @@
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
-use super::output::{bytes, print, print_json};
+use super::output::{bytes, clock, print, print_json};
 use super::progress::{self, Done, pace};
 use super::snapshots::state;
 use crate::backup::{self, BackupError, Plan, Report};
@@ -76,7 +76,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             cancel.cancel();
         }
     });
-    let plans = jobs.into_iter().map(|job| plan(context, &opened, job, threads));
+    let plans = jobs.into_iter().map(|job| plan(&opened, job, threads));
     let (repository, run) = (&opened.repository, Run { context, key: &key, cancel: &cancel });
     let results: Vec<_> = futures_util::stream::iter(plans)
         .map(|plan| one(repository, &run, plan))
@@ -93,8 +93,8 @@ struct Run<'a> {
     cancel: &'a Cancel,
 }
 
-fn plan(context: &Context, opened: &Opened, job: Job, threads: usize) -> Plan {
-    let options = context.write_options(&opened.settings, threads);
+fn plan(opened: &Opened, job: Job, threads: usize) -> Plan {
+    let options = Context::write_options(&opened.settings, threads);
     let max_duration = job.max_duration.map_or(options.run_limit, |limit| limit.min(options.run_limit));
     Plan { source: job.source, capture: job.capture, guard: job.guard, options, max_duration }
 }
@@ -111,7 +111,7 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
     };
     tracing::info!(source = source.as_str(), "backup begins");
     let context = run.context;
-    let result = backup::run(repository, run.key, plan, &context.run, context.now(), run.cancel, watch).await;
+    let result = backup::run(repository, run.key, plan, &context.run, clock(), run.cancel, watch).await;
     drop(bar);
     match &result {
         Ok(Report { committed, took }) => {

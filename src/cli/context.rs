@@ -3,7 +3,6 @@
 use super::fault::{Failure, Fault};
 use super::globals::Globals;
 use super::interrupt::Interrupt;
-use super::output::clock;
 use crate::config::{self, Config, Encryption, LockMode, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
 use crate::secret::SecretRef;
@@ -109,7 +108,7 @@ impl Context {
         let inner: Arc<dyn Store> = match &settings.url {
             Url::Directory(path) if use_ == Use::Create => Arc::new(Local::create(path)?),
             Url::Directory(path) => Arc::new(Local::open(path)?),
-            Url::S3 { bucket, prefix } => Arc::new(S3::open(self.s3(settings, bucket, prefix)?).await?),
+            Url::S3 { bucket, prefix } => Arc::new(S3::open(Self::s3(settings, bucket, prefix)?).await?),
         };
         let limits = settings.limits;
         let rate = |size: Option<config::Size>| size.and_then(|size| NonZeroU64::new(size.0));
@@ -120,7 +119,7 @@ impl Context {
         Ok(if use_ == Use::Read { Arc::new(ReadOnly::new(retrying)) } else { retrying })
     }
 
-    fn s3(&self, settings: &config::Repository, bucket: &str, prefix: &str) -> Result<s3::Settings, Failure> {
+    fn s3(settings: &config::Repository, bucket: &str, prefix: &str) -> Result<s3::Settings, Failure> {
         let mut target = s3::Settings::new(bucket);
         prefix.clone_into(&mut target.prefix);
         let Some(s3) = &settings.s3 else { return Ok(target) };
@@ -235,7 +234,7 @@ impl Context {
     }
 
     /// How snapshots are written.
-    pub fn write_options(&self, settings: &config::Repository, threads: usize) -> repo::Options {
+    pub fn write_options(settings: &config::Repository, threads: usize) -> repo::Options {
         let lock = settings.s3.as_ref().and_then(|s3| s3.object_lock);
         repo::Options {
             level: settings.compression.level,
@@ -243,10 +242,6 @@ impl Context {
             run_limit: settings.run_limit,
             retain: lock.map(|lock| std::time::Duration::from_hours(24 * u64::from(lock.minimum_days))),
         }
-    }
-
-    pub fn now(&self) -> jiff::Timestamp {
-        clock()
     }
 }
 

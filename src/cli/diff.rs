@@ -46,9 +46,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     for (label, was, is) in &facts {
         text += &format!("{label}: {was} -> {is}\n");
     }
-    let changed = changes.len() - added - removed;
+    let differ = changes.len() - added - removed;
     let (was, is) = (bytes(from.catalogue().bytes), bytes(to.catalogue().bytes));
-    text += &format!("{added} added, {removed} removed, {changed} changed; {was} -> {is}\n");
+    text += &format!("{added} added, {removed} removed, {differ} changed; {was} -> {is}\n");
     print(&text)?;
     Ok(Exit::Ok)
 }

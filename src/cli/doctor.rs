@@ -2,7 +2,7 @@
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
-use super::output::{print, print_json};
+use super::output::{clock, print, print_json};
 use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::source;
@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 /// A clock further off than this would date recovery points wrongly.
-const CLOCK: Duration = Duration::from_secs(60);
+const CLOCK: Duration = Duration::from_mins(1);
 /// A source that does not answer by then is not reachable.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,7 +51,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if let Ok(config) = context.config() {
         for known in config.sources.values() {
             let name = format!("source {}", known.name);
-            checks.push(Check { name, result: reach(context, &known.capture).await });
+            checks.push(Check { name, result: reach(&known.capture).await });
         }
     }
     let well = checks.iter().all(|check| check.result.is_ok());
@@ -65,7 +65,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 
 fn configuration(context: &Context) -> Result<String, Failure> {
     let config = context.config()?;
-    let mistakes = config.lint(context.now(), |_| None);
+    let mistakes = config.lint(clock(), |_| None);
     if !mistakes.is_empty() {
         return Err(Fault::Mistakes(mistakes).into());
     }
@@ -94,7 +94,7 @@ fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {
 /// Writes a small object, which also tells the store's time, reads it back and removes it.
 async fn write(context: &Context, store: &dyn Store) -> Result<String, Failure> {
     let key = format!("_check/doctor-{}", context.run);
-    let before = context.now();
+    let before = clock();
     store.put(&key, Bytes::from_static(b"lifeboat doctor"), PutOptions::default()).await?;
     let met = store.head(&key).await;
     let removed = store.delete(&key).await;
@@ -111,24 +111,22 @@ async fn write(context: &Context, store: &dyn Store) -> Result<String, Failure> 
     })
 }
 
-async fn reach(context: &Context, capture: &source::Spec) -> Result<String, Failure> {
+async fn reach(capture: &source::Spec) -> Result<String, Failure> {
     let mut opened = capture.open()?;
     let world = source::Context {
         runtime: tokio::runtime::Handle::current(),
         cancel: source::Cancel::default(),
-        started: context.now(),
+        started: clock(),
         deadline: Instant::now() + PATIENCE,
     };
     let cancel = world.cancel.clone();
     let checking = tokio::task::spawn_blocking(move || opened.check(&world));
-    match tokio::time::timeout(PATIENCE, checking).await {
-        Ok(checked) => Ok(checked??.join("; ")),
-        Err(_) => {
-            cancel.cancel();
-            let hint = Some("is it reachable from here?".into());
-            Err(Fault::Failed { message: format!("it did not answer within {}", Shown(PATIENCE)), hint }.into())
-        }
+    if let Ok(checked) = tokio::time::timeout(PATIENCE, checking).await {
+        return Ok(checked??.join("; "));
     }
+    cancel.cancel();
+    let hint = Some("is it reachable from here?".into());
+    Err(Fault::Failed { message: format!("it did not answer within {}", Shown(PATIENCE)), hint }.into())
 }
 
 fn line(check: &Check) -> String {

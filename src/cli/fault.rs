@@ -187,7 +187,9 @@ pub fn report(failure: &(dyn Error + 'static), json: bool) -> Exit {
     }
     eprintln!("error: {}", texts[0]);
     texts[1..].iter().for_each(|text| eprintln!("  because: {text}"));
-    mistakes.iter().for_each(|mistake| eprintln!("  {mistake}"));
+    for mistake in mistakes {
+        eprintln!("  {mistake}");
+    }
     if let Some(hint) = hint {
         eprintln!("  hint: {hint}");
     }

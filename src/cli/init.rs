@@ -3,7 +3,7 @@
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure, Fault};
 use super::kit::{self, SecretFile};
-use super::output::{print, print_json};
+use super::output::{clock, print, print_json};
 use crate::repo::{Identity, Recipient, Repository, Role};
 use serde_json::json;
 use std::io::IsTerminal as _;
@@ -38,7 +38,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     };
     let recipients = vec![Recipient { name: "recovery".into(), role: Role::Recovery, key: recipient.clone() }];
     let store = context.store(&settings, Use::Create).await?;
-    let (repository, keys) = Repository::create(store, recipients, context.now()).await?;
+    let (repository, keys) = Repository::create(store, recipients, clock()).await?;
 
     let kit = kit::text(&settings, &repository, &recipient, identity.as_ref(), &keys);
     let saved = kit_file

@@ -3,7 +3,7 @@
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure};
 use super::kit::SecretFile;
-use super::output::{print, print_json, table};
+use super::output::{clock, print, print_json, table};
 use crate::repo::{Recipient, Role};
 use serde_json::json;
 use std::path::PathBuf;
@@ -73,12 +73,12 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::AddRecipient(Add { name, key, role }) => {
             let identity = context.require_identity(settings)?;
             let recipient = Recipient { name, role, key };
-            let changed = repository.add_recipient(&identity, recipient, context.now()).await?;
+            let changed = repository.add_recipient(&identity, recipient, clock()).await?;
             list(changed.root().recipients(), json)?;
         }
         Command::RemoveRecipient(Remove { name }) => {
             let identity = context.require_identity(settings)?;
-            let changed = repository.remove_recipient(&identity, &name, context.now()).await?;
+            let changed = repository.remove_recipient(&identity, &name, clock()).await?;
             list(changed.root().recipients(), json)?;
             if !json {
                 print(
@@ -90,7 +90,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
             let identity = context.require_identity(settings)?;
             // The file first: a key that cannot be saved must not replace the one in use.
             let file = SecretFile::create(&out)?;
-            let (changed, keys) = repository.rotate_writer(&identity, context.now()).await?;
+            let (changed, keys) = repository.rotate_writer(&identity, clock()).await?;
             // Should this fail, `show-writer` has the key.
             file.fill(&format!("{}\n", keys.writer.to_text()))?;
             if json {

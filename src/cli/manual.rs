@@ -18,14 +18,14 @@ pub struct Man {
     command: Vec<String>,
 }
 
-pub fn completions(args: Completions) -> Result<Exit, Failure> {
+pub fn completions(args: &Completions) -> Result<Exit, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "lifeboat", &mut script);
     print(&String::from_utf8(script)?)?;
     Ok(Exit::Ok)
 }
 
-pub fn man(args: Man) -> Result<Exit, Failure> {
+pub fn man(args: &Man) -> Result<Exit, Failure> {
     let mut command = Cli::command();
     command.build();
     let mut name = "lifeboat".to_owned();

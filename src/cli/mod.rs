@@ -111,9 +111,9 @@ impl Command {
             Self::Store(command) => store::run(context, command).await,
             Self::Keys(command) => keys::run(context, command).await,
             Self::Doctor(args) => doctor::run(context, args).await,
-            Self::Schedule(command) => schedule::run(context, command),
-            Self::Completions(args) => manual::completions(args),
-            Self::Man(args) => manual::man(args),
+            Self::Schedule(command) => schedule::run(context, &command),
+            Self::Completions(args) => manual::completions(&args),
+            Self::Man(args) => manual::man(&args),
         }
     }
 }

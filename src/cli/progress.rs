@@ -62,6 +62,7 @@ impl Drop for Shown {
 /// "1.2 GB in 3.4 s, 353 MB/s".
 pub fn pace(count: u64, took: Duration) -> String {
     let seconds = took.as_secs_f64();
-    let rate = bytes((count as f64 / seconds.max(0.001)) as u64);
+    let rate = u128::from(count) * 1000 / took.as_millis().max(1);
+    let rate = bytes(u64::try_from(rate).unwrap_or(u64::MAX));
     format!("{} in {seconds:.1} s, {rate}/s", bytes(count))
 }

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, print, print_json, time};
+use super::output::{bytes, clock, print, print_json, time};
 use crate::config::{Config, Schedule, nearest};
 use crate::id::{Sequence, SourceName};
 use crate::policy::duration::Shown;
@@ -38,7 +38,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut outcomes = Vec::new();
     for (source, schedules) in retained(config, &opened, args.schedule.as_deref())? {
         if present.contains(&source) {
-            outcomes.push(one(context, &opened, source, &schedules, keeper.as_ref()).await?);
+            outcomes.push(one(&opened, source, &schedules, keeper.as_ref()).await?);
         }
     }
     if context.globals.json {
@@ -79,7 +79,6 @@ fn retained<'a>(
 }
 
 async fn one(
-    context: &Context,
     opened: &Opened,
     source: SourceName,
     schedules: &[&Schedule],
@@ -87,12 +86,12 @@ async fn one(
 ) -> Result<Outcome, Failure> {
     let lineage = opened.lineage(&source, &Access::None);
     let (snapshots, _) = lineage.snapshots().await?;
-    let decisions = decide(&snapshots, schedules, context.now());
+    let decisions = decide(&snapshots, schedules, clock());
     let remove: Vec<_> = decisions.iter().filter(|d| !d.keep).map(|d| d.sequence).collect();
     let plan = lineage.plan_prune(&remove).await?;
     let pruned = match keeper {
         None => None,
-        Some(keeper) => Some(lineage.prune(&plan, keeper, opened.settings.grace_period, context.now()).await?),
+        Some(keeper) => Some(lineage.prune(&plan, keeper, opened.settings.grace_period, clock()).await?),
     };
     if let Some(pruned) = &pruned {
         tracing::info!(

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{print, print_json};
+use super::output::{clock, print, print_json};
 use serde_json::json;
 
 #[derive(clap::Subcommand)]
@@ -11,13 +11,13 @@ pub enum Command {
     Check,
 }
 
-pub fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
+pub fn run(context: &Context, command: &Command) -> Result<Exit, Failure> {
     let Command::Check = command;
     let config = context.config()?;
     if config.schedules.is_empty() {
         return Err(Fault::usage("there are no Schedule documents", "give them with --config FILE or DIR").into());
     }
-    let now = context.now();
+    let now = clock();
     let mut documents = Vec::new();
     let mut text = String::new();
     for schedule in config.schedules.values() {

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, chain};
-use super::output::{bytes, print, print_json, table, time};
+use super::output::{bytes, clock, print, print_json, table, time};
 use super::snapshots::state;
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
@@ -117,7 +117,7 @@ async fn look(
     let point = newest.snapshot.as_ref().map(Snapshot::recovery_point);
     let unsound = vanished || !newest.stepped_over.is_empty();
     // Without a tier there is no objective; the age counts all the same.
-    let objective = objective::judge(tier.unwrap_or(Tier::Development), point, context.now());
+    let objective = objective::judge(tier.unwrap_or(Tier::Development), point, clock());
     Ok(Report { source, tier, newest: newest.snapshot, snapshots: listed.len(), objective, growth, warnings, unsound })
 }
 

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure};
-use super::output::{print, print_json, time};
+use super::output::{clock, print, print_json, time};
 use crate::store::conformance::{Options, Outcome, Report, check};
 
 #[derive(clap::Subcommand)]
@@ -22,7 +22,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     let Command::Check(args) = command;
     let settings = context.settings()?;
     let store = context.store(&settings, Use::Write).await?;
-    let options = Options { now: context.now(), large: usize::from(args.large) << 20, rival: None };
+    let options = Options { now: clock(), large: usize::from(args.large) << 20, rival: None };
     let report = check(store.as_ref(), options).await;
     if context.globals.json {
         print_json(&report)?;

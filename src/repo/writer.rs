@@ -179,7 +179,6 @@ impl SnapshotWriter {
     }
 
     /// Ends the run from elsewhere, soon: whoever captures is told so, and nothing can be committed any more.
-    #[must_use]
     pub fn stopper(&self) -> impl Fn() + Send + Sync + 'static {
         let shared = self.shared.clone();
         move || shared.fail(RepoError::Stopped)

@@ -102,7 +102,9 @@ impl Strays {
     fn claim(&mut self, mut item: Item) -> Option<(Item, Vec<Entry>)> {
         let mut links = self.0.remove(&item.entry.path)?;
         item.entry.path = links.remove(0).path;
-        links.iter_mut().for_each(|link| link.link = Some(item.entry.path.clone()));
+        for link in &mut links {
+            link.link = Some(item.entry.path.clone());
+        }
         Some((item, links))
     }
 }
