@@ -440,7 +440,7 @@ fn a_schedule_is_backed_up_judged_and_pruned() {
     run(&["doctor", "--writer-key", "writer.key"]).expect(0);
 
     // An hour later, by the store's own dates.
-    let hour_ago = fs::metadata(world.path("kit.txt")).unwrap().modified().unwrap() - Duration::from_secs(3600);
+    let hour_ago = fs::metadata(world.path("kit.txt")).unwrap().modified().unwrap() - Duration::from_hours(1);
     for manifest in world.manifests("docs") {
         fs::set_permissions(&manifest, fs::Permissions::from_mode(0o600)).unwrap();
         fs::File::options().write(true).open(&manifest).unwrap().set_modified(hour_ago).unwrap();
