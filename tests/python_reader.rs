@@ -65,6 +65,7 @@ async fn snapshot(repository: &Repository, keys: &RootKeys, files: &[(&'static s
     let mut writer = lineage.begin(options, now).await.unwrap();
     let names: Vec<_> = files.iter().map(|(path, bytes, layout)| (*path, bytes.clone(), *layout)).collect();
     let writer = tokio::task::spawn_blocking(move || {
+        writer.add(entry(".", Kind::Directory, 0), None).unwrap();
         writer.add(entry("dir", Kind::Directory, 0), None).unwrap();
         for (path, bytes, layout) in names {
             writer.add(entry(path, Kind::File, bytes.len()), Some(input(&bytes, layout))).unwrap();

@@ -427,6 +427,8 @@ class Pack:
 
 
 def safe_path(target, path):
+    if path == b".":  # the root itself
+        return target
     parts = path.split(b"/")
     check(path and not {b"", b".", b".."} & set(parts) and b"\0" not in path, f"{path!r} is no path of an entry")
     inner = target
