@@ -314,7 +314,7 @@ fn as_a_user() {
     fs::write(at("secret"), b"x").unwrap();
     fs::hard_link(at("secret"), at("secret-too")).unwrap();
     for name in ["closed", "secret"] {
-        fs::set_permissions(at(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(at(name), fs::Permissions::from_mode(0o000)).unwrap();
     }
     let sink = collect(root.path());
     assert_eq!(paths(&sink), ". closed open");

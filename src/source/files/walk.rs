@@ -253,12 +253,12 @@ impl<'a> Walk<'a> {
         if is_directory {
             return self.descend(directory, &name, entry, included);
         }
-        let mut opened = None;
+        let mut early = None;
         if seen.stx_nlink > 1 && !self.is_further_name(&mut entry, &seen) {
             // Were it opened later only, and this name gone by then, the other names would have no content.
             if kind == Kind::File {
                 match self.opener.open(directory, &name, seen.stx_uid, fingerprint(&seen)) {
-                    Ok(content) => opened = Some(content),
+                    Ok(content) => early = Some(content),
                     Err(error) => {
                         self.problem(&error.to_string());
                         return Ok(());
@@ -271,7 +271,7 @@ impl<'a> Walk<'a> {
             self.files += 1;
             self.bytes += entry.size;
             let (fingerprint, uid) = (fingerprint(&seen), seen.stx_uid);
-            let open: Open = if let Some(content) = opened {
+            let open: Open = if let Some(content) = early {
                 Box::new(move || Ok(content))
             } else {
                 let (directory, opener) = (Arc::clone(directory), Arc::clone(&self.opener));
