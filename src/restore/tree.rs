@@ -2,12 +2,12 @@
 //!
 //! Entries come from a snapshot that may be hostile. Every name is created relative to the open descriptor of its
 //! directory, which was reached from the root without following a symbolic link; nothing that exists is overwritten.
-//! Files are private (mode 0600, directories 0700) until their metadata is set. All methods may be called from several
+//! Files are private (mode 0600, directories 0700) until their owner is right. All methods may be called from several
 //! threads, as long as a directory comes before its content and a file before its hard links. Memory is that of the
 //! directories' metadata, kept for [`Tree::finish`]. Deliberately absent: merging into files that exist, and syncing.
 
 use crate::entry::{Entry, Kind, Problem, Xattr};
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -52,6 +52,8 @@ pub struct Tree {
     open: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
     directories: Mutex<Vec<Entry>>,
     problems: Mutex<(Vec<Problem>, u64)>,
+    /// Whom new files belong to, unless the directory says otherwise.
+    user: (u32, u32),
 }
 
 impl Tree {
@@ -70,6 +72,7 @@ impl Tree {
             open: Mutex::default(),
             directories: Mutex::default(),
             problems: Mutex::default(),
+            user: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
         })
     }
 
@@ -98,9 +101,16 @@ impl Tree {
             }
             Kind::Hardlink => {
                 let target = entry.link.as_deref().ok_or_else(|| refuse(&entry.path, "is a hard link to nothing"))?;
-                let (from, first) = self.parent(target)?;
-                return fs::linkat(&*from, first, directory, name, AtFlags::empty())
-                    .map_err(fail("create the hard link"));
+                return match self.link(target, directory, name) {
+                    Err(TreeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                        let target = OsStr::from_bytes(target).display();
+                        let text = format!("it is a further name of {target}, which was not captured or not restored");
+                        self.problem(&entry.path, &text);
+                        Ok(())
+                    }
+                    Err(TreeError::Exists { .. }) => Err(TreeError::Exists { path: os(&entry.path) }),
+                    other => other,
+                };
             }
             Kind::Symlink => {
                 let target = entry.link.as_deref().unwrap_or_default();
@@ -129,17 +139,20 @@ impl Tree {
     pub fn file(&self, entry: &Entry) -> Result<File> {
         let (parent, name) = self.parent(&entry.path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(&*parent, name, flags, Mode::RUSR | Mode::WUSR);
+        let ours = self.user == (entry.uid, entry.gid);
+        let mode = if ours { Mode::from_raw_mode(entry.mode & 0o777) } else { Mode::RUSR | Mode::WUSR };
+        let file = fs::openat(&*parent, name, flags, mode);
         Ok(file.map_err(|error| io_error("create the file", &entry.path, error))?.into())
     }
 
     /// Sets the size and the metadata of a file that was written.
     #[expect(clippy::needless_pass_by_value, reason = "nothing is to be written to it afterwards")]
     pub fn finish_file(&self, entry: &Entry, file: File) -> Result<()> {
-        if entry.size > 0 {
+        let is = fs::fstat(&file).map_err(|error| io_error("read the metadata of", &entry.path, error))?;
+        if u64::try_from(is.st_size) != Ok(entry.size) {
             fs::ftruncate(&file, entry.size).map_err(|error| io_error("set the size of", &entry.path, error))?;
         }
-        self.dress(file.as_fd(), entry)
+        self.dress(file.as_fd(), &is, entry)
     }
 
     /// Removes a file again whose content cannot be had.
@@ -148,21 +161,15 @@ impl Tree {
         fs::unlinkat(&*parent, name, AtFlags::empty()).map_err(|error| io_error("remove", &entry.path, error))
     }
 
-    /// Sets the directories' metadata, the deepest first, and says what could not be set on the way.
+    /// Sets the directories' metadata, what lies below before what lies above, and says what could not be set on the way.
     pub fn finish(self) -> Result<Vec<Problem>> {
         let mut directories = std::mem::take(&mut *lock(&self.directories));
-        directories.sort_by_cached_key(|entry| {
-            let depth = if entry.path == b"." { 0 } else { entry.path.split(|byte| *byte == b'/').count() };
-            (std::cmp::Reverse(depth), entry.path.clone())
-        });
-        for entry in &directories {
-            let directory = if entry.path == b"." {
-                Arc::clone(&self.root)
-            } else {
-                let (parent, name) = self.parent(&entry.path)?;
-                Arc::new(self.open_below(parent.as_fd(), name, &entry.path)?)
-            };
-            self.dress(directory.as_fd(), entry)?;
+        directories.sort_unstable_by(|a, b| b.path.cmp(&a.path));
+        let (root, below): (Vec<_>, Vec<_>) = directories.into_iter().partition(|entry| entry.path == b".");
+        for entry in below.iter().chain(&root) {
+            let directory = if entry.path == b"." { Arc::clone(&self.root) } else { self.directory(&entry.path)? };
+            let is = fs::fstat(&directory).map_err(|error| io_error("read the metadata of", &entry.path, error))?;
+            self.dress(directory.as_fd(), &is, entry)?;
         }
         let (mut problems, more) = std::mem::take(&mut *lock(&self.problems));
         if more > 0 {
@@ -173,33 +180,36 @@ impl Tree {
 
     /// The open directory that a path's last part lies in, and that part.
     fn parent<'p>(&self, path: &'p [u8]) -> Result<(Arc<OwnedFd>, &'p OsStr)> {
+        self.parent_if(path, true)
+    }
+
+    fn parent_if<'p>(&self, path: &'p [u8], create: bool) -> Result<(Arc<OwnedFd>, &'p OsStr)> {
         check(path)?;
         let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else {
             return Ok((Arc::clone(&self.root), OsStr::from_bytes(path)));
         };
-        Ok((self.directory(&path[..slash])?, OsStr::from_bytes(&path[slash + 1..])))
+        Ok((self.directory_if(&path[..slash], create)?, OsStr::from_bytes(&path[slash + 1..])))
+    }
+
+    fn link(&self, target: &[u8], directory: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        let (from, first) = self.parent_if(target, false)?;
+        fs::linkat(&*from, first, directory, name, AtFlags::empty())
+            .map_err(|error| io_error("create a hard link to", target, error))
     }
 
     fn directory(&self, path: &[u8]) -> Result<Arc<OwnedFd>> {
-        if let Some(directory) = lock(&self.open).get(path) {
-            return Ok(Arc::clone(directory));
-        }
-        // From the nearest open directory above, part by part.
-        let (mut at, mut from) = (Arc::clone(&self.root), 0);
-        {
-            let open = lock(&self.open);
-            for slash in (0..path.len()).rev().filter(|index| path[*index] == b'/') {
-                if let Some(directory) = open.get(&path[..slash]) {
-                    (at, from) = (Arc::clone(directory), slash + 1);
-                    break;
-                }
-            }
-        }
-        for part in path[from..].split(|byte| *byte == b'/') {
-            let name = OsStr::from_bytes(part);
+        self.directory_if(path, true)
+    }
+
+    fn directory_if(&self, path: &[u8], create: bool) -> Result<Arc<OwnedFd>> {
+        let (mut at, mut end) = self.nearest_open(path);
+        while end < path.len() {
+            let from = if end == 0 { 0 } else { end + 1 };
+            end = path[from..].iter().position(|byte| *byte == b'/').map_or(path.len(), |length| from + length);
+            let name = OsStr::from_bytes(&path[from..end]);
             let opened = match self.open_below(at.as_fd(), name, path) {
                 // Only a part of the snapshot is restored: what lies above is plain.
-                Err(TreeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(TreeError::Io { source, .. }) if create && source.kind() == io::ErrorKind::NotFound => {
                     match fs::mkdirat(&*at, name, Mode::from_raw_mode(0o755)) {
                         Ok(()) | Err(Errno::EXIST) => {}
                         Err(error) => return Err(io_error("create the directory", path, error)),
@@ -209,13 +219,21 @@ impl Tree {
                 other => other?,
             };
             at = Arc::new(opened);
+            let mut open = lock(&self.open);
+            if open.len() >= OPEN_DIRECTORIES {
+                open.clear();
+            }
+            open.insert(path[..end].to_vec(), Arc::clone(&at));
         }
-        let mut open = lock(&self.open);
-        if open.len() >= OPEN_DIRECTORIES {
-            open.clear();
-        }
-        open.insert(path.to_vec(), Arc::clone(&at));
         Ok(at)
+    }
+
+    /// The nearest open directory above or at a path, and the length of its own path.
+    fn nearest_open(&self, path: &[u8]) -> (Arc<OwnedFd>, usize) {
+        let open = lock(&self.open);
+        let ends = std::iter::once(path.len()).chain((0..path.len()).rev().filter(|index| path[*index] == b'/'));
+        let mut found = ends.filter_map(|end| open.get(&path[..end]).map(|directory| (Arc::clone(directory), end)));
+        found.next().unwrap_or_else(|| (Arc::clone(&self.root), 0))
     }
 
     #[expect(clippy::unused_self, reason = "one of the steps of a tree")]
@@ -228,9 +246,15 @@ impl Tree {
 
     /// Owner before mode, for changing the owner clears the set-uid bit (and `security.capability`); mode before ACLs,
     /// which refine it; times last.
-    fn dress(&self, file: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
-        let owned = self.soft(entry, "set the owner", fs::fchown(file, owner(entry).0, owner(entry).1))?;
-        fs::fchmod(file, mode(entry, owned)).map_err(|error| io_error("set the mode of", &entry.path, error))?;
+    fn dress(&self, file: BorrowedFd<'_>, is: &Stat, entry: &Entry) -> Result<()> {
+        let mut owned = (is.st_uid, is.st_gid) == (entry.uid, entry.gid);
+        if !owned {
+            owned = self.soft(entry, "set the owner", fs::fchown(file, owner(entry).0, owner(entry).1))?;
+        }
+        let mode = mode(entry, owned);
+        if Mode::from_raw_mode(is.st_mode) != mode {
+            fs::fchmod(file, mode).map_err(|error| io_error("set the mode of", &entry.path, error))?;
+        }
         for Xattr { name, value } in entry.xattrs.iter().flatten() {
             let name = OsStr::from_bytes(name);
             self.set_xattr(entry, name, fs::fsetxattr(file, name, value, XattrFlags::empty()));

@@ -8,6 +8,7 @@
 mod content;
 mod pattern;
 mod walk;
+mod xattrs;
 
 use super::{Context, Source, SourceError};
 use crate::entry::{Facts, Sink};

@@ -1,16 +1,20 @@
-//! The walk: one `statx` and one `llistxattr` per name, no file is opened.
+//! The walk: one `statx` and one `llistxattr` per name; no file is opened that has no second name.
+//!
+//! Of the directories above, only the nearest stay open, so that depth costs no descriptors. The way back up is `..`,
+//! which must be the directory that the walk came from.
 
-use super::content::{self, nanoseconds};
+use super::content::{Opener, nanoseconds};
 use super::pattern::Patterns;
+use super::xattrs;
 use super::{Context, Facts, Sink, SourceError, Spec};
-use crate::entry::{Entry, Fingerprint, Input, Kind, Layout, OnError, Problem, Xattr};
+use crate::entry::{Entry, Fingerprint, Input, Kind, Layout, OnError, Open, Problem};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::ffi::{CStr, CString};
-use std::io::Write as _;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,9 +22,21 @@ use std::sync::Arc;
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
+/// Directories that stay open, from the deepest up.
+const OPEN: usize = 64;
+/// Longer paths than this are not handed to the kernel.
+const PATH: usize = 4096;
+
+/// Device and inode.
+type Id = (u32, u32, u64);
+
 /// A directory that is being walked.
 struct Frame {
-    directory: Arc<OwnedFd>,
+    /// `None`: closed because the walk is far below, or never opened because it cannot be read.
+    directory: Option<Arc<OwnedFd>>,
+    id: Id,
+    /// The path from `/` led here when it was opened.
+    by_path: bool,
     names: std::vec::IntoIter<CString>,
     /// Length of the path with its trailing slash.
     prefix: usize,
@@ -30,6 +46,12 @@ struct Frame {
     pending: Option<Entry>,
 }
 
+/// The first name of a file that has several.
+struct First {
+    path: Vec<u8>,
+    unseen: u32,
+}
+
 pub struct Walk<'a> {
     spec: &'a Spec,
     include: &'a Patterns,
@@ -37,13 +59,14 @@ pub struct Walk<'a> {
     context: &'a Context,
     sink: &'a mut dyn Sink,
     frames: Vec<Frame>,
+    /// From `/`; what is below the root begins at `base`.
     path: Vec<u8>,
+    base: usize,
     root_device: (u32, u32),
-    /// Device of the last name whose file system knows no extended attributes.
-    plain_device: Option<(u32, u32)>,
-    links: HashMap<(u32, u32, u64), Vec<u8>>,
+    links: HashMap<Id, First>,
+    xattrs: xattrs::Reader,
+    opener: Arc<Opener>,
     buffer: Vec<u8>,
-    proc_path: Vec<u8>,
     files: u64,
     entries: u64,
     bytes: u64,
@@ -75,11 +98,12 @@ impl<'a> Walk<'a> {
             sink,
             frames: Vec::new(),
             path: Vec::new(),
+            base: 0,
             root_device: (0, 0),
-            plain_device: None,
             links: HashMap::new(),
+            xattrs: xattrs::Reader::default(),
+            opener: Arc::default(),
             buffer: Vec::with_capacity(128 << 10),
-            proc_path: Vec::new(),
             files: 0,
             entries: 0,
             bytes: 0,
@@ -91,31 +115,26 @@ impl<'a> Walk<'a> {
         let root = open_root(&self.spec.path)?;
         let seen = stat(&root, c"", AtFlags::EMPTY_PATH).map_err(fail)?;
         self.root_device = device(&seen);
-        if kind_of(&seen) == Some(Kind::Directory) {
+        let frame = if kind_of(&seen) == Some(Kind::Directory) {
             let names = list(&root, &mut self.buffer).map_err(fail)?;
-            let pending = self.entry(&root, c"", b".", &seen);
-            let included = self.include.is_empty();
-            self.frames.push(Frame {
-                directory: Arc::new(root),
-                names: names.into_iter(),
-                prefix: 0,
-                included,
-                pending,
-            });
+            self.start_at(&self.spec.path);
+            let mut pending = self.entry(&root, c"", &seen, false);
+            if let Some(entry) = &mut pending {
+                entry.path = b".".to_vec();
+            }
+            self.frame(root, id(&seen), names, self.include.is_empty(), pending)
         } else {
-            let path = self.spec.path.clone();
-            let no_name = || SourceError::Spec { what: format!("{} names no file", path.display()) };
-            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(no_name()) };
+            let no_name = || SourceError::Spec { what: format!("{} names no file", self.spec.path.display()) };
+            let (Some(parent), Some(name)) = (self.spec.path.parent(), self.spec.path.file_name()) else {
+                return Err(no_name());
+            };
             let directory = open_root(parent)?;
+            let seen = stat(&directory, c"", AtFlags::EMPTY_PATH).map_err(fail)?;
             let name = CString::new(name.as_bytes()).map_err(|_| no_name())?;
-            self.frames.push(Frame {
-                directory: Arc::new(directory),
-                names: vec![name].into_iter(),
-                prefix: 0,
-                included: true,
-                pending: None,
-            });
-        }
+            self.start_at(parent);
+            self.frame(directory, id(&seen), vec![name], true, None)
+        };
+        self.frames.push(frame);
         self.walk()?;
         if self.entries == 0 {
             return Err(SourceError::Empty { path: self.spec.path.display().to_string() });
@@ -132,26 +151,81 @@ impl<'a> Walk<'a> {
         })
     }
 
+    fn start_at(&mut self, root: &Path) {
+        self.path.extend_from_slice(root.as_os_str().as_bytes());
+        if !self.path.ends_with(b"/") {
+            self.path.push(b'/');
+        }
+        self.base = self.path.len();
+    }
+
+    /// For the directory that the path, with its trailing slash, names now.
+    fn frame(&self, directory: OwnedFd, id: Id, names: Vec<CString>, included: bool, pending: Option<Entry>) -> Frame {
+        Frame {
+            directory: Some(Arc::new(directory)),
+            id,
+            by_path: self.leads_to(id),
+            names: names.into_iter(),
+            prefix: self.path.len(),
+            included,
+            pending,
+        }
+    }
+
+    fn leads_to(&self, directory: Id) -> bool {
+        self.path.len() < PATH
+            && fs::statx(fs::CWD, self.path.as_slice(), AtFlags::NO_AUTOMOUNT, StatxFlags::INO)
+                .is_ok_and(|seen| id(&seen) == directory)
+    }
+
     fn walk(&mut self) -> Result<(), SourceError> {
         let mut steps = 0_u32;
         while let Some(frame) = self.frames.last_mut() {
-            let Some(name) = frame.names.next() else {
-                self.frames.pop();
+            let (Some(name), Some(directory)) = (frame.names.next(), &frame.directory) else {
+                self.leave();
                 continue;
             };
             self.path.truncate(frame.prefix);
             self.path.extend_from_slice(name.as_bytes());
-            let (directory, included) = (Arc::clone(&frame.directory), frame.included);
+            let (directory, included, by_path) = (Arc::clone(directory), frame.included, frame.by_path);
             steps = steps.wrapping_add(1);
             if steps.is_multiple_of(256) {
                 self.context.go_on()?;
             }
-            self.visit(&directory, name, included)?;
+            self.visit(&directory, name, included, by_path)?;
         }
         Ok(())
     }
 
-    fn visit(&mut self, directory: &Arc<OwnedFd>, name: CString, included: bool) -> Result<(), SourceError> {
+    /// Leaves the deepest directory, and sees to it that the one above is open.
+    fn leave(&mut self) {
+        let Some(left) = self.frames.pop() else { return };
+        self.path.truncate(left.prefix);
+        if left.by_path && !self.leads_to(left.id) {
+            self.problem("it was moved while it was captured; extended attributes of what it holds may be missing");
+        }
+        let Some(above) = self.frames.last_mut().filter(|above| above.directory.is_none()) else { return };
+        let back = left.directory.ok_or(Errno::NOENT).and_then(|below| {
+            let directory = fs::openat(&below, c"..", DIRECTORY, Mode::empty())?;
+            if id(&stat(&directory, c"", AtFlags::EMPTY_PATH)?) == above.id { Ok(directory) } else { Err(Errno::NOENT) }
+        });
+        match back {
+            Ok(directory) => above.directory = Some(Arc::new(directory)),
+            Err(error) => {
+                self.path.truncate(above.prefix);
+                above.names = Vec::new().into_iter();
+                self.failed("come back to it from below, to capture the rest (was something in it moved?)", error);
+            }
+        }
+    }
+
+    fn visit(
+        &mut self,
+        directory: &Arc<OwnedFd>,
+        name: CString,
+        included: bool,
+        by_path: bool,
+    ) -> Result<(), SourceError> {
         let seen = match stat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(seen) => seen,
             Err(Errno::NOENT) => {
@@ -168,37 +242,41 @@ impl<'a> Walk<'a> {
             return Ok(());
         };
         let is_directory = kind == Kind::Directory;
-        if !self.exclude.is_empty() && self.exclude.is_match(&self.path, is_directory) {
+        if !self.exclude.is_empty() && self.exclude.is_match(&self.path[self.base..], is_directory) {
             return Ok(());
         }
-        let included = included || self.include.is_match(&self.path, is_directory);
+        let included = included || self.include.is_match(&self.path[self.base..], is_directory);
         if !included && !is_directory {
             return Ok(());
         }
-        let path = std::mem::take(&mut self.path);
-        let entry = self.entry(directory, &name, &path, &seen);
-        self.path = path;
-        let Some(mut entry) = entry else { return Ok(()) };
+        let Some(mut entry) = self.entry(directory, &name, &seen, by_path) else { return Ok(()) };
         if is_directory {
-            return self.descend(directory, &name, &seen, entry, included);
+            return self.descend(directory, &name, entry, included);
         }
-        if seen.stx_nlink > 1 {
-            let (major, minor) = device(&seen);
-            match self.links.entry((major, minor, seen.stx_ino)) {
-                std::collections::hash_map::Entry::Occupied(first) => {
-                    entry.kind = Kind::Hardlink;
-                    (entry.link, entry.size, entry.sparse) = (Some(first.get().clone()), 0, None);
-                    (entry.rdev, entry.xattrs) = (None, None);
+        let mut early = None;
+        if seen.stx_nlink > 1 && !self.is_further_name(&mut entry, &seen) {
+            // Were it opened later only, and this name gone by then, the other names would have no content.
+            if kind == Kind::File {
+                match self.opener.open(directory, &name, seen.stx_uid, fingerprint(&seen)) {
+                    Ok(content) => early = Some(content),
+                    Err(error) => {
+                        self.problem(&error.to_string());
+                        return Ok(());
+                    }
                 }
-                std::collections::hash_map::Entry::Vacant(slot) => _ = slot.insert(entry.path.clone()),
             }
+            self.links.insert(id(&seen), First { path: entry.path.clone(), unseen: seen.stx_nlink - 1 });
         }
         let input = (entry.kind == Kind::File).then(|| {
             self.files += 1;
             self.bytes += entry.size;
-            let fingerprint = fingerprint(&seen);
-            let directory = Arc::clone(directory);
-            let open = Box::new(move || content::open(&directory, &name, fingerprint));
+            let (fingerprint, uid) = (fingerprint(&seen), seen.stx_uid);
+            let open: Open = if let Some(content) = early {
+                Box::new(move || Ok(content))
+            } else {
+                let (directory, opener) = (Arc::clone(directory), Arc::clone(&self.opener));
+                Box::new(move || opener.open(&directory, &name, uid, fingerprint))
+            };
             Input { layout: Layout::Content, fingerprint: Some(fingerprint), on_error: OnError::Report, open }
         });
         self.flush()?;
@@ -206,35 +284,49 @@ impl<'a> Walk<'a> {
         Ok(self.sink.add(entry, input)?)
     }
 
-    fn descend(
-        &mut self,
-        parent: &OwnedFd,
-        name: &CStr,
-        seen: &Statx,
-        entry: Entry,
-        included: bool,
-    ) -> Result<(), SourceError> {
-        let mut frame = Frame {
-            directory: Arc::new(match fs::openat(parent, name, DIRECTORY, Mode::empty()) {
-                Ok(directory) => directory,
-                Err(error) => {
-                    self.failed("open the directory", error);
-                    return Ok(());
-                }
-            }),
-            names: Vec::new().into_iter(),
-            prefix: self.path.len() + 1,
-            included,
-            pending: Some(entry),
-        };
-        if !self.spec.one_file_system || device(seen) == self.root_device {
-            match list(&frame.directory, &mut self.buffer) {
-                Ok(names) => frame.names = names.into_iter(),
-                Err(error) => self.failed("list the directory", error),
-            }
+    /// Makes the entry a hard link if the file has been captured under another name.
+    fn is_further_name(&mut self, entry: &mut Entry, seen: &Statx) -> bool {
+        let Slot::Occupied(mut first) = self.links.entry(id(seen)) else { return false };
+        entry.kind = Kind::Hardlink;
+        (entry.link, entry.size, entry.sparse) = (Some(first.get().path.clone()), 0, None);
+        (entry.rdev, entry.xattrs) = (None, None);
+        first.get_mut().unseen -= 1;
+        if first.get().unseen == 0 {
+            first.remove();
         }
-        self.path.push(b'/');
+        true
+    }
+
+    fn descend(&mut self, parent: &OwnedFd, name: &CStr, entry: Entry, included: bool) -> Result<(), SourceError> {
+        let opened = fs::openat(parent, name, DIRECTORY, Mode::empty());
+        let opened = opened.and_then(|directory| Ok((stat(&directory, c"", AtFlags::EMPTY_PATH)?, directory)));
+        let frame = match opened {
+            Ok((seen, directory)) => {
+                let mut names = Vec::new();
+                if !self.spec.one_file_system || device(&seen) == self.root_device {
+                    match list(&directory, &mut self.buffer) {
+                        Ok(listed) => names = listed,
+                        Err(error) => self.failed("list the directory", error),
+                    }
+                }
+                self.path.push(b'/');
+                self.frame(directory, id(&seen), names, included, Some(entry))
+            }
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
+                self.problem("it vanished before it was captured");
+                return Ok(());
+            }
+            Err(error) => {
+                self.failed("open the directory", error);
+                let (names, pending) = (Vec::new().into_iter(), Some(entry));
+                let prefix = self.path.len() + 1;
+                Frame { directory: None, id: (0, 0, 0), by_path: false, names, prefix, included, pending }
+            }
+        };
         self.frames.push(frame);
+        if let Some(far_above) = self.frames.len().checked_sub(OPEN + 1) {
+            self.frames[far_above].directory = None;
+        }
         if included { self.flush() } else { Ok(()) }
     }
 
@@ -252,7 +344,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn entry(&mut self, directory: &OwnedFd, name: &CStr, path: &[u8], seen: &Statx) -> Option<Entry> {
+    fn entry(&mut self, directory: &OwnedFd, name: &CStr, seen: &Statx, by_path: bool) -> Option<Entry> {
         let kind = kind_of(seen)?;
         let size = if kind == Kind::File { seen.stx_size } else { 0 };
         let link = match kind {
@@ -265,8 +357,13 @@ impl<'a> Walk<'a> {
             },
             _ => None,
         };
+        let (sink, path, below) = (&mut *self.sink, &self.path, &self.path[self.base..]);
+        let by_path = Some(path.as_slice()).filter(|path| by_path && path.len() < PATH);
+        let xattrs = self.xattrs.read(directory, name, by_path, device(seen), |action, error| {
+            sink.problem(Problem { path: below.to_vec(), text: failure(action, error) });
+        });
         Some(Entry {
-            path: path.to_vec(),
+            path: below.to_vec(),
             kind,
             mode: u32::from(seen.stx_mode) & 0o7777,
             uid: seen.stx_uid,
@@ -276,56 +373,24 @@ impl<'a> Walk<'a> {
             link,
             rdev: matches!(kind, Kind::CharDevice | Kind::BlockDevice)
                 .then(|| fs::makedev(seen.stx_rdev_major, seen.stx_rdev_minor)),
-            xattrs: self.xattrs(directory, name, device(seen)),
+            xattrs,
             sparse: (kind == Kind::File && seen.stx_blocks.saturating_mul(512) < size).then_some(true),
         })
     }
 
-    /// The extended attributes, by name. There is no `llistxattrat` before Linux 6.13; a path through the directory's
-    /// own descriptor is as safe and costs no open.
-    fn xattrs(&mut self, directory: &OwnedFd, name: &CStr, device: (u32, u32)) -> Option<Vec<Xattr>> {
-        if self.plain_device == Some(device) {
-            return None;
-        }
-        self.proc_path.clear();
-        let _ = write!(self.proc_path, "/proc/self/fd/{}/", directory.as_raw_fd()); // a Vec takes everything
-        self.proc_path.extend_from_slice(if name.is_empty() { b"." } else { name.to_bytes() });
-        let path = self.proc_path.as_slice();
-        self.buffer.clear();
-        let listed = match fs::llistxattr(path, rustix::buffer::spare_capacity(&mut self.buffer)) {
-            Ok(0) => return None,
-            Ok(_) => self.buffer.clone(),
-            Err(Errno::OPNOTSUPP) => {
-                self.plain_device = Some(device);
-                return None;
-            }
-            Err(Errno::NOENT) if Path::new("/proc/self/fd").exists() => return None, // the read of its content reports it
-            Err(error) => {
-                self.failed("list the extended attributes", error);
-                return None;
-            }
-        };
-        let mut xattrs = Vec::new();
-        for attribute in listed.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            self.buffer.clear();
-            match fs::lgetxattr(self.proc_path.as_slice(), attribute, rustix::buffer::spare_capacity(&mut self.buffer))
-            {
-                Ok(_) => xattrs.push(Xattr { name: attribute.to_vec(), value: self.buffer.clone() }),
-                Err(Errno::NODATA) => {}
-                Err(error) => self.failed("read an extended attribute", error),
-            }
-        }
-        xattrs.sort_by(|a, b| a.name.cmp(&b.name));
-        (!xattrs.is_empty()).then_some(xattrs)
-    }
-
     fn failed(&mut self, action: &str, error: Errno) {
-        self.problem(&format!("{action}: {}", std::io::Error::from(error)));
+        self.problem(&failure(action, error));
     }
 
     fn problem(&mut self, text: &str) {
-        self.sink.problem(Problem { path: self.path.clone(), text: text.to_owned() });
+        let path = &self.path[self.base..];
+        let path = path.strip_suffix(b"/").unwrap_or(path).to_vec();
+        self.sink.problem(Problem { path, text: text.to_owned() });
     }
+}
+
+fn failure(action: &str, error: Errno) -> String {
+    format!("{action}: {}", std::io::Error::from(error))
 }
 
 fn root_error(path: &Path, error: Errno) -> SourceError {
@@ -363,6 +428,10 @@ fn list(directory: &OwnedFd, buffer: &mut Vec<u8>) -> rustix::io::Result<Vec<CSt
 
 fn device(seen: &Statx) -> (u32, u32) {
     (seen.stx_dev_major, seen.stx_dev_minor)
+}
+
+fn id(seen: &Statx) -> Id {
+    (seen.stx_dev_major, seen.stx_dev_minor, seen.stx_ino)
 }
 
 fn fingerprint(seen: &Statx) -> Fingerprint {
