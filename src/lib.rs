@@ -13,6 +13,8 @@
 //! ```
 //! An import points downwards only; `tests/layers.rs` parses the sources and keeps it so.
 
+pub mod backup;
+pub mod cli;
 pub mod config;
 pub mod entry;
 pub mod exec;

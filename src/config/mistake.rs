@@ -45,7 +45,8 @@ pub(super) fn allowed<'a>(word: &str, words: impl IntoIterator<Item = &'a str>) 
     format!("allowed: {}{}", words.join(", "), near.unwrap_or_default())
 }
 
-pub(super) fn nearest<'a>(word: &str, words: &[&'a str]) -> Option<&'a str> {
+/// The likeliest of `words`, if one is like enough.
+pub fn nearest<'a>(word: &str, words: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase();
     let near = words.iter().map(|w| (strsim::jaro_winkler(&word, &w.to_lowercase()), *w));
     near.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(likeness, _)| *likeness > 0.8).map(|(_, w)| w)

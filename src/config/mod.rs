@@ -12,7 +12,7 @@ mod repository;
 mod schedule;
 mod source;
 
-pub use mistake::Mistake;
+pub use mistake::{Mistake, nearest};
 pub use quantity::{InvalidSize, Size};
 pub use repository::{
     Compression, Credentials, Encryption, InvalidUrl, Limits, LockMode, ObjectLock, Repository, S3,

@@ -182,6 +182,24 @@ impl Default for Compression {
 const PART_SIZES: std::ops::RangeInclusive<u64> = 5 << 20..=5 << 30;
 
 impl Repository {
+    /// A repository of which nothing is known but its URL.
+    #[must_use]
+    pub fn at(url: Url) -> Self {
+        Self {
+            name: url.to_string(),
+            at: At::default(),
+            s3: matches!(url, Url::S3 { .. }).then(S3::default),
+            url,
+            writer_key: None,
+            keeper_key: None,
+            identity: None,
+            limits: Limits::default(),
+            compression: Compression::default(),
+            grace_period: three_days(),
+            run_limit: one_day(),
+        }
+    }
+
     /// What no type can say. `document` has the lines.
     pub(super) fn check(&self, document: &Node) -> Vec<Wrong> {
         let mut wrong = Vec::new();

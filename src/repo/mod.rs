@@ -31,7 +31,7 @@ mod writer;
 pub use epoch::Access;
 pub use error::{RepoError, Result};
 pub use keys::{KeeperKey, WriterKey};
-pub use lineage::{Lineage, Selector, Snapshot, SteppedOver};
+pub use lineage::{Lineage, Newest, Selector, Snapshot, SteppedOver};
 pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
 pub use pipeline::Progress;
 pub use prune::{Plan as PrunePlan, Pruned};

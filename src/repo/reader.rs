@@ -32,6 +32,14 @@ pub struct Item {
     place: Place,
 }
 
+impl Item {
+    /// Whether [`Reader::read`] gives every byte, from start to end.
+    #[must_use]
+    pub fn is_stream(&self) -> bool {
+        !matches!(self.place, Place::Pages { .. })
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Place {
     Nothing,
@@ -104,6 +112,15 @@ impl Reader {
     #[must_use]
     pub fn catalogue(&self) -> &Catalogue {
         &self.catalogue
+    }
+
+    /// # Errors
+    /// `WrongKey` unless the key at hand opens names and contents.
+    pub fn check_access(&self) -> Result<()> {
+        match self.epoch.private {
+            Some(_) => Ok(()),
+            None => Err(RepoError::WrongKey { what: "writer key", object: self.snapshot.manifest.object.clone() }),
+        }
     }
 
     /// What could not be captured.

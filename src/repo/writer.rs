@@ -178,6 +178,23 @@ impl SnapshotWriter {
         self.base.as_ref()
     }
 
+    /// Ends the run from elsewhere, soon: whoever captures is told so, and nothing can be committed any more.
+    pub fn stopper(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = self.shared.clone();
+        move || shared.fail(RepoError::Stopped)
+    }
+
+    /// Gives the run up, and says what failed first.
+    pub async fn abandon(mut self) -> RepoError {
+        if !self.shared.is_stopped() {
+            self.shared.fail(RepoError::Stopped);
+        }
+        match tokio::task::spawn_blocking(move || self.join().err()).await {
+            Ok(error) => error.unwrap_or(RepoError::Stopped),
+            Err(why) => RepoError::Refused(format!("the run's threads failed: {why}")),
+        }
+    }
+
     /// Waits for all that was captured and makes the snapshot exist.
     ///
     /// # Errors

@@ -136,6 +136,12 @@ impl Tree {
         self.dress(file.as_fd(), entry)
     }
 
+    /// Removes a file again whose content cannot be had.
+    pub fn discard(&self, entry: &Entry) -> Result<()> {
+        let (parent, name) = self.parent(&entry.path)?;
+        fs::unlinkat(&*parent, name, AtFlags::empty()).map_err(|error| io_error("remove", &entry.path, error))
+    }
+
     /// Sets the directories' metadata, the deepest first, and says what could not be set on the way.
     pub fn finish(self) -> Result<Vec<Problem>> {
         let mut directories = std::mem::take(&mut *lock(&self.directories));

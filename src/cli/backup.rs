@@ -1,0 +1,312 @@
+//! `lifeboat backup [SOURCE…]`
+
+use super::context::{Context, Opened, Use};
+use super::fault::{Exit, Failure, Fault, chain, classify};
+use super::output::{bytes, clock, print, print_json};
+use super::progress::{self, Done, pace};
+use super::snapshots::state;
+use crate::backup::{self, BackupError, Plan, Report};
+use crate::config::{Config, nearest};
+use crate::id::SourceName;
+use crate::policy::guard;
+use crate::repo::{Progress, Repository, State, WriterKey};
+use crate::source::{self, Cancel, Spec};
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Names of Source documents
+    #[arg(value_name = "SOURCE")]
+    sources: Vec<SourceName>,
+    /// The sources of a schedule, in its repository
+    #[arg(long, value_name = "NAME", conflicts_with = "sources")]
+    schedule: Option<String>,
+    /// Every source there is a document of
+    #[arg(long, conflicts_with_all = ["sources", "schedule"])]
+    all: bool,
+    /// Without documents: capture this directory
+    #[arg(long, value_name = "PATH", requires = "name", conflicts_with_all = ["sources", "schedule", "all"])]
+    files: Option<PathBuf>,
+    /// Without documents: capture the etcd cluster with these client URLs
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', requires = "name",
+          conflicts_with_all = ["sources", "schedule", "all", "files"])]
+    etcd: Vec<String>,
+    /// The source's name in the repository, with --files or --etcd
+    #[arg(long, value_name = "NAME")]
+    name: Option<SourceName>,
+    /// How many sources are captured at once
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallel: u8,
+}
+
+/// What is to be captured, before anything is opened.
+struct Job {
+    source: SourceName,
+    capture: Spec,
+    guard: guard::Rules,
+    max_duration: Option<Duration>,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let jobs = jobs(context, &args)?;
+    let mut settings = None;
+    if let (Some(schedule), None) = (&args.schedule, &context.globals.repository) {
+        let config = context.config()?;
+        settings = config.repositories.get(&config.schedules[schedule].repository).cloned();
+    }
+    let opened = match settings {
+        Some(settings) => context.open_as(settings, Use::Write).await?,
+        None => context.open(Use::Write).await?,
+    };
+    let key = context.require_writer(&opened)?;
+    opened.repository.root().accept_writer(&key)?;
+    let at_once = usize::from(args.parallel).min(jobs.len());
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads = (cores / at_once.max(1)).max(2);
+    let cancel = Cancel::default();
+    let watcher = tokio::spawn({
+        let (interrupt, cancel) = (context.interrupt.clone(), cancel.clone());
+        async move {
+            interrupt.requested().await;
+            cancel.cancel();
+        }
+    });
+    let plans = jobs.into_iter().map(|job| plan(&opened, job, threads));
+    let (repository, run) = (&opened.repository, Run { context, key: &key, cancel: &cancel });
+    let results: Vec<_> = futures_util::stream::iter(plans)
+        .map(|plan| one(repository, &run, plan))
+        .buffer_unordered(at_once)
+        .collect()
+        .await;
+    watcher.abort();
+    finish(context, results)
+}
+
+struct Run<'a> {
+    context: &'a Context,
+    key: &'a WriterKey,
+    cancel: &'a Cancel,
+}
+
+fn plan(opened: &Opened, job: Job, threads: usize) -> Plan {
+    let options = Context::write_options(&opened.settings, threads);
+    let max_duration = job.max_duration.map_or(options.run_limit, |limit| limit.min(options.run_limit));
+    Plan { source: job.source, capture: job.capture, guard: job.guard, options, max_duration }
+}
+
+async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName, Result<Report, BackupError>) {
+    let source = plan.source.clone();
+    let mut bar = None;
+    let label = source.to_string();
+    let watch = |progress: Arc<Progress>| {
+        bar = Some(progress::show(run.context, &label, None, move || Done {
+            entries: progress.entries.load(Ordering::Relaxed),
+            bytes: progress.bytes.load(Ordering::Relaxed),
+        }));
+    };
+    tracing::info!(source = source.as_str(), "backup begins");
+    let context = run.context;
+    let result = backup::run(repository, run.key, plan, &context.run, clock(), run.cancel, watch).await;
+    drop(bar);
+    match &result {
+        Ok(Report { committed, took }) => {
+            tracing::info!(
+                source = source.as_str(),
+                snapshot = committed.sequence.0,
+                state = state(committed.state),
+                bytes = committed.catalogue.bytes,
+                new_bytes = committed.catalogue.new_bytes,
+                stored_bytes = committed.catalogue.stored_bytes,
+                milliseconds = took.as_millis() as u64,
+                "backup committed"
+            );
+            if committed.state == State::Quarantined {
+                let reasons = committed.catalogue.reasons.join("; ");
+                tracing::error!(
+                    source = source.as_str(),
+                    snapshot = committed.sequence.0,
+                    reasons,
+                    "snapshot is in quarantine"
+                );
+            }
+        }
+        Err(error) => {
+            tracing::info!(source = source.as_str(), error = error as &dyn std::error::Error, "backup failed");
+        }
+    }
+    (source, result)
+}
+
+/// Reports every source and finds the exit code: the worst, where one success makes a failure a partial one.
+fn finish(context: &Context, mut results: Vec<(SourceName, Result<Report, BackupError>)>) -> Result<Exit, Failure> {
+    results.sort_by(|a, b| a.0.cmp(&b.0));
+    if results.iter().any(|(_, result)| matches!(result, Err(BackupError::Cancelled))) {
+        say(context, &results)?;
+        return Err(Fault::Interrupted { left: None }.into());
+    }
+    // A single source's error is the command's error.
+    if let [(_, Err(_))] = results.as_slice()
+        && let Some((_, Err(error))) = results.pop()
+    {
+        return Err(error.into());
+    }
+    say(context, &results)?;
+    let mut exit = Exit::Ok;
+    let mut failed = 0;
+    for (_, result) in &results {
+        match result {
+            Ok(report) if report.committed.state == State::Good => {}
+            // The data is safe, but somebody has to look at it.
+            Ok(_) => exit = Exit::Incomplete,
+            Err(_) => failed += 1,
+        }
+    }
+    Ok(match failed {
+        0 => exit,
+        all if all == results.len() => Exit::Failed,
+        _ => Exit::Incomplete,
+    })
+}
+
+fn say(context: &Context, results: &[(SourceName, Result<Report, BackupError>)]) -> Result<(), Failure> {
+    if context.globals.json {
+        let all: Vec<Value> = results.iter().map(|(source, result)| describe(source, result)).collect();
+        return print_json(&json!({ "run": context.run, "backups": all }));
+    }
+    let mut text = String::new();
+    for (source, result) in results {
+        match result {
+            Ok(report) => text += &sentence(source, report),
+            Err(error) => eprintln!("error: {source}: {}", chain(error).join("\n  because: ")),
+        }
+    }
+    print(&text)
+}
+
+fn sentence(source: &SourceName, Report { committed, took }: &Report) -> String {
+    let catalogue = &committed.catalogue;
+    let mut text = format!(
+        "{source}@{}: {} entries, {}; {} new, stored as {}\n",
+        committed.sequence,
+        catalogue.entries,
+        pace(catalogue.bytes, *took),
+        bytes(catalogue.new_bytes),
+        bytes(catalogue.stored_bytes),
+    );
+    for problem in committed.problems.iter().take(20) {
+        let path = super::output::name(&problem.path);
+        text += &format!("  not captured: {}{}{}\n", path, if path.is_empty() { "" } else { ": " }, problem.text);
+    }
+    if committed.problems.len() > 20 {
+        text +=
+            &format!("  … and {} more: lifeboat show {source}@{}\n", committed.problems.len() - 20, committed.sequence);
+    }
+    for reason in &catalogue.reasons {
+        text += &format!("  in quarantine, never `latest`: {reason}\n");
+    }
+    text
+}
+
+fn describe(source: &SourceName, result: &Result<Report, BackupError>) -> Value {
+    let name = source.as_str();
+    match result {
+        Err(error) => {
+            let texts = chain(error);
+            let (exit, hint) = classify(error);
+            json!({"source": name, "error": texts[0], "because": texts[1..], "code": exit as u8, "hint": hint})
+        }
+        Ok(Report { committed, took }) => {
+            let catalogue = &committed.catalogue;
+            let problems =
+                committed.problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
+            json!({
+                "source": name,
+                "number": committed.sequence.0,
+                "state": committed.state,
+                "entries": catalogue.entries,
+                "bytes": catalogue.bytes,
+                "newBytes": catalogue.new_bytes,
+                "storedBytes": catalogue.stored_bytes,
+                "packs": committed.packs,
+                "seconds": took.as_secs_f64(),
+                "facts": catalogue.facts,
+                "reasons": catalogue.reasons,
+                "problems": problems.collect::<Vec<_>>(),
+            })
+        }
+    }
+}
+
+fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
+    if let Some(name) = &args.name {
+        let capture = match &args.files {
+            Some(path) => Spec::Files(source::files::Spec {
+                path: std::path::absolute(path)?,
+                include: Vec::new(),
+                exclude: Vec::new(),
+                one_file_system: false,
+            }),
+            None if args.etcd.is_empty() => {
+                return Err(Fault::usage("--name needs --files or --etcd", "or name a Source document").into());
+            }
+            None => Spec::Etcd(source::etcd::Spec { endpoints: args.etcd.clone(), tls: None, user: None }),
+        };
+        return Ok(vec![Job { source: name.clone(), capture, guard: guard::Rules::default(), max_duration: None }]);
+    }
+    let config = context.config()?;
+    let (names, max_duration) = names(config, args)?;
+    let jobs = names.into_iter().map(|name| {
+        let known = config.sources.get(&name).ok_or_else(|| unknown(config, &name))?;
+        Ok(Job { source: name, capture: known.capture.clone(), guard: known.guard, max_duration })
+    });
+    jobs.collect()
+}
+
+fn names(config: &Config, args: &Args) -> Result<(Vec<SourceName>, Option<Duration>), Failure> {
+    if let Some(name) = &args.schedule {
+        let Some(schedule) = config.schedules.get(name) else {
+            let known: Vec<_> = config.schedules.keys().map(String::as_str).collect();
+            let hint = nearest(name, &known)
+                .map_or_else(|| format!("there are: {}", known.join(", ")), |n| format!("did you mean {n}?"));
+            return Err(Fault::usage(format!("there is no Schedule document named {name:?}"), hint).into());
+        };
+        if schedule.suspend {
+            return Err(
+                Fault::usage(format!("schedule {name} is suspended"), "set suspend: false in its document").into()
+            );
+        }
+        return Ok((schedule.sources.clone(), Some(schedule.max_duration)));
+    }
+    if args.all {
+        if config.sources.is_empty() {
+            return Err(Fault::usage("there are no Source documents", "give them with --config FILE").into());
+        }
+        return Ok((config.sources.keys().cloned().collect(), None));
+    }
+    if args.sources.is_empty() {
+        return Err(Fault::usage(
+            "nothing to back up is named",
+            "name Source documents, or use --all, --schedule NAME, or --files PATH --name NAME",
+        )
+        .into());
+    }
+    let mut names = args.sources.clone();
+    names.sort();
+    names.dedup();
+    Ok((names, None))
+}
+
+fn unknown(config: &Config, name: &SourceName) -> Failure {
+    let known: Vec<_> = config.sources.keys().map(SourceName::as_str).collect();
+    let hint = match (nearest(name.as_str(), &known), known.is_empty()) {
+        (Some(near), _) => format!("did you mean {near}?"),
+        (None, true) => "give the documents with --config FILE, or use --files PATH --name NAME".into(),
+        (None, false) => format!("the documents have {}", known.join(", ")),
+    };
+    Fault::usage(format!("there is no Source document named {name}"), hint).into()
+}

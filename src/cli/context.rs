@@ -1,0 +1,270 @@
+//! What a command works on: the documents, the repository, the keys.
+
+use super::fault::{Failure, Fault};
+use super::globals::Globals;
+use super::interrupt::Interrupt;
+use crate::config::{self, Config, Encryption, LockMode, Url, nearest};
+use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
+use crate::secret::SecretRef;
+use crate::store::{Limited, Local, Rates, ReadOnly, RetryPolicy, Retrying, S3, Store, StoreError, StoreErrorKind, s3};
+use crate::{id::SourceName, repo};
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use zeroize::Zeroizing;
+
+pub struct Context {
+    pub globals: Globals,
+    /// Correlates log lines, snapshots and reports of this run.
+    pub run: String,
+    pub interrupt: Interrupt,
+    config: OnceLock<Config>,
+}
+
+/// What a command means to do with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    Create,
+    Write,
+    Read,
+}
+
+/// An open repository and what was said about it.
+pub struct Opened {
+    pub settings: config::Repository,
+    pub repository: Repository,
+}
+
+impl Opened {
+    pub fn lineage(&self, source: &SourceName, access: &Access) -> Arc<Lineage> {
+        Arc::new(self.repository.lineage(source, access.clone()))
+    }
+}
+
+impl Context {
+    pub fn new(globals: Globals, run: String, interrupt: Interrupt) -> Self {
+        Self { globals, run, interrupt, config: OnceLock::new() }
+    }
+
+    pub fn config(&self) -> Result<&Config, Failure> {
+        if let Some(config) = self.config.get() {
+            return Ok(config);
+        }
+        let config = Config::load(&self.globals.config).map_err(Fault::Mistakes)?;
+        Ok(self.config.get_or_init(|| config))
+    }
+
+    /// What is known about the repository that is meant.
+    pub fn settings(&self) -> Result<config::Repository, Failure> {
+        let mut settings = match &self.globals.repository {
+            Some(text) if text.contains(['/', ':']) => by_url(text)?,
+            Some(name) => self.by_name(name)?,
+            None => self.only_one()?,
+        };
+        if let Some(s3) = &mut settings.s3 {
+            let globals = &self.globals;
+            s3.endpoint = globals.s3_endpoint.clone().or(s3.endpoint.take());
+            s3.region = globals.s3_region.clone().or(s3.region.take());
+            s3.path_style |= globals.s3_path_style;
+        }
+        Ok(settings)
+    }
+
+    fn by_name(&self, name: &str) -> Result<config::Repository, Failure> {
+        let known = &self.config()?.repositories;
+        if let Some(found) = known.get(name) {
+            return Ok(found.clone());
+        }
+        let names: Vec<_> = known.keys().map(String::as_str).collect();
+        let hint = match (nearest(name, &names), names.is_empty()) {
+            (Some(near), _) => format!("did you mean {near}?"),
+            (None, true) => {
+                "give the documents (--config FILE) or a URL (-r s3://BUCKET/PREFIX, -r file:///PATH)".into()
+            }
+            (None, false) => format!("the documents have {}", names.join(", ")),
+        };
+        Err(Fault::usage(format!("there is no Repository document named {name:?}"), hint).into())
+    }
+
+    fn only_one(&self) -> Result<config::Repository, Failure> {
+        let known = &self.config()?.repositories;
+        let mut all = known.values();
+        match (all.next(), all.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            (None, _) => Err(Fault::usage(
+                "no repository is given",
+                "say which: -r s3://BUCKET/PREFIX or -r file:///PATH, or --config FILE with a Repository document",
+            )
+            .into()),
+            _ => {
+                let names: Vec<_> = known.keys().map(String::as_str).collect();
+                Err(Fault::usage("several repositories are given", format!("choose with -r: {}", names.join(", ")))
+                    .into())
+            }
+        }
+    }
+
+    pub async fn store(&self, settings: &config::Repository, use_: Use) -> Result<Arc<dyn Store>, Failure> {
+        let inner: Arc<dyn Store> = match &settings.url {
+            Url::Directory(path) if use_ == Use::Create => Arc::new(Local::create(path)?),
+            Url::Directory(path) => Arc::new(Local::open(path)?),
+            Url::S3 { bucket, prefix } => Arc::new(S3::open(Self::s3(settings, bucket, prefix)?).await?),
+        };
+        let limits = settings.limits;
+        let rate = |size: Option<config::Size>| size.and_then(|size| NonZeroU64::new(size.0));
+        let rates = Rates { upload: rate(limits.upload), download: rate(limits.download) };
+        let limited: Arc<dyn Store> =
+            if rates == Rates::default() { inner } else { Arc::new(Limited::new(inner, rates)) };
+        let retrying = Arc::new(Retrying::new(limited, RetryPolicy::default()));
+        Ok(if use_ == Use::Read { Arc::new(ReadOnly::new(retrying)) } else { retrying })
+    }
+
+    fn s3(settings: &config::Repository, bucket: &str, prefix: &str) -> Result<s3::Settings, Failure> {
+        let mut target = s3::Settings::new(bucket);
+        prefix.clone_into(&mut target.prefix);
+        let Some(s3) = &settings.s3 else { return Ok(target) };
+        target.endpoint.clone_from(&s3.endpoint);
+        target.region.clone_from(&s3.region);
+        target.path_style = s3.path_style;
+        if let Some(credentials) = &s3.credentials {
+            let read = |secret: &SecretRef| Ok::<_, Failure>(secret.read()?.to_string());
+            target.credentials = s3::Credentials::Static {
+                access_key: read(&credentials.access_key_id)?,
+                secret_key: read(&credentials.secret_access_key)?,
+                session_token: credentials.session_token.as_ref().map(read).transpose()?,
+            };
+        }
+        if let Some(encryption) = &s3.server_side_encryption {
+            target.encryption = match encryption.kind {
+                Encryption::Aes256 => s3::Encryption::Aes256,
+                Encryption::Kms => s3::Encryption::Kms { key_id: encryption.kms_key_id.clone() },
+            };
+        }
+        target.lock = s3.object_lock.map(|lock| match lock.mode {
+            LockMode::Governance => s3::LockMode::Governance,
+            LockMode::Compliance => s3::LockMode::Compliance,
+        });
+        if let Some(size) = s3.part_size {
+            target.part_size = usize::try_from(size.0)?;
+        }
+        Ok(target)
+    }
+
+    /// Opens the repository that is meant.
+    pub async fn open(&self, use_: Use) -> Result<Opened, Failure> {
+        let settings = self.settings()?;
+        self.open_as(settings, use_).await
+    }
+
+    pub async fn open_as(&self, settings: config::Repository, use_: Use) -> Result<Opened, Failure> {
+        let store =
+            self.store(&settings, use_).await.map_err(|failure| match failure.downcast_ref::<StoreError>() {
+                // Neither the directory nor the bucket is there.
+                Some(error) if error.kind == StoreErrorKind::NotFound => {
+                    RepoError::NoRepository { url: settings.url.to_string() }.into()
+                }
+                _ => failure,
+            })?;
+        let repository = Repository::open(store).await?;
+        Ok(Opened { settings, repository })
+    }
+
+    pub fn identity(&self, settings: &config::Repository) -> Result<Option<Identity>, Failure> {
+        let text = secret(self.globals.identity.as_deref(), settings.identity.as_ref())?;
+        Ok(text.map(|text| Identity::from_text(&text)).transpose()?)
+    }
+
+    pub fn writer_key(&self, settings: &config::Repository) -> Result<Option<WriterKey>, Failure> {
+        let text = secret(self.globals.writer_key.as_deref(), settings.writer_key.as_ref())?;
+        Ok(text.map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX))).transpose()?)
+    }
+
+    /// The best key at hand for reading.
+    pub fn access(&self, settings: &config::Repository) -> Result<Access, Failure> {
+        if let Some(identity) = self.identity(settings)? {
+            return Ok(Access::Recipient(identity));
+        }
+        Ok(self.writer_key(settings)?.map_or(Access::None, Access::Writer))
+    }
+
+    /// A key for names and contents. A writer key does not open them; that is for the repository to refuse.
+    pub fn access_to_contents(&self, settings: &config::Repository) -> Result<Access, Failure> {
+        match self.access(settings)? {
+            Access::None => Err(Fault::usage(
+                "no key is given",
+                "names and contents need the recovery identity: --identity FILE (the recovery kit will do)",
+            )
+            .into()),
+            access => Ok(access),
+        }
+    }
+
+    pub fn require_identity(&self, settings: &config::Repository) -> Result<Identity, Failure> {
+        let hint = "give it with --identity FILE (the recovery kit will do)";
+        self.identity(settings)?.ok_or_else(|| Fault::usage("this needs the recovery identity", hint).into())
+    }
+
+    /// The writer key, given or unlocked.
+    pub fn require_writer(&self, opened: &Opened) -> Result<WriterKey, Failure> {
+        if let Some(key) = self.writer_key(&opened.settings)? {
+            return Ok(key);
+        }
+        match self.identity(&opened.settings)? {
+            Some(identity) => Ok(opened.repository.root().unlock(&identity)?.writer),
+            None => {
+                Err(Fault::usage("no writer key is given", "give it with --writer-key FILE, or in the document").into())
+            }
+        }
+    }
+
+    /// The keeper key, given or unlocked.
+    pub fn require_keeper(&self, opened: &Opened) -> Result<KeeperKey, Failure> {
+        let settings = &opened.settings;
+        if let Some(text) = secret(self.globals.keeper_key.as_deref(), settings.keeper_key.as_ref())? {
+            let key = KeeperKey::from_text(line_with(&text, KeeperKey::PREFIX))?;
+            opened.repository.root().accept_keeper(&key)?;
+            return Ok(key);
+        }
+        match self.identity(settings)? {
+            Some(identity) => Ok(opened.repository.root().unlock(&identity)?.keeper),
+            None => {
+                Err(Fault::usage("no keeper key is given", "give it with --keeper-key FILE, or in the document").into())
+            }
+        }
+    }
+
+    /// How snapshots are written.
+    pub fn write_options(settings: &config::Repository, threads: usize) -> repo::Options {
+        let lock = settings.s3.as_ref().and_then(|s3| s3.object_lock);
+        repo::Options {
+            level: settings.compression.level,
+            threads,
+            run_limit: settings.run_limit,
+            retain: lock.map(|lock| std::time::Duration::from_hours(24 * u64::from(lock.minimum_days))),
+        }
+    }
+}
+
+fn by_url(text: &str) -> Result<config::Repository, Failure> {
+    let text = if text.starts_with("./") || text.starts_with("../") {
+        std::path::absolute(text)?.to_string_lossy().into_owned()
+    } else {
+        text.to_owned()
+    };
+    let url: Url = text.parse().map_err(|why| Fault::Usage {
+        message: format!("{} is no repository's URL: {why}", if text.contains('@') { "that" } else { &text }),
+        hint: None,
+    })?;
+    Ok(config::Repository::at(url))
+}
+
+/// A secret from a file that was named on the command line, else from where the document says.
+fn secret(file: Option<&Path>, document: Option<&SecretRef>) -> Result<Option<Zeroizing<String>>, Failure> {
+    let given = file.map(|file| SecretRef::File(PathBuf::from(file)));
+    Ok(given.as_ref().or(document).map(SecretRef::read).transpose()?)
+}
+
+/// The line that holds a key, so that the recovery kit can be given where a key is asked for.
+fn line_with<'a>(text: &'a str, prefix: &str) -> &'a str {
+    text.lines().map(str::trim).find(|line| line.starts_with(prefix)).unwrap_or(text)
+}

@@ -1,0 +1,156 @@
+//! `lifeboat doctor`: what would keep a backup or a restore from working, and what to do about it.
+
+use super::context::{Context, Opened, Use};
+use super::fault::{Exit, Failure, Fault, chain, classify};
+use super::output::{clock, print, print_json};
+use crate::policy::duration::Shown;
+use crate::repo::Access;
+use crate::source;
+use crate::store::{PutOptions, Store};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Do not write a test object; the clock and the right to write are not checked then
+    #[arg(long)]
+    read_only: bool,
+}
+
+/// A clock further off than this would date recovery points wrongly.
+const CLOCK: Duration = Duration::from_mins(1);
+/// A source that does not answer by then is not reachable.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Check {
+    name: String,
+    result: Result<String, Failure>,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let mut checks = Vec::new();
+    let mut add = |name: &str, result| checks.push(Check { name: name.into(), result });
+    add("configuration", configuration(context));
+    let settings = context.settings();
+    let use_ = if args.read_only { Use::Read } else { Use::Write };
+    match settings {
+        Err(failure) => add("repository", Err(failure)),
+        Ok(settings) => match context.open_as(settings, use_).await {
+            Err(failure) => add("repository", Err(failure)),
+            Ok(opened) => {
+                let root = opened.repository.root();
+                add("repository", Ok(format!("{} at {}", root.id, opened.settings.url)));
+                add("keys", keys(context, &opened));
+                if !args.read_only {
+                    add("writing and clock", write(context, opened.repository.store().as_ref()).await);
+                }
+            }
+        },
+    }
+    if let Ok(config) = context.config() {
+        for known in config.sources.values() {
+            let name = format!("source {}", known.name);
+            checks.push(Check { name, result: reach(&known.capture).await });
+        }
+    }
+    let well = checks.iter().all(|check| check.result.is_ok());
+    if context.globals.json {
+        print_json(&json!({ "ok": well, "checks": checks.iter().map(describe).collect::<Vec<_>>() }))?;
+    } else {
+        print(&checks.iter().map(line).collect::<String>())?;
+    }
+    Ok(if well { Exit::Ok } else { Exit::Failed })
+}
+
+fn configuration(context: &Context) -> Result<String, Failure> {
+    let config = context.config()?;
+    let mistakes = config.lint(clock(), |_| None);
+    if !mistakes.is_empty() {
+        return Err(Fault::Mistakes(mistakes).into());
+    }
+    let (sources, schedules) = (config.sources.len(), config.schedules.len());
+    Ok(format!("{sources} sources, {schedules} schedules"))
+}
+
+fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {
+    let root = opened.repository.root();
+    let mut said = Vec::new();
+    if let Some(key) = context.writer_key(&opened.settings)? {
+        root.accept_writer(&key)?;
+        said.push("the writer key fits");
+    }
+    if let Access::Recipient(identity) = context.access(&opened.settings)? {
+        root.unlock(&identity)?;
+        said.push("the recovery identity fits");
+    }
+    if said.is_empty() {
+        let hint = "give --writer-key FILE to back up, --identity FILE to restore";
+        return Err(Fault::usage("no key is given", hint).into());
+    }
+    Ok(said.join(", "))
+}
+
+/// Writes a small object, which also tells the store's time, reads it back and removes it.
+async fn write(context: &Context, store: &dyn Store) -> Result<String, Failure> {
+    let key = format!("_check/doctor-{}", context.run);
+    let before = clock();
+    store.put(&key, Bytes::from_static(b"lifeboat doctor"), PutOptions::default()).await?;
+    let met = store.head(&key).await;
+    let removed = store.delete(&key).await;
+    let ahead = met?.modified.duration_since(before);
+    if ahead.unsigned_abs() > CLOCK {
+        let message = format!("the store's clock and this machine's are {} apart", Shown(ahead.unsigned_abs()));
+        let hint = Some("set both by NTP: ages and retention go by them".into());
+        return Err(Fault::Failed { message, hint }.into());
+    }
+    Ok(match removed {
+        Ok(()) => "an object was written, read and removed; the clocks agree".into(),
+        // As it should be: the agent need not be able to delete.
+        Err(_) => format!("an object was written and read, and may not be removed ({key} stays); the clocks agree"),
+    })
+}
+
+async fn reach(capture: &source::Spec) -> Result<String, Failure> {
+    let mut opened = capture.open()?;
+    let world = source::Context {
+        runtime: tokio::runtime::Handle::current(),
+        cancel: source::Cancel::default(),
+        started: clock(),
+        deadline: Instant::now() + PATIENCE,
+    };
+    let cancel = world.cancel.clone();
+    let checking = tokio::task::spawn_blocking(move || opened.check(&world));
+    if let Ok(checked) = tokio::time::timeout(PATIENCE, checking).await {
+        return Ok(checked??.join("; "));
+    }
+    cancel.cancel();
+    let hint = Some("is it reachable from here?".into());
+    Err(Fault::Failed { message: format!("it did not answer within {}", Shown(PATIENCE)), hint }.into())
+}
+
+fn line(check: &Check) -> String {
+    match &check.result {
+        Ok(said) => format!("ok      {}: {said}\n", check.name),
+        Err(failure) => {
+            let mut text = format!("FAILED  {}: {}\n", check.name, chain(failure.as_ref()).join(": "));
+            if let Some(Fault::Mistakes(mistakes)) = failure.downcast_ref::<Fault>() {
+                text.extend(mistakes.iter().map(|mistake| format!("          {mistake}\n")));
+            }
+            if let (_, Some(hint)) = classify(failure.as_ref()) {
+                text += &format!("        hint: {hint}\n");
+            }
+            text
+        }
+    }
+}
+
+fn describe(check: &Check) -> Value {
+    match &check.result {
+        Ok(said) => json!({ "check": check.name, "ok": true, "text": said }),
+        Err(failure) => {
+            let hint = classify(failure.as_ref()).1;
+            json!({ "check": check.name, "ok": false, "text": chain(failure.as_ref()).join(": "), "hint": hint })
+        }
+    }
+}

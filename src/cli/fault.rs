@@ -1,0 +1,197 @@
+//! How commands end: exit codes, and errors as people and programs read them.
+
+use crate::config::Mistake;
+use crate::repo::{ReadError, RepoError};
+use crate::store::{StoreError, StoreErrorKind};
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Any error on its way to the edge; [`classify`] looks through its chain.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Ok = 0,
+    Failed = 1,
+    Usage = 2,
+    /// Some part failed, the rest is safe.
+    Incomplete = 3,
+    /// A recovery point objective was missed.
+    Missed = 4,
+    NoRepository = 10,
+    Busy = 11,
+    WrongKey = 12,
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// The command line's own errors.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("{message}")]
+    Usage { message: String, hint: Option<String> },
+    #[error("the configuration has {} {}", .0.len(), if .0.len() == 1 { "mistake" } else { "mistakes" })]
+    Mistakes(Vec<Mistake>),
+    #[error("{}", interrupted(left.as_ref()))]
+    Interrupted { left: Option<PathBuf> },
+    #[error("{attempt} {}", path.display())]
+    File { attempt: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{message}")]
+    Failed { message: String, hint: Option<String> },
+}
+
+fn interrupted(left: Option<&PathBuf>) -> String {
+    match left {
+        None => "interrupted; nothing partial is left".into(),
+        Some(path) => format!("interrupted; {} is incomplete: remove it and restore again", path.display()),
+    }
+}
+
+impl Fault {
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: Some(hint.into()) }
+    }
+
+    pub fn file(attempt: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { attempt, path, source }
+    }
+}
+
+/// The exit code and the hint for an error: the outermost one in the chain that has an opinion decides.
+pub fn classify(failure: &(dyn Error + 'static)) -> (Exit, Option<String>) {
+    let mut hint = None;
+    let mut error = Some(failure);
+    while let Some(this) = error {
+        if let Some((exit, own)) = opinion(this) {
+            hint = hint.or(own);
+            if exit != Exit::Failed || hint.is_some() {
+                return (exit, hint);
+            }
+        }
+        error = this.source();
+    }
+    (Exit::Failed, hint)
+}
+
+fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
+    if let Some(fault) = error.downcast_ref::<Fault>() {
+        return Some(match fault {
+            Fault::Usage { hint, .. } => (Exit::Usage, hint.clone()),
+            Fault::Mistakes(_) => (Exit::Usage, None),
+            Fault::Interrupted { .. } => (Exit::Interrupted, None),
+            Fault::File { .. } => return None,
+            Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
+        });
+    }
+    if let Some(ReadError::Repo(error)) = error.downcast_ref::<ReadError>() {
+        return Some(of_repository(error));
+    }
+    if let Some(crate::backup::BackupError::Repo(error)) = error.downcast_ref() {
+        return Some(of_repository(error));
+    }
+    if let Some(crate::restore::RestoreError::Repo(error)) = error.downcast_ref() {
+        return Some(of_repository(error));
+    }
+    error.downcast_ref::<RepoError>().map(of_repository).or_else(|| error.downcast_ref::<StoreError>().map(of_store))
+}
+
+fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
+    let (exit, hint) = match error {
+        RepoError::NoRepository { .. } => {
+            (Exit::NoRepository, "check the URL (and the mount or the credentials), or create one: lifeboat init")
+        }
+        RepoError::AlreadyInitialised { .. } => {
+            (Exit::Failed, "use it with its own keys, or choose another place; nothing was changed")
+        }
+        RepoError::NewerFormat { .. } => (Exit::Failed, "use a newer Lifeboat"),
+        RepoError::Damaged { .. } => (
+            Exit::Failed,
+            "run `lifeboat verify` to see what it concerns; other snapshots may be whole (`lifeboat snapshots`)",
+        ),
+        RepoError::Foreign { .. } => (
+            Exit::Failed,
+            "someone else may have written to the repository: keep it as it is, and see `lifeboat snapshots` for what is sound",
+        ),
+        RepoError::WrongKey { what: "recovery identity", .. } => {
+            (Exit::WrongKey, "give the identity from this repository's recovery kit: --identity FILE")
+        }
+        RepoError::WrongKey { .. } => (
+            Exit::WrongKey,
+            "names and contents need --identity FILE, backups --writer-key FILE, pruning --keeper-key FILE; all are in the recovery kit",
+        ),
+        RepoError::NoSnapshot { .. } => (Exit::Failed, "see what there is: lifeboat snapshots"),
+        RepoError::Busy(_) => (Exit::Busy, "another writer is at work on this source; try again later"),
+        RepoError::PastRunLimit { .. } => {
+            (Exit::Failed, "raise runLimit and gracePeriod in the Repository document, or make the run faster")
+        }
+        RepoError::EmptyCapture => (Exit::Failed, "nothing was committed; check that the source is what it should be"),
+        RepoError::Stopped => (Exit::Interrupted, ""),
+        RepoError::Store(error) => return of_store(error),
+        RepoError::PruneBlocked { source, .. } => return of_repository(source),
+        RepoError::Capture { .. } | RepoError::UploadFailed { .. } | RepoError::Refused(_) | RepoError::Id(_) => {
+            (Exit::Failed, "")
+        }
+    };
+    (exit, (!hint.is_empty()).then(|| hint.to_owned()))
+}
+
+fn of_store(error: &StoreError) -> (Exit, Option<String>) {
+    let hint = match error.kind {
+        StoreErrorKind::Denied => "check the credentials and their rights on this place (lifeboat store check)",
+        StoreErrorKind::Full => "make room; nothing partial is visible, and the next backup goes on from here",
+        StoreErrorKind::Unavailable => "check the network and the endpoint, then run the command again",
+        StoreErrorKind::NotFound if error.action == "open" => "check the URL; perhaps a file system is not mounted",
+        _ => return (Exit::Failed, None),
+    };
+    (Exit::Failed, Some(hint.to_owned()))
+}
+
+/// The texts of an error and its causes, outermost first, without those that repeat the one before.
+pub fn chain(failure: &(dyn Error + 'static)) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::new();
+    let mut error = Some(failure);
+    while let Some(this) = error {
+        let text = this.to_string();
+        if texts.last().is_none_or(|last| *last != text) {
+            texts.push(text);
+        }
+        error = this.source();
+    }
+    texts
+}
+
+/// Says on standard error why a command failed.
+pub fn report(failure: &(dyn Error + 'static), json: bool) -> Exit {
+    let (exit, hint) = classify(failure);
+    let mistakes = match failure.downcast_ref::<Fault>() {
+        Some(Fault::Mistakes(mistakes)) => mistakes.as_slice(),
+        _ => &[],
+    };
+    let texts = chain(failure);
+    if json {
+        let mut document = serde_json::json!({
+            "error": texts[0], "because": texts[1..], "code": exit as u8, "hint": hint,
+        });
+        if !mistakes.is_empty() {
+            document["mistakes"] = serde_json::json!(mistakes);
+        }
+        eprintln!("{document}");
+        return exit;
+    }
+    eprintln!("error: {}", texts[0]);
+    texts[1..].iter().for_each(|text| eprintln!("  because: {text}"));
+    for mistake in mistakes {
+        eprintln!("  {mistake}");
+    }
+    if let Some(hint) = hint {
+        eprintln!("  hint: {hint}");
+    }
+    exit
+}

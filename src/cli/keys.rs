@@ -1,0 +1,126 @@
+//! `lifeboat keys …`: who can read, and who writes.
+
+use super::context::{Context, Use};
+use super::fault::{Exit, Failure};
+use super::kit::SecretFile;
+use super::output::{clock, print, print_json, table};
+use crate::repo::{Recipient, Role};
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// List the recipients
+    List,
+    /// Let someone else read everything, past snapshots included
+    AddRecipient(Add),
+    /// Keep what is written from now on from a recipient; what was written before stays readable to them
+    RemoveRecipient(Remove),
+    /// Replace the writer key: the old one can add nothing any more
+    RotateWriter(Rotate),
+    /// Print the writer key, for an agent
+    ShowWriter,
+}
+
+#[derive(clap::Args)]
+pub struct Add {
+    /// A name of letters, digits and hyphens
+    name: String,
+    /// An age recipient
+    #[arg(long, value_name = "age1…")]
+    key: String,
+    /// recovery opens everything, the writer and keeper keys included; drill and escrow open snapshots
+    #[arg(long, value_name = "ROLE", value_parser = role)]
+    role: Role,
+}
+
+#[derive(clap::Args)]
+pub struct Remove {
+    name: String,
+}
+
+#[derive(clap::Args)]
+pub struct Rotate {
+    /// Where the new writer key is saved; must not exist
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "recovery" => Ok(Role::Recovery),
+        "drill" => Ok(Role::Drill),
+        "escrow" => Ok(Role::Escrow),
+        _ => Err("expected recovery, drill or escrow".into()),
+    }
+}
+
+fn shown(role: Role) -> &'static str {
+    match role {
+        Role::Recovery => "recovery",
+        Role::Drill => "drill",
+        Role::Escrow => "escrow",
+    }
+}
+
+pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
+    let writes = !matches!(command, Command::List | Command::ShowWriter);
+    let opened = context.open(if writes { Use::Write } else { Use::Read }).await?;
+    let (settings, repository) = (&opened.settings, &opened.repository);
+    let json = context.globals.json;
+    match command {
+        Command::List => list(repository.root().recipients(), json)?,
+        Command::AddRecipient(Add { name, key, role }) => {
+            let identity = context.require_identity(settings)?;
+            let recipient = Recipient { name, role, key };
+            let changed = repository.add_recipient(&identity, recipient, clock()).await?;
+            list(changed.root().recipients(), json)?;
+        }
+        Command::RemoveRecipient(Remove { name }) => {
+            let identity = context.require_identity(settings)?;
+            let changed = repository.remove_recipient(&identity, &name, clock()).await?;
+            list(changed.root().recipients(), json)?;
+            if !json {
+                print(
+                    "They can still read what was written before. To seal what comes: lifeboat keys rotate-writer\n",
+                )?;
+            }
+        }
+        Command::RotateWriter(Rotate { out }) => {
+            let identity = context.require_identity(settings)?;
+            // The file first: a key that cannot be saved must not replace the one in use.
+            let file = SecretFile::create(&out)?;
+            let (changed, keys) = repository.rotate_writer(&identity, clock()).await?;
+            // Should this fail, `show-writer` has the key.
+            file.fill(&format!("{}\n", keys.writer.to_text()))?;
+            if json {
+                print_json(&json!({ "repository": changed.root().id.to_string(), "writerKey": out }))?;
+            } else {
+                print(&format!(
+                    "Saved the new writer key: {}\nGive it to the agents; the old one adds nothing any more. The next backup \
+                     of every source is a full one.\n",
+                    out.display()
+                ))?;
+            }
+        }
+        Command::ShowWriter => {
+            let keys = repository.root().unlock(&context.require_identity(settings)?)?;
+            let text = keys.writer.to_text();
+            if json {
+                print_json(&json!({ "writerKey": text }))?;
+            } else {
+                print(&format!("{text}\n"))?;
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn list(recipients: &[Recipient], json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(&json!({ "recipients": recipients }));
+    }
+    let mut rows = vec![["NAME", "ROLE", "KEY"].map(str::to_owned).to_vec()];
+    rows.extend(recipients.iter().map(|r| vec![r.name.clone(), shown(r.role).into(), r.key.clone()]));
+    print(&table(&rows))
+}

@@ -1,0 +1,114 @@
+//! The recovery kit: all that is needed to bring data back, on one page.
+
+use super::fault::Fault;
+use crate::config;
+use crate::repo::{Identity, Repository, RootKeys};
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Writes the kit. `identity` is `None` when the recipient's private half is somebody else's.
+pub fn text(
+    settings: &config::Repository,
+    repository: &Repository,
+    recipient: &str,
+    identity: Option<&Identity>,
+    keys: &RootKeys,
+) -> String {
+    let root = repository.root();
+    let (id, url, created) = (root.id, &settings.url, root.created());
+    let identity = match identity {
+        Some(identity) => identity.to_text(),
+        None => format!("(not here: whoever gave {recipient} holds it)"),
+    };
+    let (writer, keeper) = (keys.writer.to_text(), keys.keeper.to_text());
+    let options = options(settings);
+    format!(
+        "\
+# LIFEBOAT RECOVERY KIT
+#
+# Whoever holds this page can read and remove everything in the repository; whoever loses it, and every copy, cannot
+# restore anything. Keep two copies offline (a password manager, a printed page in a safe), never beside the backups.
+#
+# Repository: {id}
+# URL:        {url}
+# Created:    {created}
+# Recipient:  {recipient}
+
+# 1. Recovery identity: opens everything. Only people hold it.
+{identity}
+
+# 2. Writer key: what an agent needs to back up. It cannot read or delete what was backed up.
+{writer}
+
+# 3. Keeper key: prunes. Give it to whoever prunes, and not to the agents.
+{keeper}
+
+# How to restore, with nothing but the lifeboat program, the bucket (or directory) and this file:
+#
+# 1. Save this page as kit.txt, readable for you alone.
+# 2. For s3:// set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to credentials that may read the bucket.
+# 3. See what there is:
+#      lifeboat -r '{url}'{options} --identity kit.txt snapshots
+# 4. Bring files back into a new directory:
+#      lifeboat -r '{url}'{options} --identity kit.txt restore snapshot SOURCE@latest --to DIRECTORY
+# 5. Or take data out in its system's own format (etcd: for `etcdutl snapshot restore`; files: tar; command: its output):
+#      lifeboat -r '{url}'{options} --identity kit.txt export SOURCE@latest -o FILE
+#    An earlier state: SOURCE@2026-03-01T12:00:00Z (the newest snapshot at or before that time).
+"
+    )
+}
+
+fn options(settings: &config::Repository) -> String {
+    let Some(s3) = &settings.s3 else { return String::new() };
+    let mut options = String::new();
+    if let Some(endpoint) = &s3.endpoint {
+        options += &format!(" --s3-endpoint '{endpoint}'");
+    }
+    if let Some(region) = &s3.region {
+        options += &format!(" --s3-region '{region}'");
+    }
+    if s3.path_style {
+        options += " --s3-path-style";
+    }
+    options
+}
+
+/// A file that only its owner may read. It must not be there yet, and is removed again unless it is filled.
+pub struct SecretFile {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl SecretFile {
+    pub fn create(path: &Path) -> Result<Self, Fault> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        match file {
+            Ok(file) => Ok(Self { path: path.into(), file: Some(file) }),
+            Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => Err(Fault::usage(
+                format!("{} exists already", path.display()),
+                "it may hold the keys of another repository: choose another file",
+            )),
+            Err(why) => Err(Fault::file("create", path)(why)),
+        }
+    }
+
+    /// Writes the file for good, its name included.
+    pub fn fill(mut self, text: &str) -> Result<(), Fault> {
+        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.sync_all())
+            .and_then(|()| File::open(parent)?.sync_all())
+            .map_err(Fault::file("write", &self.path))
+    }
+}
+
+impl Drop for SecretFile {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The command line: one file per command; composition happens here and nowhere else.
+//!
+//! Invariants: the clock, the environment, the terminal and the signals are met only here; standard output carries what
+//! was asked for (one JSON document with `--json`), standard error everything else; every way to fail maps to one exit
+//! code ([`fault::classify`]).
+
+mod backup;
+mod context;
+mod diff;
+mod doctor;
+mod export;
+mod fault;
+mod globals;
+mod init;
+mod interrupt;
+mod keys;
+mod kit;
+mod log;
+mod ls;
+mod manual;
+mod output;
+mod progress;
+mod prune;
+mod reference;
+mod restore;
+mod schedule;
+mod show;
+mod snapshots;
+mod status;
+mod store;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use context::Context;
+use fault::{Exit, Failure};
+use globals::Globals;
+use interrupt::Interrupt;
+use std::process::ExitCode;
+
+/// Backup and disaster recovery for Kubernetes platforms.
+#[derive(Parser)]
+#[command(name = "lifeboat", version, max_term_width = 110, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create a repository; print and save its recovery kit
+    Init(init::Args),
+    /// Capture sources and commit one snapshot of each
+    Backup(backup::Args),
+    /// List snapshots
+    Snapshots(snapshots::Args),
+    /// Show what is known of one snapshot
+    Show(show::Args),
+    /// List the entries of a snapshot
+    Ls(ls::Args),
+    /// Compare two snapshots
+    Diff(diff::Args),
+    /// Write a snapshot in its system's own format (etcd: a snapshot file; files: tar; command: the stream)
+    Export(export::Args),
+    /// Bring something back
+    #[command(subcommand)]
+    Restore(restore::Command),
+    /// Say whether every source keeps its recovery point objective (exit code 4 if one does not)
+    Status(status::Args),
+    /// Check that snapshots can be read back
+    Verify(verify::Args),
+    /// Remove the snapshots that retention does not keep, and the packs that nothing needs any more
+    Prune(prune::Args),
+    /// Examine the place where a repository is kept
+    #[command(subcommand)]
+    Store(store::Command),
+    /// Manage who can read and who writes
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Check configuration, keys, clock, store and sources; say what to do
+    Doctor(doctor::Args),
+    /// Work on schedules
+    #[command(subcommand)]
+    Schedule(schedule::Command),
+    /// Print the completion script of a shell
+    Completions(manual::Completions),
+    /// Print the manual page
+    Man(manual::Man),
+}
+
+impl Command {
+    /// Whether the command watches for interrupts itself, to leave things tidy.
+    fn stops_itself(&self) -> bool {
+        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Export(_))
+    }
+
+    async fn run(self, context: &Context) -> Result<Exit, Failure> {
+        match self {
+            Self::Init(args) => init::run(context, args).await,
+            Self::Backup(args) => backup::run(context, args).await,
+            Self::Snapshots(args) => snapshots::run(context, args).await,
+            Self::Show(args) => show::run(context, args).await,
+            Self::Ls(args) => ls::run(context, args).await,
+            Self::Diff(args) => diff::run(context, args).await,
+            Self::Export(args) => export::run(context, args).await,
+            Self::Restore(command) => restore::run(context, command).await,
+            Self::Status(args) => status::run(context, args).await,
+            Self::Verify(args) => verify::run(context, args).await,
+            Self::Prune(args) => prune::run(context, args).await,
+            Self::Store(command) => store::run(context, command).await,
+            Self::Keys(command) => keys::run(context, command).await,
+            Self::Doctor(args) => doctor::run(context, args).await,
+            Self::Schedule(command) => schedule::run(context, &command),
+            Self::Completions(args) => manual::completions(&args),
+            Self::Man(args) => manual::man(&args),
+        }
+    }
+}
+
+/// Runs the process.
+#[must_use]
+pub fn main() -> ExitCode {
+    forbid_core_dumps();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come this way too, to standard output.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
+        }
+    };
+    let json = cli.globals.json;
+    match execute(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => fault::report(failure.as_ref(), json).into(),
+    }
+}
+
+fn execute(cli: Cli) -> Result<Exit, Failure> {
+    let run = output::random_id();
+    log::start(&cli.globals, &run);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async {
+        let interrupt = Interrupt::listen()?;
+        let stops_itself = cli.command.stops_itself();
+        let context = Context::new(cli.globals, run, interrupt.clone());
+        let mut command = std::pin::pin!(cli.command.run(&context));
+        tokio::select! {
+            result = &mut command => result,
+            () = interrupt.patience_ends(stops_itself) => Err(fault::Fault::Interrupted { left: None }.into()),
+        }
+    });
+    // What still blocks (a read of a hanging file system) must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// Keys are in memory: no image of it may reach a disk.
+fn forbid_core_dumps() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(why) = setrlimit(Resource::Core, none) {
+        eprintln!("warning: core dumps cannot be switched off: {why}");
+    }
+}

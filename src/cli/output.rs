@@ -1,0 +1,122 @@
+//! Standard output, and numbers as people read them.
+
+use super::fault::Failure;
+use jiff::Timestamp;
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// The moment it is now.
+#[expect(clippy::disallowed_methods, reason = "the edge asks the clock")]
+pub fn clock() -> Timestamp {
+    Timestamp::now()
+}
+
+/// 16 random hexadecimal digits: the id of a run.
+pub fn random_id() -> String {
+    let mut bytes = [0; 8];
+    // Without random numbers the id says nothing, and whatever needs keys will fail by itself.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A reader that has seen enough (`| head`) is no failure.
+pub fn forgive_closed_pipe(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Prints text that ends with a line feed of its own, or none.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    forgive_closed_pipe(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Prints one JSON document.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string(value)?;
+    text.push('\n');
+    print(&text)
+}
+
+/// "1.2 GB": at most four signs and a unit.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count} B"),
+        _ if value < 9.95 => format!("{value:.1} {}", UNITS[unit]),
+        _ => format!("{value:.0} {}", UNITS[unit]),
+    }
+}
+
+/// "2026-03-01 12:00:00Z".
+pub fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+/// Names are bytes; what is not printable text is shown escaped.
+pub fn name(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(path);
+    if text.chars().any(char::is_control) { text.escape_debug().to_string() } else { text.into_owned() }
+}
+
+/// Columns as wide as their widest cell; the first row is the heading. A column whose heading begins with `>` is
+/// aligned to the right.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let Some(heading) = rows.first() else { return String::new() };
+    let right: Vec<bool> = heading.iter().map(|h| h.starts_with('>')).collect();
+    let shown = |cell: &str| cell.strip_prefix('>').unwrap_or(cell).to_owned();
+    let mut rows: Vec<Vec<String>> = rows.to_vec();
+    rows[0].iter_mut().for_each(|cell| *cell = shown(cell));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..right.len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).zip(&right);
+        let cells: Vec<_> = cells
+            .map(|((cell, width), right)| if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") })
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        for (count, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (9_960, "10 kB"),
+            (999_499, "999 kB"),
+            (999_600, "1.0 MB"),
+            (1_234_567_890, "1.2 GB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["NAME", ">SIZE"], ["a", "1"], ["bcdefg", "10000"]];
+        let text = table(&rows.map(|row| row.map(str::to_owned).to_vec()));
+        assert_eq!(text, "NAME     SIZE\na           1\nbcdefg  10000\n");
+    }
+
+    #[test]
+    fn control_signs_do_not_reach_the_terminal() {
+        assert_eq!(name(b"a\x1b[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(name("grün".as_bytes()), "grün");
+    }
+}

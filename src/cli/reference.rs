@@ -1,0 +1,150 @@
+//! REF: which snapshot is meant.
+
+use super::context::{Context, Opened, Use};
+use super::fault::{Failure, Fault};
+use crate::config::nearest;
+use crate::id::{Sequence, SourceName};
+use crate::repo::{Access, Lineage, Reader, RepoError, Repository, Selector, Snapshot, SteppedOver};
+use jiff::Timestamp;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// `SOURCE`, `SOURCE@latest`, `SOURCE@<RFC 3339 time>`, `SOURCE@<number or id prefix>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    pub source: SourceName,
+    which: Which,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Which {
+    Selected(Selector),
+    /// Beginning of an id, in hexadecimal digits.
+    Id(String),
+}
+
+const SHORTEST_ID: usize = 6;
+
+impl FromStr for Reference {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (source, which) = text.split_once('@').unwrap_or((text, "latest"));
+        let source = source.parse::<SourceName>().map_err(|why| why.to_string())?;
+        let is_id = which.len() >= SHORTEST_ID && which.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let which = if which == "latest" {
+            Which::Selected(Selector::Latest)
+        } else if let Some(number) = which.parse().ok().filter(|n| (1..=Sequence::MAX).contains(n)) {
+            Which::Selected(Selector::Number(Sequence(number)))
+        } else if let Ok(time) = which.parse::<Timestamp>() {
+            Which::Selected(Selector::At(time))
+        } else if is_id {
+            Which::Id(which.to_owned())
+        } else {
+            return Err(format!(
+                "{which:?} names no snapshot; expected SOURCE@latest, SOURCE@NUMBER, SOURCE@ID (at least {SHORTEST_ID} \
+                 digits of it) or SOURCE@TIME such as 2026-03-01T12:00:00Z"
+            ));
+        };
+        Ok(Self { source, which })
+    }
+}
+
+/// A snapshot's id: the digest of its manifest.
+pub fn id(snapshot: &Snapshot) -> String {
+    snapshot.manifest.digest.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Says that a source is not there, and which one may be meant.
+pub async fn check_source(repository: &Repository, source: &SourceName) -> Result<(), Failure> {
+    let known = repository.sources().await?;
+    if known.contains(source) {
+        return Ok(());
+    }
+    let names: Vec<_> = known.iter().map(SourceName::as_str).collect();
+    let hint = match (nearest(source.as_str(), &names), names.len()) {
+        (Some(near), _) => format!("did you mean {near}?"),
+        (None, 0) => "the repository has no snapshots yet: lifeboat backup".into(),
+        (None, 1..=20) => format!("it has {}", names.join(", ")),
+        (None, _) => "see `lifeboat snapshots`".into(),
+    };
+    Err(Fault::usage(format!("the repository has no source {source}"), hint).into())
+}
+
+/// Logs what had to be stepped over on the way to a snapshot.
+pub fn warn_stepped_over(source: &SourceName, stepped_over: &[SteppedOver]) {
+    for step in stepped_over {
+        tracing::warn!(
+            source = source.as_str(),
+            snapshot = step.sequence.0,
+            error = &step.error as &dyn std::error::Error,
+            "stepped over a snapshot that does not count"
+        );
+    }
+}
+
+impl Reference {
+    pub async fn find(&self, opened: &Opened, access: &Access) -> Result<(Arc<Lineage>, Snapshot), Failure> {
+        let lineage = opened.lineage(&self.source, access);
+        let found = match &self.which {
+            Which::Selected(selector) => lineage.find(selector).await,
+            Which::Id(prefix) => by_id(&lineage, prefix).await,
+        };
+        match found {
+            Ok((snapshot, stepped_over)) => {
+                warn_stepped_over(&self.source, &stepped_over);
+                Ok((lineage, snapshot))
+            }
+            Err(error @ RepoError::NoSnapshot { .. }) => {
+                check_source(&opened.repository, &self.source).await?;
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+async fn by_id(lineage: &Lineage, prefix: &str) -> Result<(Snapshot, Vec<SteppedOver>), RepoError> {
+    let (snapshots, stepped_over) = lineage.snapshots().await?;
+    let mut found = snapshots.into_iter().filter(|s| id(s).starts_with(prefix));
+    match (found.next(), found.next()) {
+        (Some(only), None) => Ok((only, stepped_over)),
+        (None, _) => Err(RepoError::NoSnapshot {
+            source_name: lineage.source().clone(),
+            wanted: format!("has an id that begins with {prefix}"),
+        }),
+        _ => Err(RepoError::Refused(format!(
+            "several snapshots of {} have the id {prefix}…: give more of it",
+            lineage.source()
+        ))),
+    }
+}
+
+/// Opens a snapshot for reading names and contents.
+pub async fn open_reader(context: &Context, reference: &Reference) -> Result<(Opened, Arc<Reader>), Failure> {
+    let opened = context.open(Use::Read).await?;
+    let access = context.access_to_contents(&opened.settings)?;
+    let (lineage, snapshot) = reference.find(&opened, &access).await?;
+    let reader = Arc::new(Reader::open(lineage, snapshot).await?);
+    Ok((opened, reader))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_say_which_snapshot() {
+        let which = |text: &str| text.parse::<Reference>().unwrap().which;
+        let at = |text: &str| Which::Selected(Selector::At(text.parse().unwrap()));
+        assert_eq!(which("db"), Which::Selected(Selector::Latest));
+        assert_eq!(which("db@latest"), Which::Selected(Selector::Latest));
+        assert_eq!(which("db@12"), Which::Selected(Selector::Number(Sequence(12))));
+        assert_eq!(which("db@0a1b2c"), Which::Id("0a1b2c".into()));
+        assert_eq!(which("db@2026-03-01T12:00:00Z"), at("2026-03-01T12:00:00Z"));
+        assert_eq!(which("db@2026-03-01T14:00:00+02:00"), at("2026-03-01T12:00:00Z"));
+        for bad in ["", "@latest", "db@", "db@0", "db@newest", "db@2026-03-01", "DB", "a@b@c"] {
+            assert!(bad.parse::<Reference>().is_err(), "{bad}");
+        }
+    }
+}

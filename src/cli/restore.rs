@@ -1,0 +1,133 @@
+//! `lifeboat restore …`
+
+use super::context::Context;
+use super::fault::{Exit, Failure, Fault};
+use super::output::{name, print, print_json};
+use super::progress::{self, Done, pace};
+use super::reference::{Reference, open_reader};
+use crate::config::Url;
+use crate::repo::State;
+use crate::restore::snapshot::{Progress, Restored, restore};
+use crate::restore::tree::{self, Tree};
+use crate::restore::{RestoreError, Selection};
+use serde_json::json;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Bring a snapshot's entries back into a directory
+    Snapshot(Args),
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// SOURCE[@latest | @TIME | @NUMBER | @ID]
+    #[arg(value_name = "REF")]
+    reference: Reference,
+    /// Only these entries and what is below them
+    #[arg(value_name = "PATH")]
+    paths: Vec<OsString>,
+    /// The directory to restore into; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// The directory may hold something already; nothing in it is overwritten
+    #[arg(long)]
+    into_existing: bool,
+}
+
+/// Ranged reads over a network are waited for more than worked on.
+const THREADS_OVER_NETWORK: usize = 8;
+
+pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
+    let Command::Snapshot(args) = command;
+    let (opened, reader) = open_reader(context, &args.reference).await?;
+    let clock = Instant::now();
+    let selection = Selection::new(args.paths.into_iter().map(OsStringExt::into_vec));
+    let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    let threads = match opened.settings.url {
+        Url::Directory(_) => cores,
+        Url::S3 { .. } => cores.max(THREADS_OVER_NETWORK),
+    };
+    // Whoever may not read the contents learns so before anything is made.
+    reader.check_access()?;
+    let tree = Tree::create(&args.to, tree::Options { into_existing: args.into_existing })?;
+    let progress = Arc::new(Progress::default());
+    let expected = selection.is_all().then(|| reader.catalogue().bytes);
+    let bar = progress::show(context, "restore", expected, {
+        let progress = progress.clone();
+        move || Done {
+            entries: progress.entries.load(Ordering::Relaxed),
+            bytes: progress.bytes.load(Ordering::Relaxed),
+        }
+    });
+    let work = tokio::task::spawn_blocking({
+        let (reader, progress) = (reader.clone(), progress.clone());
+        move || restore(&reader, tree, &selection, threads, &progress)
+    });
+    let mut work = std::pin::pin!(work);
+    let result = tokio::select! {
+        result = &mut work => result,
+        () = context.interrupt.requested() => {
+            progress.stop();
+            work.await
+        }
+    };
+    drop(bar);
+    let restored = match result? {
+        Err(RestoreError::Stopped) => return Err(Fault::Interrupted { left: Some(args.to) }.into()),
+        other => other.map_err(|error| Unfinished { target: args.to.clone(), source: error })?,
+    };
+    tracing::info!(
+        source = args.reference.source.as_str(),
+        entries = restored.entries,
+        bytes = restored.bytes,
+        milliseconds = clock.elapsed().as_millis() as u64,
+        "restored"
+    );
+    let snapshot = reader.snapshot();
+    let what = format!("{}@{}", args.reference.source, snapshot.sequence());
+    say(context, &what, snapshot.state(), &args.to, &restored, clock.elapsed())?;
+    Ok(if restored.problems.is_empty() { Exit::Ok } else { Exit::Incomplete })
+}
+
+/// What was begun is still there.
+#[derive(Debug, thiserror::Error)]
+#[error("the restore into {} did not complete; remove it before the next try", target.display())]
+struct Unfinished {
+    target: PathBuf,
+    source: RestoreError,
+}
+
+fn say(
+    context: &Context,
+    what: &str,
+    state: State,
+    target: &Path,
+    restored: &Restored,
+    took: Duration,
+) -> Result<(), Failure> {
+    let Restored { entries, bytes, problems } = restored;
+    if context.globals.json {
+        let problems = problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
+        return print_json(&json!({
+            "snapshot": what, "state": state, "target": target, "entries": entries, "bytes": bytes,
+            "seconds": took.as_secs_f64(), "problems": problems.collect::<Vec<_>>(),
+        }));
+    }
+    let mut text = format!("Restored {what} into {}: {entries} entries, {}\n", target.display(), pace(*bytes, took));
+    if state != State::Good {
+        text += &format!("The snapshot itself is {}: see `lifeboat show {what}`\n", super::snapshots::state(state));
+    }
+    for problem in problems.iter().take(50) {
+        text += &format!("  {}: {}\n", name(&problem.path), problem.text);
+    }
+    if problems.len() > 50 {
+        text += &format!("  … and {} more (all with --json)\n", problems.len() - 50);
+    }
+    print(&text)
+}
