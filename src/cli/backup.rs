@@ -54,15 +54,8 @@ struct Job {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let jobs = jobs(context, &args)?;
-    let mut settings = None;
-    if let (Some(schedule), None) = (&args.schedule, &context.globals.repository) {
-        let config = context.config()?;
-        settings = config.repositories.get(&config.schedules[schedule].repository).cloned();
-    }
-    let opened = match settings {
-        Some(settings) => context.open_as(settings, Use::Write).await?,
-        None => context.open(Use::Write).await?,
-    };
+    let schedule = args.schedule.as_deref().map(|name| context.schedule(name)).transpose()?;
+    let opened = context.open_for(schedule, Use::Write).await?;
     let key = context.require_writer(&opened)?;
     opened.repository.root().accept_writer(&key)?;
     let at_once = usize::from(args.parallel).min(jobs.len());
@@ -259,7 +252,7 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
         return Ok(vec![Job { source: name.clone(), capture, guard: guard::Rules::default(), max_duration: None }]);
     }
     let config = context.config()?;
-    let (names, max_duration) = names(config, args)?;
+    let (names, max_duration) = names(context, args)?;
     let jobs = names.into_iter().map(|name| {
         let known = config.sources.get(&name).ok_or_else(|| unknown(config, &name))?;
         Ok(Job { source: name, capture: known.capture.clone(), guard: known.guard, max_duration })
@@ -267,14 +260,9 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
     jobs.collect()
 }
 
-fn names(config: &Config, args: &Args) -> Result<(Vec<SourceName>, Option<Duration>), Failure> {
+fn names(context: &Context, args: &Args) -> Result<(Vec<SourceName>, Option<Duration>), Failure> {
     if let Some(name) = &args.schedule {
-        let Some(schedule) = config.schedules.get(name) else {
-            let known: Vec<_> = config.schedules.keys().map(String::as_str).collect();
-            let hint = nearest(name, &known)
-                .map_or_else(|| format!("there are: {}", known.join(", ")), |n| format!("did you mean {n}?"));
-            return Err(Fault::usage(format!("there is no Schedule document named {name:?}"), hint).into());
-        };
+        let schedule = context.schedule(name)?;
         if schedule.suspend {
             return Err(
                 Fault::usage(format!("schedule {name} is suspended"), "set suspend: false in its document").into()
@@ -283,6 +271,7 @@ fn names(config: &Config, args: &Args) -> Result<(Vec<SourceName>, Option<Durati
         return Ok((schedule.sources.clone(), Some(schedule.max_duration)));
     }
     if args.all {
+        let config = context.config()?;
         if config.sources.is_empty() {
             return Err(Fault::usage("there are no Source documents", "give them with --config FILE").into());
         }

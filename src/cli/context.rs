@@ -3,7 +3,7 @@
 use super::fault::{Failure, Fault};
 use super::globals::Globals;
 use super::interrupt::Interrupt;
-use crate::config::{self, Config, Encryption, LockMode, Url, nearest};
+use crate::config::{self, Config, Encryption, LockMode, Schedule, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
 use crate::secret::SecretRef;
 use crate::store::{Limited, Local, Rates, ReadOnly, RetryPolicy, Retrying, S3, Store, StoreError, StoreErrorKind, s3};
@@ -156,6 +156,32 @@ impl Context {
         self.open_as(settings, use_).await
     }
 
+    /// Opens the repository that is meant: without `-r`, a schedule's own.
+    pub async fn open_for(&self, schedule: Option<&Schedule>, use_: Use) -> Result<Opened, Failure> {
+        let own = match (schedule, &self.globals.repository) {
+            (Some(schedule), None) => self.config()?.repositories.get(&schedule.repository).cloned(),
+            _ => None,
+        };
+        match own {
+            Some(settings) => self.open_as(settings, use_).await,
+            None => self.open(use_).await,
+        }
+    }
+
+    /// The document of a schedule.
+    pub fn schedule(&self, name: &str) -> Result<&Schedule, Failure> {
+        let known = &self.config()?.schedules;
+        known.get(name).ok_or_else(|| {
+            let names: Vec<_> = known.keys().map(String::as_str).collect();
+            let hint = match (nearest(name, &names), names.is_empty()) {
+                (Some(near), _) => format!("did you mean {near}?"),
+                (None, true) => "give the documents with --config FILE".into(),
+                (None, false) => format!("the documents have {}", names.join(", ")),
+            };
+            Fault::usage(format!("there is no Schedule document named {name:?}"), hint).into()
+        })
+    }
+
     pub async fn open_as(&self, settings: config::Repository, use_: Use) -> Result<Opened, Failure> {
         let store =
             self.store(&settings, use_).await.map_err(|failure| match failure.downcast_ref::<StoreError>() {
@@ -171,12 +197,15 @@ impl Context {
 
     pub fn identity(&self, settings: &config::Repository) -> Result<Option<Identity>, Failure> {
         let text = secret(self.globals.identity.as_deref(), settings.identity.as_ref())?;
-        Ok(text.map(|text| Identity::from_text(&text)).transpose()?)
+        Ok(text.map(|text| Identity::from_text(&text)).transpose().map_err(Fault::BadKey)?)
     }
 
     pub fn writer_key(&self, settings: &config::Repository) -> Result<Option<WriterKey>, Failure> {
         let text = secret(self.globals.writer_key.as_deref(), settings.writer_key.as_ref())?;
-        Ok(text.map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX))).transpose()?)
+        Ok(text
+            .map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX)))
+            .transpose()
+            .map_err(Fault::BadKey)?)
     }
 
     /// The best key at hand for reading.
@@ -221,7 +250,7 @@ impl Context {
     pub fn require_keeper(&self, opened: &Opened) -> Result<KeeperKey, Failure> {
         let settings = &opened.settings;
         if let Some(text) = secret(self.globals.keeper_key.as_deref(), settings.keeper_key.as_ref())? {
-            let key = KeeperKey::from_text(line_with(&text, KeeperKey::PREFIX))?;
+            let key = KeeperKey::from_text(line_with(&text, KeeperKey::PREFIX)).map_err(Fault::BadKey)?;
             opened.repository.root().accept_keeper(&key)?;
             return Ok(key);
         }

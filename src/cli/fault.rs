@@ -42,6 +42,8 @@ pub enum Fault {
     Interrupted { left: Option<PathBuf> },
     #[error("{attempt} {}", path.display())]
     File { attempt: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    BadKey(RepoError),
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
 }
@@ -87,6 +89,7 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::Mistakes(_) => (Exit::Usage, None),
             Fault::Interrupted { .. } => (Exit::Interrupted, None),
             Fault::File { .. } => return None,
+            Fault::BadKey(_) => (Exit::WrongKey, Some("the recovery kit has it, and can be given as it is".into())),
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });
     }

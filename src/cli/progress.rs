@@ -2,9 +2,13 @@
 
 use super::context::Context;
 use super::output::bytes;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
+use std::sync::LazyLock;
 use std::time::Duration;
+
+/// Several bars share the terminal.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// What has been done so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,7 +29,7 @@ pub fn show(context: &Context, label: &str, expected: Option<u64>, read: impl Fn
     if quiet {
         return Shown { bar: ProgressBar::hidden(), task: None };
     }
-    let bar = ProgressBar::new(expected.unwrap_or(0));
+    let bar = BARS.add(ProgressBar::new(expected.unwrap_or(0)));
     let template = match expected {
         Some(_) => "{prefix} {bar:30} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ETA {eta} · {msg}",
         None => "{prefix} {spinner} {decimal_bytes} {decimal_bytes_per_sec} · {msg}",

@@ -3,7 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault};
 use super::output::{bytes, clock, print, print_json, time};
-use crate::config::{Config, Schedule, nearest};
+use crate::config::{Config, Schedule};
 use crate::id::{Sequence, SourceName};
 use crate::policy::duration::Shown;
 use crate::policy::retention::{Candidate, Decision, Standing, select};
@@ -32,11 +32,12 @@ struct Outcome {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let config = context.config()?;
-    let opened = context.open(if args.dry_run { Use::Read } else { Use::Write }).await?;
+    let only = args.schedule.as_deref().map(|name| context.schedule(name)).transpose()?;
+    let opened = context.open_for(only, if args.dry_run { Use::Read } else { Use::Write }).await?;
     let keeper = if args.dry_run { None } else { Some(context.require_keeper(&opened)?) };
     let present = opened.repository.sources().await?;
     let mut outcomes = Vec::new();
-    for (source, schedules) in retained(config, &opened, args.schedule.as_deref())? {
+    for (source, schedules) in retained(config, &opened, only)? {
         if present.contains(&source) {
             outcomes.push(one(&opened, source, &schedules, keeper.as_ref()).await?);
         }
@@ -54,18 +55,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 fn retained<'a>(
     config: &'a Config,
     opened: &Opened,
-    only: Option<&str>,
+    only: Option<&Schedule>,
 ) -> Result<BTreeMap<SourceName, Vec<&'a Schedule>>, Failure> {
-    if let Some(name) = only
-        && !config.schedules.contains_key(name)
-    {
-        let known: Vec<_> = config.schedules.keys().map(String::as_str).collect();
-        let near = nearest(name, &known).map_or_else(|| known.join(", "), |near| format!("did you mean {near}?"));
-        return Err(Fault::usage(format!("there is no Schedule document named {name:?}"), near).into());
-    }
     let by_name = config.repositories.contains_key(&opened.settings.name);
     let here = |s: &Schedule| !by_name || s.repository == opened.settings.name;
-    let asked = config.schedules.values().filter(|s| here(s) && only.is_none_or(|only| only == s.name));
+    let asked = config.schedules.values().filter(|s| here(s) && only.is_none_or(|only| only.name == s.name));
     let mut sources: BTreeMap<SourceName, Vec<&Schedule>> = BTreeMap::new();
     for source in asked.flat_map(|s| &s.sources) {
         // Every schedule of a source has its say, whichever was named: what one of them keeps stays.

@@ -44,7 +44,7 @@ fn text(source: &SourceName, snapshot: &Snapshot, problems: Option<&[Problem]>) 
     let mut text = String::new();
     // Writing to a text does not fail.
     let mut line = |label: &str, value: String| {
-        let _ = writeln!(text, "{:<16}{value}", format!("{label}:"));
+        let _ = writeln!(text, "{:<19} {value}", format!("{label}:"));
     };
     let header = &snapshot.manifest.header;
     line("Snapshot", format!("{source}@{}", snapshot.sequence()));
