@@ -1,0 +1,196 @@
+//! An agent in the wrong hands, on a real bucket with Object Lock: its credentials and its writer key are known.
+
+use crate::picture::{assert_same, picture};
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, minio};
+use crate::world::{World, noise};
+use aws_sdk_s3::config::{Credentials as Keys, ProvideCredentials};
+use aws_sdk_s3::error::ProvideErrorMetadata;
+use lifeboat::store::s3::{Credentials, Settings};
+use std::time::SystemTime;
+
+const DAYS: u32 = 3;
+
+/// What an agent may do, and more than it should: it may delete, versions too, but not lift a lock.
+async fn stolen(server: &Server, settings: &Settings) -> Settings {
+    let name = &settings.bucket;
+    let policy = serde_json::json!({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{name}")], "Action": [
+            "s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration",
+            "s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"]},
+        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{name}/*")], "Action": [
+            "s3:PutObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObjectRetention", "s3:GetObjectRetention",
+            "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts", "s3:DeleteObject", "s3:DeleteObjectVersion"]},
+    ]});
+    let root = Keys::new(ACCESS_KEY, SECRET_KEY, None, None, "tests");
+    let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
+        .region(aws_config::Region::new("us-east-1"))
+        .credentials_provider(root.clone())
+        .endpoint_url(server.url());
+    let config = config.load().await;
+    let role = aws_config::sts::AssumeRoleProvider::builder("arn:aws:iam::000000000000:role/agent")
+        .session_name("agent")
+        .policy(policy.to_string())
+        .configure(&config)
+        .build_from_provider(root)
+        .await;
+    let agent = role.provide_credentials().await.unwrap();
+    let credentials = Credentials::Static {
+        access_key: agent.access_key_id().to_owned(),
+        secret_key: agent.secret_access_key().to_owned(),
+        session_token: agent.session_token().map(str::to_owned),
+    };
+    Settings { credentials, ..settings.clone() }
+}
+
+/// One version of one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version {
+    key: String,
+    id: String,
+}
+
+async fn versions(s3: &aws_sdk_s3::Client, settings: &Settings) -> Vec<Version> {
+    let answer = s3.list_object_versions().bucket(&settings.bucket).send().await.unwrap();
+    assert_ne!(answer.is_truncated(), Some(true));
+    let of = |v: &aws_sdk_s3::types::ObjectVersion| Version {
+        key: v.key().unwrap().to_owned(),
+        id: v.version_id().unwrap().to_owned(),
+    };
+    answer.versions().iter().map(of).collect()
+}
+
+/// Objects that are not locked until `needed`, in seconds, and how long they are.
+async fn not_locked_until(s3: &aws_sdk_s3::Client, settings: &Settings, needed: i64) -> Vec<String> {
+    let mut short = Vec::new();
+    for Version { key, id } in versions(s3, settings).await {
+        let head = s3.head_object().bucket(&settings.bucket).key(&key).version_id(id).send().await.unwrap();
+        match head.object_lock_retain_until_date() {
+            Some(until) if until.secs() >= needed => {}
+            until => short.push(format!("{key}: {until:?}")),
+        }
+    }
+    short
+}
+
+#[expect(clippy::disallowed_methods, reason = "locks are dates")]
+fn seconds_now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().cast_signed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_object_of_a_lineage_is_locked_as_long_as_asked() {
+    let minio = minio();
+    let settings = bucket(&minio, "locked", Bucket::Locked).await;
+    let days = |days: u32| i64::from(days) * 24 * 3600;
+    let begun = seconds_now();
+    let world = World::bucket(&settings, DAYS);
+    for content in ["first", "second"] {
+        world.file("a", content);
+        world.file(content, noise(1, 100_000));
+        world.backup();
+    }
+    let s3 = client(&minio);
+    let keys: Vec<_> = versions(&s3, &settings).await.into_iter().map(|v| v.key).collect();
+    for part in ["/lifeboat.json", "/docs/keys/", "/docs/packs/", "/docs/snapshots/"] {
+        assert!(keys.iter().any(|key| key.contains(part)), "{part} in {keys:?}");
+    }
+    let short = not_locked_until(&s3, &settings, begun + days(DAYS)).await;
+    assert!(short.is_empty(), "not locked for {DAYS} days:\n{}", short.join("\n"));
+
+    // A longer lock is asked for: what the next snapshot builds on is extended with it.
+    let begun = seconds_now();
+    let longer = World::in_bucket(&settings, 4 * DAYS);
+    longer.take_keys(&world, &["writer.key", "kit.txt"]);
+    longer.file("a", "third");
+    longer.file("second", noise(1, 100_000));
+    let third = picture(&longer.path("tree"));
+    longer.backup();
+    let shown = longer.as_writer(&["show", "docs", "--json"]).expect(0).json();
+    assert!(shown["packs"].as_u64().unwrap() > 1, "it builds on nothing: {shown}");
+    let short = not_locked_until(&s3, &settings, begun + days(4 * DAYS)).await;
+    // What only the older snapshots need keeps its own date.
+    let shared: Vec<_> = short.iter().filter(|key| !key.contains("/snapshots/") && !key.contains("/packs/")).collect();
+    assert!(shared.is_empty(), "needed by all, and not locked for {} days: {shared:?}", 4 * DAYS);
+    let packs = short.iter().filter(|key| key.contains("/packs/")).count();
+    assert!(packs < 2, "the packs of the third snapshot are not locked as long as it: {short:?}");
+    longer.assert_restores(3, &third);
+}
+
+/// Rubbish over every object, delete markers over that, and every true version deleted if the server lets it.
+async fn ravage(agent: &aws_sdk_s3::Client, settings: &Settings) -> Vec<String> {
+    let bucket = &settings.bucket;
+    let all = versions(agent, settings).await;
+    let mut destroyed = Vec::new();
+    for Version { key, .. } in &all {
+        agent.put_object().bucket(bucket).key(key).body(b"rubbish".to_vec().into()).send().await.unwrap();
+        agent.delete_object().bucket(bucket).key(key).send().await.unwrap();
+    }
+    for Version { key, id } in &all {
+        match agent.delete_object().bucket(bucket).key(key).version_id(id).send().await {
+            Ok(_) => destroyed.push(key.clone()),
+            Err(error) => assert_eq!(error.code(), Some("AccessDenied"), "{key}: {error:?}"),
+        }
+        let lift = agent.put_object_retention().bucket(bucket).key(key).version_id(id);
+        let soon = aws_sdk_s3::primitives::DateTime::from_secs(seconds_now() + 60);
+        let retention = aws_sdk_s3::types::ObjectLockRetention::builder()
+            .mode(aws_sdk_s3::types::ObjectLockRetentionMode::Governance)
+            .retain_until_date(soon);
+        assert!(lift.retention(retention.build()).send().await.is_err(), "the lock of {key} was shortened");
+    }
+    destroyed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stolen_agent_does_to_a_locked_bucket_is_seen_past() {
+    let minio = minio();
+    let settings = bucket(&minio, "stolen", Bucket::Locked).await;
+    let world = World::bucket(&settings, DAYS);
+    let as_agent = stolen(&minio, &settings).await;
+    let agent = World::in_bucket(&as_agent, DAYS);
+    agent.take_keys(&world, &["writer.key"]);
+    let mut pictures = Vec::new();
+    for step in 0..2 {
+        agent.file("a", format!("step {step}"));
+        agent.file(&format!("noise-{step}"), noise(step, 500_000));
+        pictures.push(picture(&agent.path("tree")));
+        agent.backup();
+    }
+    assert_eq!(agent.numbers("docs"), [1, 2], "the rights suffice for an agent");
+
+    let agents = agent_client(&minio, &as_agent);
+    let destroyed = ravage(&agents, &settings).await;
+    assert!(destroyed.is_empty(), "the agent destroyed {destroyed:?}");
+    let plain = agents.list_objects_v2().bucket(&settings.bucket).send().await.unwrap();
+    assert_eq!(plain.key_count(), Some(0), "to others the bucket looks empty");
+
+    let all_is_there = |numbers: &[u64], pictures: &[crate::picture::Picture]| {
+        assert_eq!(world.numbers("docs"), numbers);
+        for (number, picture) in numbers.iter().zip(pictures) {
+            world.assert_restores(*number, picture);
+        }
+        world.assert_sound();
+        world.run(&["verify", "--scrub"]).expect(0);
+        assert_same(&world.restored("docs@latest"), pictures.last().unwrap(), "latest");
+    };
+    all_is_there(&[1, 2], &pictures);
+    // An agent that is itself again goes on where it was.
+    agent.file("a", "afterwards");
+    pictures.push(picture(&agent.path("tree")));
+    let made = agent.backup();
+    assert_eq!(made.number, 3);
+    assert!(made.new_bytes < 100_000, "it began anew: {} new bytes", made.new_bytes);
+    all_is_there(&[1, 2, 3], &pictures);
+    let other = World::in_bucket(&settings, DAYS);
+    assert!(ravage(&agents, &settings).await.is_empty());
+    other.take_keys(&world, &["kit.txt"]);
+    assert_same(&other.restored("docs"), &pictures[2], "with the kit alone, after a second time");
+}
+
+fn agent_client(server: &Server, settings: &Settings) -> aws_sdk_s3::Client {
+    let Credentials::Static { access_key, secret_key, session_token } = &settings.credentials else {
+        panic!("the agent has credentials")
+    };
+    let keys = Keys::new(access_key, secret_key, session_token.clone(), None, "agent");
+    let config = client(server).config().to_builder().credentials_provider(keys).build();
+    aws_sdk_s3::Client::from_conf(config)
+}
