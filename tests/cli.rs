@@ -332,6 +332,31 @@ fn mistakes_are_told_with_what_to_do() {
 }
 
 #[test]
+fn one_failing_source_does_not_keep_the_others_from_being_safe() {
+    let world = World::with_repository();
+    world.script("echo whole");
+    let failing = fs::read_to_string(world.path("source.yaml")).unwrap();
+    let failing = failing.replace("name: dump", "name: broken").replace("echo whole", "echo half; exit 1");
+    world.document("other.yaml", &failing);
+    let both = ["--writer-key", "writer.key", "--config", "source.yaml", "--config", "other.yaml", "backup", "--all"];
+    let report = world.run(&[&both[..], &["--json"]].concat()).expect(3).json();
+    assert_eq!(report["backups"][0]["source"], "broken");
+    assert!(report["backups"][0]["error"].is_string(), "{report}");
+    assert_eq!(report["backups"][1]["number"], 1);
+    assert!(world.manifests("broken").is_empty());
+    let text = world.run(&both).expect(3);
+    assert!(
+        text.err.contains("error: broken: ") && text.out.contains("dump@2: 1 entries"),
+        "{} {}",
+        text.err,
+        text.out
+    );
+    let lines = world.run(&[&["--log-format", "json"], &both[..]].concat()).expect(3).err;
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["level"] == "error" && line["source"] == "broken"), "{lines:?}");
+}
+
+#[test]
 fn an_empty_capture_is_a_failure_and_commits_nothing() {
     let world = World::with_repository();
     fs::create_dir(world.path("empty")).unwrap();
@@ -656,6 +681,9 @@ fn log_lines_carry_the_runs_id() {
     assert!(lines.len() >= 2, "{}", ran.err);
     assert!(lines.iter().all(|line| line["run"] == id), "{}", ran.err);
     assert_eq!(world.as_writer(&["show", "docs", "--json"]).expect(0).json()["run"], id);
+    let failed = world.as_writer(&["--log-format", "json", "ls", "docs"]).expect(12).err;
+    let line: Value = serde_json::from_str(failed.trim_end()).unwrap();
+    assert_eq!((&line["level"], &line["code"]), (&"error".into(), &12.into()));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
+use super::globals::LogFormat;
 use super::output::{bytes, clock, print, print_json};
 use super::progress::{self, Done, pace};
 use super::snapshots::state;
@@ -106,30 +107,21 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
     let context = run.context;
     let result = backup::run(repository, run.key, plan, &context.run, clock(), run.cancel, watch).await;
     drop(bar);
-    match &result {
-        Ok(Report { committed, took }) => {
-            tracing::info!(
-                source = source.as_str(),
-                snapshot = committed.sequence.0,
-                state = state(committed.state),
-                bytes = committed.catalogue.bytes,
-                new_bytes = committed.catalogue.new_bytes,
-                stored_bytes = committed.catalogue.stored_bytes,
-                milliseconds = took.as_millis() as u64,
-                "backup committed"
-            );
-            if committed.state == State::Quarantined {
-                let reasons = committed.catalogue.reasons.join("; ");
-                tracing::error!(
-                    source = source.as_str(),
-                    snapshot = committed.sequence.0,
-                    reasons,
-                    "snapshot is in quarantine"
-                );
-            }
-        }
-        Err(error) => {
-            tracing::info!(source = source.as_str(), error = error as &dyn std::error::Error, "backup failed");
+    if let Ok(Report { committed, took }) = &result {
+        tracing::info!(
+            source = source.as_str(),
+            snapshot = committed.sequence.0,
+            state = state(committed.state),
+            bytes = committed.catalogue.bytes,
+            new_bytes = committed.catalogue.new_bytes,
+            stored_bytes = committed.catalogue.stored_bytes,
+            milliseconds = took.as_millis() as u64,
+            "backup committed"
+        );
+        if committed.state == State::Quarantined {
+            let reasons = committed.catalogue.reasons.join("; ");
+            let snapshot = committed.sequence.0;
+            tracing::error!(source = source.as_str(), snapshot, reasons, "snapshot is in quarantine");
         }
     }
     (source, result)
@@ -175,6 +167,10 @@ fn say(context: &Context, results: &[(SourceName, Result<Report, BackupError>)])
     for (source, result) in results {
         match result {
             Ok(report) => text += &sentence(source, report),
+            Err(error) if context.globals.log_format == LogFormat::Json => {
+                let error = error as &dyn std::error::Error;
+                tracing::error!(source = source.as_str(), error, "backup failed");
+            }
             Err(error) => eprintln!("error: {source}: {}", chain(error).join("\n  because: ")),
         }
     }

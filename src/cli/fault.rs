@@ -1,5 +1,6 @@
 //! How commands end: exit codes, and errors as people and programs read them.
 
+use super::globals::LogFormat;
 use crate::config::Mistake;
 use crate::repo::{ReadError, RepoError};
 use crate::store::{StoreError, StoreErrorKind};
@@ -137,7 +138,10 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
         RepoError::EmptyCapture => (Exit::Failed, "nothing was committed; check that the source is what it should be"),
         RepoError::Stopped => (Exit::Interrupted, ""),
         RepoError::Store(error) => return of_store(error),
-        RepoError::PruneBlocked { source, .. } => return of_repository(source),
+        RepoError::PruneBlocked { .. } => (
+            Exit::Failed,
+            "if it is rot, put the object back from a copy; if you know it to be foreign: prune --foreign SOURCE@NUMBER",
+        ),
         RepoError::Capture { .. } | RepoError::UploadFailed { .. } | RepoError::Refused(_) | RepoError::Id(_) => {
             (Exit::Failed, "")
         }
@@ -170,31 +174,61 @@ pub fn chain(failure: &(dyn Error + 'static)) -> Vec<String> {
     texts
 }
 
+/// How a failure is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Text,
+    /// One JSON object.
+    Json,
+    /// One more log line.
+    Log,
+}
+
+impl From<LogFormat> for Form {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Log,
+        }
+    }
+}
+
 /// Says on standard error why a command failed.
-pub fn report(failure: &(dyn Error + 'static), json: bool) -> Exit {
+pub fn report(failure: &(dyn Error + 'static), form: Form) -> Exit {
     let (exit, hint) = classify(failure);
     let mistakes = match failure.downcast_ref::<Fault>() {
         Some(Fault::Mistakes(mistakes)) => mistakes.as_slice(),
         _ => &[],
     };
     let texts = chain(failure);
-    if json {
-        let mut document = serde_json::json!({
-            "error": texts[0], "because": texts[1..], "code": exit as u8, "hint": hint,
-        });
-        if !mistakes.is_empty() {
-            document["mistakes"] = serde_json::json!(mistakes);
+    match form {
+        Form::Text => {
+            eprintln!("error: {}", texts[0]);
+            for text in &texts[1..] {
+                eprintln!("  because: {text}");
+            }
+            for mistake in mistakes {
+                eprintln!("  {mistake}");
+            }
+            if let Some(hint) = hint {
+                eprintln!("  hint: {hint}");
+            }
         }
-        eprintln!("{document}");
-        return exit;
-    }
-    eprintln!("error: {}", texts[0]);
-    texts[1..].iter().for_each(|text| eprintln!("  because: {text}"));
-    for mistake in mistakes {
-        eprintln!("  {mistake}");
-    }
-    if let Some(hint) = hint {
-        eprintln!("  hint: {hint}");
+        Form::Json => {
+            let mut document = serde_json::json!({
+                "error": texts[0], "because": texts[1..], "code": exit as u8, "hint": hint,
+            });
+            if !mistakes.is_empty() {
+                document["mistakes"] = serde_json::json!(mistakes);
+            }
+            eprintln!("{document}");
+        }
+        Form::Log => {
+            for mistake in mistakes {
+                tracing::error!("{mistake}");
+            }
+            tracing::error!(error = failure, code = exit as u8, hint, "the command failed");
+        }
     }
     exit
 }

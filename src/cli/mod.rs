@@ -90,9 +90,10 @@ enum Command {
 }
 
 impl Command {
-    /// Whether the command watches for interrupts itself, to leave things tidy.
+    /// Whether an interrupted command is given time: it watches for interrupts itself, or must not end half-way (keys that
+    /// were made and not saved).
     fn stops_itself(&self) -> bool {
-        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Export(_))
+        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Export(_) | Self::Init(_) | Self::Keys(_))
     }
 
     async fn run(self, context: &Context) -> Result<Exit, Failure> {
@@ -130,17 +131,18 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
         }
     };
-    let json = cli.globals.json;
+    let form = if cli.globals.json { fault::Form::Json } else { cli.globals.log_format.into() };
     match execute(cli) {
         Ok(exit) => exit.into(),
-        Err(failure) => fault::report(failure.as_ref(), json).into(),
+        Err(failure) => fault::report(failure.as_ref(), form).into(),
     }
 }
 
 fn execute(cli: Cli) -> Result<Exit, Failure> {
     let run = output::random_id();
     log::start(&cli.globals, &run);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores.clamp(2, 4)).enable_all().build()?;
     let result = runtime.block_on(async {
         let interrupt = Interrupt::listen()?;
         let stops_itself = cli.command.stops_itself();

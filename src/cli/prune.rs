@@ -20,6 +20,15 @@ pub struct Args {
     /// Only the sources of this schedule
     #[arg(long, value_name = "NAME")]
     schedule: Option<String>,
+    /// A manifest that cannot be read and that you have found to be foreign: it is taken to need nothing (repeatable)
+    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = foreign)]
+    foreign: Vec<(SourceName, Sequence)>,
+}
+
+fn foreign(text: &str) -> Result<(SourceName, Sequence), String> {
+    let (source, number) = text.split_once('@').ok_or("expected SOURCE@NUMBER")?;
+    let source = source.parse().map_err(|e: crate::id::InvalidId| e.to_string())?;
+    Ok((source, Sequence(number.parse().map_err(|_| format!("{number:?} is not a snapshot's number"))?)))
 }
 
 struct Outcome {
@@ -39,7 +48,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut outcomes = Vec::new();
     for (source, schedules) in retained(config, &opened, only)? {
         if present.contains(&source) {
-            outcomes.push(one(&opened, source, &schedules, keeper.as_ref()).await?);
+            outcomes.push(one(&opened, source, &schedules, keeper.as_ref(), &args.foreign).await?);
         }
     }
     if context.globals.json {
@@ -77,12 +86,14 @@ async fn one(
     source: SourceName,
     schedules: &[&Schedule],
     keeper: Option<&KeeperKey>,
+    foreign: &[(SourceName, Sequence)],
 ) -> Result<Outcome, Failure> {
     let lineage = opened.lineage(&source, &Access::None);
     let (snapshots, _) = lineage.snapshots().await?;
     let decisions = decide(&snapshots, schedules, clock());
     let remove: Vec<_> = decisions.iter().filter(|d| !d.keep).map(|d| d.sequence).collect();
-    let plan = lineage.plan_prune(&remove).await?;
+    let ignore: Vec<_> = foreign.iter().filter(|(of, _)| *of == source).map(|(_, number)| *number).collect();
+    let plan = lineage.plan_prune(&remove, &ignore).await?;
     let pruned = match keeper {
         None => None,
         Some(keeper) => Some(lineage.prune(&plan, keeper, opened.settings.grace_period, clock()).await?),

@@ -101,7 +101,7 @@ async fn look(
     let listed = lineage.list().await?;
     let newest = lineage.newest().await?;
     let mut warnings = Vec::new();
-    let vanished = memory.compare(&source, newest.highest, &mut warnings);
+    let vanished = memory.compare(&source, newest.highest(), &mut warnings);
     for step in &newest.stepped_over {
         warnings.push(format!("snapshot {} does not count: {}", step.sequence, chain(&step.error).join(": ")));
     }

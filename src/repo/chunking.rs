@@ -1,7 +1,6 @@
 //! Content-defined chunking: FastCDC 2020 with the lineage's own gear table.
 
-use fastcdc::v2020::{Normalization, cut_gear, get_gear_with_seed, select_masks};
-use std::borrow::Cow;
+use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 
 /// A shorter content is one chunk.
 pub(crate) const MIN_CHUNK: usize = 128 << 10;
@@ -11,15 +10,16 @@ pub(crate) const MAX_CHUNK: usize = 2 << 20;
 /// Finds where chunks end.
 #[derive(Debug)]
 pub(crate) struct Cutter {
-    gear: Cow<'static, [u64]>,
-    gear_shifted: Cow<'static, [u64]>,
+    gear: Vec<u64>,
+    gear_shifted: Vec<u64>,
     strict: u64,
     relaxed: u64,
 }
 
 impl Cutter {
-    pub fn new(seed: u64) -> Self {
-        let (gear, gear_shifted) = get_gear_with_seed(seed);
+    /// `gear` has 256 random words.
+    pub fn new(gear: Vec<u64>) -> Self {
+        let gear_shifted = gear.iter().map(|word| word << 1).collect();
         let (strict, relaxed) = select_masks(AVERAGE_CHUNK, Normalization::Level1);
         Self { gear, gear_shifted, strict, relaxed }
     }
@@ -50,6 +50,17 @@ impl Cutter {
 mod tests {
     use super::*;
 
+    fn gear(seed: u64) -> Vec<u64> {
+        let hash = blake3::hash(&seed.to_le_bytes());
+        (0..256u64)
+            .map(|i| {
+                u64::from_le_bytes(
+                    *blake3::keyed_hash(hash.as_bytes(), &i.to_le_bytes()).as_bytes().first_chunk().unwrap(),
+                )
+            })
+            .collect()
+    }
+
     fn lengths(cutter: &Cutter, mut bytes: &[u8]) -> Vec<usize> {
         let mut out = Vec::new();
         while !bytes.is_empty() {
@@ -72,7 +83,7 @@ mod tests {
         let data: Vec<u8> = std::iter::repeat_with(noise(1)).take(16 << 20).collect();
         let mut changed = data.clone();
         changed.splice(1000..1000, *b"inserted");
-        let cutter = Cutter::new(7);
+        let cutter = Cutter::new(gear(7));
         let ends = |d: &[u8]| {
             let mut left = d.len();
             let cut = lengths(&cutter, d);
@@ -87,6 +98,6 @@ mod tests {
         assert!(before.len() > 10);
         assert!(before.intersection(&after).count() + 3 >= before.len());
         assert!(lengths(&cutter, &data).iter().all(|&l| l <= MAX_CHUNK));
-        assert_ne!(lengths(&cutter, &data), lengths(&Cutter::new(8), &data));
+        assert_ne!(lengths(&cutter, &data), lengths(&Cutter::new(gear(8)), &data));
     }
 }

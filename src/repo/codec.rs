@@ -38,6 +38,9 @@ impl Compressor {
     }
 }
 
+/// No document needs a larger window to be unpacked, 2^n bytes.
+const MAX_WINDOW_LOG: u32 = 24;
+
 /// Restores `raw_len` bytes.
 ///
 /// # Errors
@@ -61,7 +64,9 @@ pub(crate) fn pack_document(raw: &[u8]) -> std::io::Result<Vec<u8>> {
 /// The inverse of [`pack_document`]; refuses more than `limit` bytes.
 pub(crate) fn unpack_document(stored: &[u8], limit: usize) -> std::io::Result<Vec<u8>> {
     let mut raw = Vec::new();
-    zstd::stream::Decoder::new(stored)?.take(limit as u64 + 1).read_to_end(&mut raw)?;
+    let mut decoder = zstd::stream::Decoder::new(stored)?;
+    decoder.window_log_max(MAX_WINDOW_LOG)?;
+    decoder.take(limit as u64 + 1).read_to_end(&mut raw)?;
     if raw.len() > limit {
         return Err(std::io::Error::other(format!("it unpacks to more than {limit} bytes")));
     }

@@ -3,9 +3,9 @@
 
 use crate::id::{RepositoryId, Sequence, SourceName};
 use crate::repo::error::{RepoError, Result};
-use crate::repo::keys::{Secret32, WriterKey, WriterKeys, hex};
+use crate::repo::keys::{Secret32, Signer, WriterKey, WriterKeys, hex};
 use crate::repo::root::{Identity, LineageSecrets, Recipient, Root, Wrap, key_field, open_json, sign_json};
-use crate::repo::seal::{KEM_ID, generate_pair};
+use crate::repo::seal::{KEM_ID, generate_pair, public_half};
 use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ pub struct Epoch {
     pub(crate) public: [u8; 32],
     pub(crate) verifying_key: [u8; 32],
     pub(crate) writer: Option<WriterKeys>,
+    /// Only with the writer key: readers do not sign.
+    pub(crate) signer: Option<Signer>,
     pub(crate) private: Option<Secret32>,
     /// Set when the writer key was rotated: the last snapshot that still counts.
     pub(crate) retired_at: Option<Sequence>,
@@ -94,6 +96,7 @@ pub(crate) async fn load(
         public: key_field(&object, &record.public)?,
         verifying_key: key_field(&object, &record.verifying_key)?,
         writer: None,
+        signer: None,
         private: None,
         retired_at: writer.retired.as_ref().map(|last| Sequence(last.get(source.as_str()).copied().unwrap_or(0))),
     };
@@ -103,14 +106,15 @@ pub(crate) async fn load(
             // Only the key of this generation opens it; another generation's snapshots stay sealed.
             if hex(&key.signer(root.id).public()) == writer.verifying_key {
                 epoch.writer = Some(WriterKeys::new(key.lineage_secret(root.id, source, number)));
+                epoch.signer = Some(key.lineage_signer(root.id, source, number));
             }
         }
         Access::Recipient(identity) => {
-            let (private, writer) = unwrap(store, source, number, record.wraps, identity).await?;
+            let (private, writer) = unwrap(store, source, number, record.wraps, identity, &epoch.public).await?;
             (epoch.private, epoch.writer) = (Some(private), Some(WriterKeys::new(writer)));
         }
     }
-    if epoch.writer.as_ref().is_some_and(|keys| keys.signer.public() != epoch.verifying_key) {
+    if epoch.signer.as_ref().is_some_and(|signer| signer.public() != epoch.verifying_key) {
         return Err(RepoError::Foreign {
             object,
             reason: "its verifying key is not the one derived from its secret".into(),
@@ -123,22 +127,27 @@ async fn unwrap(
     store: &dyn Store,
     source: &SourceName,
     number: u32,
-    mut wraps: Vec<Wrap>,
+    wraps: Vec<Wrap>,
     identity: &Identity,
+    public: &[u8; 32],
 ) -> Result<(Secret32, Secret32)> {
-    let directory = directory(source, number);
-    let mut opened = wraps.iter().find_map(|wrap| wrap.open(identity));
-    if opened.is_none() {
-        for added in list_all(store, &directory).await?.into_iter().filter(|o| o.key.ends_with(".age.json")) {
-            let bytes = store.get(&added.key).await?;
-            wraps.push(serde_json::from_slice(&bytes).map_err(|why| RepoError::damaged(&added.key, why))?);
-        }
-        opened = wraps.iter().find_map(|wrap| wrap.open(identity));
+    // A wrap is believed when its private half belongs to the epoch's public one; others are stepped over.
+    let open = |wrap: &Wrap| {
+        let plain = wrap.open(identity)?;
+        let secrets: LineageSecrets = serde_json::from_slice(&plain).ok()?;
+        secrets.parse().filter(|(private, _)| public_half(private).as_ref() == Some(public))
+    };
+    if let Some(secrets) = wraps.iter().find_map(open) {
+        return Ok(secrets);
     }
-    let plain = opened
-        .ok_or_else(|| RepoError::WrongKey { what: "recovery identity", object: format!("{directory}epoch.json") })?;
-    let secrets: LineageSecrets = serde_json::from_slice(&plain).map_err(|why| RepoError::damaged(&directory, why))?;
-    secrets.parse().ok_or_else(|| RepoError::damaged(&directory, "the wrapped keys are not hexadecimal"))
+    let directory = directory(source, number);
+    for added in list_all(store, &directory).await?.into_iter().filter(|o| o.key.ends_with(".age.json")) {
+        let bytes = store.get(&added.key).await?;
+        if let Some(secrets) = serde_json::from_slice(&bytes).ok().as_ref().and_then(open) {
+            return Ok(secrets);
+        }
+    }
+    Err(RepoError::WrongKey { what: "recovery identity", object: format!("{directory}epoch.json") })
 }
 
 /// Begins an epoch: makes its key pair, wraps the private half to every recipient and forgets it. If another writer
@@ -162,7 +171,7 @@ pub(crate) async fn begin(
         epoch: number,
         kem: KEM_ID,
         public: hex(&public),
-        verifying_key: hex(&WriterKeys::new(secret).signer.public()),
+        verifying_key: hex(&key.lineage_signer(root.id, source, number).public()),
         from: from.0,
         wraps: root.recipients().iter().map(|r| Wrap::new(r, &plain)).collect::<Result<_>>()?,
     };
@@ -200,6 +209,12 @@ pub(crate) async fn add_recipient(
         }
     }
     Ok(added)
+}
+
+/// The key objects of a source, for whoever must keep them as long as its snapshots.
+pub(crate) async fn objects(store: &dyn Store, source: &SourceName) -> Result<Vec<String>> {
+    let keys = list_all(store, &format!("{source}/keys/")).await?;
+    Ok(keys.into_iter().map(|object| object.key).collect())
 }
 
 /// Binds a sealed document to the repository and source it is in.

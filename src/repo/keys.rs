@@ -3,7 +3,9 @@
 //! - The **recovery identity** is an age identity that only people hold; it opens everything.
 //! - The **writer key** is a 32-byte root that agents hold. A lineage's [`WriterKeys`] are derived from it, so that a
 //!   key of one lineage says nothing about another.
-//! - The **keeper key** signs prune records and root amendments.
+//! - The **keeper key** signs prune records. Whoever prunes holds it.
+//! - The **root key** signs the states of the root: who may read and write. It exists only wrapped to recovery recipients,
+//!   and the repository's id is its hash, so that nobody can put another root in its place.
 
 use crate::id::{ChunkId, RepositoryId, SourceName};
 use crate::repo::error::{RepoError, Result};
@@ -151,13 +153,41 @@ impl WriterKey {
         Signer::new(&self.0.derive("lifeboat.dev 2026 writer root signature", &[&repository.0]))
     }
 
+    /// Signs the snapshots of one source. Not derived from the lineage's secret: readers have that one, and must not sign.
+    pub(crate) fn lineage_signer(&self, repository: RepositoryId, source: &SourceName, epoch: u32) -> Signer {
+        let parts: [&[u8]; 3] = [&repository.0, source.as_str().as_bytes(), &epoch.to_le_bytes()];
+        Signer::new(&self.0.derive("lifeboat.dev 2026 lineage signature", &parts))
+    }
+
     pub(crate) fn lineage_secret(&self, repository: RepositoryId, source: &SourceName, epoch: u32) -> Secret32 {
         let parts: [&[u8]; 3] = [&repository.0, source.as_str().as_bytes(), &epoch.to_le_bytes()];
         self.0.derive("lifeboat.dev 2026 lineage writer secret", &parts)
     }
 }
 
-/// The key of whoever prunes and amends the root.
+/// The key that says who may read and write.
+#[derive(Clone, Debug)]
+pub struct RootKey(pub(crate) Secret32);
+
+impl RootKey {
+    pub(crate) fn random() -> Self {
+        Self(Secret32::random())
+    }
+
+    pub(crate) fn signer(&self) -> Signer {
+        Signer::new(&self.0.derive("lifeboat.dev 2026 root signature", &[]))
+    }
+}
+
+/// The id of the repository whose root key has this public half.
+pub(crate) fn repository_id(root_public: &[u8; 32]) -> RepositoryId {
+    let hash = blake3::Hasher::new_derive_key("lifeboat.dev 2026 repository id").update(root_public).finalize();
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.as_bytes()[..16]);
+    RepositoryId(id)
+}
+
+/// The key of whoever prunes.
 #[derive(Clone, Debug)]
 pub struct KeeperKey(pub(crate) Secret32);
 
@@ -192,25 +222,21 @@ fn first_u64(bytes: &[u8]) -> u64 {
 #[derive(Debug)]
 pub struct WriterKeys {
     secret: Secret32,
-    pub(crate) signer: Signer,
     chunk_id: Secret32,
     path_hash: Secret32,
     space: Secret32,
     page_mark: Secret32,
-    /// Seeds the FastCDC gear table, so that chunk sizes do not identify known files.
-    pub(crate) gear_seed: u64,
+    gear: Secret32,
 }
 
 impl WriterKeys {
     pub(crate) fn new(secret: Secret32) -> Self {
-        let signer = Signer::new(&secret.derive("lifeboat.dev 2026 lineage signature", &[]));
         let chunk_id = secret.derive("lifeboat.dev 2026 chunk id", &[]);
         let path_hash = secret.derive("lifeboat.dev 2026 path hash", &[]);
         let space = secret.derive("lifeboat.dev 2026 page space", &[]);
         let page_mark = secret.derive("lifeboat.dev 2026 page mark", &[]);
-        let gear = secret.derive("lifeboat.dev 2026 gear seed", &[]);
-        let gear_seed = first_u64(&gear.0);
-        Self { secret, signer, chunk_id, path_hash, space, page_mark, gear_seed }
+        let gear = secret.derive("lifeboat.dev 2026 gear table", &[]);
+        Self { secret, chunk_id, path_hash, space, page_mark, gear }
     }
 
     pub(crate) fn secret(&self) -> &Secret32 {
@@ -221,6 +247,13 @@ impl WriterKeys {
         let mut id = [0; 16];
         id.copy_from_slice(&blake3::keyed_hash(&self.chunk_id.0, plaintext).as_bytes()[..16]);
         ChunkId(id)
+    }
+
+    /// FastCDC's gear table, so that chunk sizes do not identify known files.
+    pub(crate) fn gear_table(&self) -> Vec<u64> {
+        let mut bytes = [0; 2048];
+        blake3::Hasher::new_keyed(&self.gear.0).finalize_xof().fill(&mut bytes);
+        bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect()
     }
 
     /// Keyed hash of a path, first 128 bits.

@@ -6,12 +6,14 @@ use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::WriterKeys;
 use crate::repo::manifest::{self, Catalogue, Manifest, PackRef, State};
 use crate::repo::pack::{self, PackIndex};
+use crate::repo::prune;
 use crate::repo::root::Root;
 use crate::store::{ObjectMeta, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::OnceCell;
 
 /// Which snapshot of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +69,27 @@ pub struct SteppedOver {
 pub struct Newest {
     pub snapshot: Option<Snapshot>,
     pub stepped_over: Vec<SteppedOver>,
-    /// The highest number in use, valid or not.
-    pub highest: Option<Sequence>,
     /// The newest that is valid, in quarantine or not, and the digest of its manifest: the next one's parent.
     pub tip: Option<(Sequence, [u8; 32])>,
+}
+
+impl Newest {
+    /// The highest number of a valid snapshot.
+    #[must_use]
+    pub fn highest(&self) -> Option<Sequence> {
+        self.tip.map(|tip| tip.0)
+    }
+
+    /// The next number: the first above the tip that nothing has, valid or not. A number that somebody put there without
+    /// being able to sign must not move the count.
+    pub(crate) fn next(&self) -> Sequence {
+        let taken: BTreeSet<Sequence> = self.stepped_over.iter().map(|over| over.sequence).collect();
+        let mut next = self.highest().map_or(Sequence(1), Sequence::next);
+        while taken.contains(&next) {
+            next = next.next();
+        }
+        next
+    }
 }
 
 /// A handle on one source's snapshots.
@@ -81,11 +100,13 @@ pub struct Lineage {
     pub(crate) source: SourceName,
     pub(crate) access: Access,
     epochs: Mutex<BTreeMap<u32, Arc<Epoch>>>,
+    /// Numbers that prune records took away.
+    removed: OnceCell<BTreeSet<Sequence>>,
 }
 
 impl Lineage {
     pub(crate) fn new(store: Arc<dyn Store>, root: Root, source: SourceName, access: Access) -> Self {
-        Self { store, root, source, access, epochs: Mutex::default() }
+        Self { store, root, source, access, epochs: Mutex::default(), removed: OnceCell::new() }
     }
 
     #[must_use]
@@ -133,12 +154,29 @@ impl Lineage {
     /// # Errors
     /// `Damaged`, `Foreign`, a store's.
     pub async fn read(&self, sequence: Sequence, meta: &ObjectMeta) -> Result<Snapshot> {
+        if meta.size > manifest::MAX_MANIFEST {
+            return Err(RepoError::damaged(&meta.key, format!("it has {} bytes, too many for a manifest", meta.size)));
+        }
         let bytes = self.store.get(&meta.key).await?;
         let claimed = Manifest::claimed_epoch(&meta.key, &bytes)?;
         let epoch = self.epoch_of(&meta.key, claimed).await?;
         let manifest = Manifest::parse(&bytes, self.root.id, &self.source, sequence, &epoch)?;
+        // Whoever holds a key that was rotated away may still sign: not under a number that pruning has freed.
+        if epoch.retired_at.is_some() && self.removed().await?.contains(&sequence) {
+            let reason = "a prune record took this number away".into();
+            return Err(RepoError::Foreign { object: meta.key.clone(), reason });
+        }
         let catalogue = epoch.writer.as_ref().map(|keys| manifest.catalogue(&self.source, keys)).transpose()?;
         Ok(Snapshot { manifest, catalogue, stored_at: meta.modified, manifest_size: meta.size })
+    }
+
+    async fn removed(&self) -> Result<&BTreeSet<Sequence>> {
+        self.removed
+            .get_or_try_init(|| async {
+                let (records, _) = prune::records(self).await?;
+                Ok(records.iter().flat_map(prune::Record::removed).map(|(sequence, _)| sequence).collect())
+            })
+            .await
     }
 
     /// The newest valid snapshot that is not in quarantine. Costs one listing of one page, and one read.
@@ -158,7 +196,6 @@ impl Lineage {
             let page = self.store.list(&prefix, after.as_deref(), PAGE).await?;
             for meta in &page {
                 let Some(sequence) = Sequence::from_object_name(&meta.key[prefix.len()..]) else { continue };
-                newest.highest = newest.highest.max(Some(sequence));
                 match self.read(sequence, meta).await {
                     Ok(snapshot) => {
                         newest.tip.get_or_insert((sequence, snapshot.manifest.digest));
@@ -239,7 +276,7 @@ impl Lineage {
     /// Reads a pack's tail as its snapshot names it.
     pub(crate) async fn tail(&self, pack: &PackRef) -> Result<Bytes> {
         let object = pack::object(&self.source, pack.pack);
-        let at = pack.size.checked_sub(u64::from(pack.tail_len));
+        let at = pack.size.checked_sub(u64::from(pack.tail_len)).filter(|_| pack.tail_len <= pack::MAX_TAIL);
         let at = at.ok_or_else(|| RepoError::damaged(&object, "its manifest gives it a tail larger than itself"))?;
         let tail = self.store.get_range(&object, at, u64::from(pack.tail_len)).await?;
         if pack::tail_is_sound(&tail, &pack.tail_digest) {

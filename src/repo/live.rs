@@ -9,8 +9,9 @@ use crate::repo::manifest::PackRef;
 /// A pack with less than 1/4 of its bytes live is to go.
 const LIVE_SHARE: u64 = 4;
 /// So many packs of one size class, below [`SMALL`], are stored afresh as one.
-const CROWD: usize = 12;
+const CROWD: usize = 8;
 const SMALL: u64 = 4 << 20;
+const MAX_GATHERED: u64 = 16 << 20;
 /// At least so many bytes may be stored afresh by one snapshot.
 const MIN_BUDGET: u64 = 4 << 20;
 
@@ -34,18 +35,16 @@ pub(crate) fn to_refresh(packs: &[PackRef], new_bytes: u64) -> Vec<bool> {
         spent += packs[i].live;
     }
 
+    // One class at a time, and all of it: what is gathered must come out as a pack of a higher class.
     let class = |p: &PackRef| p.raw.max(1).ilog2() / 2;
     for wanted in 0..SMALL.ilog2() / 2 {
         let members: Vec<usize> = (0..packs.len()).filter(|&i| !chosen[i] && class(&packs[i]) == wanted).collect();
-        if members.len() < CROWD {
-            continue;
-        }
-        for i in members {
-            if spent + packs[i].live > budget {
-                return chosen;
+        let bytes: u64 = members.iter().map(|&i| packs[i].live).sum();
+        if members.len() >= CROWD && bytes <= MAX_GATHERED {
+            for i in members {
+                chosen[i] = true;
             }
-            chosen[i] = true;
-            spent += packs[i].live;
+            break;
         }
     }
     chosen
@@ -71,9 +70,9 @@ mod tests {
 
     #[test]
     fn small_packs_are_gathered() {
-        let few = vec![pack(5000, 5000); 11];
+        let few = vec![pack(5000, 5000); 7];
         assert!(to_refresh(&few, 0).iter().all(|c| !c));
-        let many = vec![pack(5000, 5000); 12];
+        let many = vec![pack(5000, 5000); 8];
         assert!(to_refresh(&many, 0).iter().all(|c| *c));
     }
 

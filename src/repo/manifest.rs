@@ -19,6 +19,8 @@ use crate::repo::seal::{decapsulate, encapsulate, info, open_document, seal_docu
 const MAGIC: &[u8; 8] = b"LBSNAP\x00\x01";
 const SIGNATURE: &str = "lifeboat.dev 2026 manifest";
 const MAX_DOCUMENT: usize = 64 << 20;
+/// No manifest is larger.
+pub(crate) const MAX_MANIFEST: u64 = 128 << 20;
 
 /// The object of a snapshot's manifest.
 pub(crate) fn object(source: &SourceName, sequence: Sequence) -> String {
@@ -93,6 +95,9 @@ pub struct Header {
     /// Oldest first: a page is in the last pack that has it (`docs/format.md`, "Pages").
     #[n(8)]
     pub packs: Vec<PackRef>,
+    /// Days since the Unix epoch until which the locks of the root's and the source's key objects were last extended.
+    #[n(9)]
+    pub keys_lock_day: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
@@ -198,17 +203,17 @@ pub(crate) fn write(
     catalogue: &Catalogue,
     private: &Private,
     source: &SourceName,
-    public: &[u8; 32],
-    keys: &WriterKeys,
+    epoch: &Epoch,
 ) -> Result<Vec<u8>> {
     let name = object(source, header.sequence);
     let broken = |why: std::io::Error| RepoError::damaged(&name, why);
     let aad = document_aad(header.repository, source, header.sequence);
     let catalogue = pack_document(&encode(catalogue)).map_err(broken)?;
+    let keys = epoch.writer_keys()?;
     let catalogue = seal_document(&catalogue_key(keys, &aad), &aad, catalogue);
     let info = info("private", header.repository, source, &header.sequence.0.to_le_bytes());
-    let (encapsulation, key) =
-        encapsulate(public, &info).ok_or_else(|| RepoError::damaged(&name, "the lineage's public key is not one"))?;
+    let (encapsulation, key) = encapsulate(&epoch.public, &info)
+        .ok_or_else(|| RepoError::damaged(&name, "the lineage's public key is not one"))?;
     let private = seal_document(&key, &aad, pack_document(&encode(private)).map_err(broken)?);
     let private = [&encapsulation[..], &private].concat();
     let mut bytes = MAGIC.to_vec();
@@ -216,7 +221,8 @@ pub(crate) fn write(
         bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
         bytes.extend_from_slice(part);
     }
-    let signature = keys.signer.sign(SIGNATURE, &bytes);
+    let no_signer = || RepoError::WrongKey { what: "key", object: format!("{name} for signing (the writer key does)") };
+    let signature = epoch.signer.as_ref().ok_or_else(no_signer)?.sign(SIGNATURE, &bytes);
     bytes.extend_from_slice(&signature);
     Ok(bytes)
 }

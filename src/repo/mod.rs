@@ -30,7 +30,7 @@ mod writer;
 
 pub use epoch::Access;
 pub use error::{RepoError, Result};
-pub use keys::{KeeperKey, WriterKey};
+pub use keys::{KeeperKey, RootKey, WriterKey};
 pub use lineage::{Lineage, Newest, Selector, Snapshot, SteppedOver};
 pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
 pub use pipeline::Progress;
@@ -130,7 +130,8 @@ impl Repository {
     }
 
     /// Replaces the writer key. Every lineage begins a new epoch, and a full snapshot, with its next backup; snapshots
-    /// that the old key signs from now on do not count.
+    /// that the old key signs from now on do not count, nor does one that a run commits at this very moment: let no
+    /// backup run meanwhile.
     ///
     /// # Errors
     /// `WrongKey` without a recovery identity.
@@ -139,7 +140,7 @@ impl Repository {
         let mut last = std::collections::BTreeMap::new();
         for source in self.sources().await? {
             let newest = self.lineage(&source, Access::None).newest().await?;
-            if let Some(sequence) = newest.snapshot.map(|s| s.manifest.header.sequence) {
+            if let Some(sequence) = newest.highest() {
                 last.insert(source, sequence);
             }
         }

@@ -25,7 +25,11 @@ pub(crate) const TRAILER: usize = 32;
 pub(crate) const MIN_PAGE: u32 = 512;
 pub(crate) const MAX_PAGE: u32 = 1 << 20;
 /// No page number is larger, so that offsets fit.
-const MAX_PAGES: u64 = 1 << 42;
+pub(crate) const MAX_PAGES: u64 = 1 << 42;
+/// No sealed frame is larger: what does not compress is stored as it is.
+const MAX_SEALED: usize = MAX_RAW + OVERHEAD;
+/// No tail is larger.
+pub(crate) const MAX_TAIL: u32 = 128 << 20;
 /// No directory unpacks to more.
 const MAX_DIRECTORY: usize = 64 << 20;
 
@@ -82,8 +86,11 @@ impl Items {
 
     fn raw_len(&self) -> u64 {
         match self {
-            Items::Chunks(lengths) => lengths.iter().map(|&l| u64::from(l)).sum(),
-            Items::Pages(_, size, runs) => runs.iter().map(|run| u64::from(run.1) * u64::from(*size)).sum(),
+            Items::Chunks(lengths) => lengths.iter().fold(0, |sum: u64, &l| sum.saturating_add(u64::from(l))),
+            Items::Pages(_, size, runs) => {
+                let bytes = |run: &(u64, u32)| u64::from(run.1) * u64::from(*size);
+                runs.iter().fold(0, |sum: u64, run| sum.saturating_add(bytes(run)))
+            }
         }
     }
 }
@@ -295,6 +302,9 @@ impl PlainTail {
             return Err(RepoError::damaged(object, "its tail does not have the digest it should"));
         }
         let table: Table = minicbor::decode(&tail[..table_len]).map_err(|why| RepoError::damaged(object, why))?;
+        if table.frames.iter().any(|f| f.sealed as usize > MAX_SEALED) {
+            return Err(RepoError::damaged(object, "a frame is larger than the format allows"));
+        }
         let mut offset = HEADER;
         let frames = table
             .frames

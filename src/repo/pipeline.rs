@@ -15,6 +15,7 @@ use crate::repo::pack::{Frame, Items, ZeroPages};
 use crate::repo::packer::Packer;
 use crate::repo::seal::Class;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,6 +85,8 @@ pub(crate) struct Shared {
     /// One open frame of chunks per worker. Here, so that whoever needs a frame's place can close it.
     open: Vec<Mutex<Option<OpenFrame>>>,
     buffers: Mutex<Vec<Vec<u8>>>,
+    /// Page files of this run: a page may be in a pack only once.
+    spaces: Mutex<HashSet<u64>>,
 }
 
 /// Buffers kept for the next frame.
@@ -91,7 +94,7 @@ const SPARE_BUFFERS: usize = 8;
 
 impl Shared {
     pub fn new(epoch: Arc<Epoch>, known: Known, packer: Packer, level: i32, workers: usize) -> Result<Self> {
-        let cutter = Cutter::new(epoch.writer_keys()?.gear_seed);
+        let cutter = Cutter::new(epoch.writer_keys()?.gear_table());
         Ok(Self {
             epoch,
             known,
@@ -105,6 +108,7 @@ impl Shared {
             error: Mutex::new(None),
             open: (0..workers).map(|_| Mutex::new(None)).collect(),
             buffers: Mutex::new(Vec::new()),
+            spaces: Mutex::default(),
         })
     }
 
@@ -372,6 +376,10 @@ impl Worker {
     ) -> Result<(u64, Stored), Failure> {
         let shared = self.shared.clone();
         let space = shared.keys()?.space(path, page_size);
+        if !shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).insert(space) {
+            let name = String::from_utf8_lossy(path);
+            return Err(RepoError::Refused(format!("the source captured {name} twice in one run")).into());
+        }
         let page = page_size as usize;
         let window = (FRAME / page).max(1);
         self.buffer.resize(window * page, 0);
@@ -424,7 +432,7 @@ struct PageTaker<'a> {
     space: u64,
     page_size: u32,
     frame: Option<OpenFrame>,
-    held: std::collections::HashMap<u32, u64>,
+    held: HashMap<u32, u64>,
     fresh: Vec<Stretch>,
     zeros: Vec<(u64, u32)>,
     digest: u128,

@@ -13,7 +13,7 @@ use crate::repo::pack;
 use crate::repo::root::{open_json, sign_json};
 use crate::store::{ObjectMeta, PutOptions, StoreErrorKind, list_all};
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -53,29 +53,50 @@ fn prefix(lineage: &Lineage) -> String {
     format!("{}/pruned/", lineage.source)
 }
 
-/// Every prune record, newest first.
-pub(crate) async fn records(lineage: &Lineage) -> Result<Vec<Record>> {
+/// Every prune record, newest first, and what lies among them and is none (damaged or foreign).
+pub(crate) async fn records(lineage: &Lineage) -> Result<(Vec<Record>, Vec<(ObjectMeta, RepoError)>)> {
     let prefix = prefix(lineage);
     let objects = list_all(lineage.store.as_ref(), &prefix).await?;
-    let keeper = lineage.root.keeper_public()?;
+    let keepers = lineage.root.keepers()?;
     let read = |object: ObjectMeta| {
-        let prefix = &prefix;
+        let (prefix, keepers) = (&prefix, &keepers);
         async move {
-            let bytes = lineage.store.get(&object.key).await?;
-            let mut record: Record = open_json(&object.key, &bytes, SIGNATURE, |_: &Record| Ok(keeper))?;
-            let named = Sequence::from_object_name(&object.key[prefix.len()..]);
-            if record.repository != lineage.root.id.to_string()
-                || record.source != lineage.source.as_str()
-                || named != Some(Sequence(record.number))
-            {
-                let reason = "it is another repository's, source's or number's".into();
-                return Err(RepoError::Foreign { object: object.key, reason });
-            }
-            record.stored_at = object.modified;
-            Ok(record)
+            let record = read_record(lineage, &object, prefix, keepers).await;
+            (object, record)
         }
     };
-    futures_util::stream::iter(objects).map(read).buffered(8).try_collect().await
+    let mut reads = futures_util::stream::iter(objects).map(read).buffered(8);
+    let (mut records, mut others) = (Vec::new(), Vec::new());
+    while let Some((object, record)) = reads.next().await {
+        match record {
+            Ok(record) => records.push(record),
+            Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => others.push((object, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((records, others))
+}
+
+async fn read_record(lineage: &Lineage, object: &ObjectMeta, prefix: &str, keepers: &[[u8; 32]]) -> Result<Record> {
+    let bytes = lineage.store.get(&object.key).await?;
+    let mut opened = Err(RepoError::damaged(&object.key, "the repository names no keeper"));
+    for keeper in keepers {
+        opened = open_json(&object.key, &bytes, SIGNATURE, |_: &Record| Ok(*keeper));
+        if opened.is_ok() {
+            break;
+        }
+    }
+    let mut record: Record = opened?;
+    let named = Sequence::from_object_name(&object.key[prefix.len()..]);
+    if record.repository != lineage.root.id.to_string()
+        || record.source != lineage.source.as_str()
+        || named != Some(Sequence(record.number))
+    {
+        let reason = "it is another repository's, source's or number's".into();
+        return Err(RepoError::Foreign { object: object.key.clone(), reason });
+    }
+    record.stored_at = object.modified;
+    Ok(record)
 }
 
 /// What a prune would do.
@@ -89,6 +110,8 @@ pub struct Plan {
     /// Packs that nothing names already, and their bytes.
     pub unreferenced: usize,
     pub unreferenced_bytes: u64,
+    /// Manifests that cannot be read and are taken to name nothing.
+    pub ignore: Vec<Sequence>,
 }
 
 /// What a prune did.
@@ -115,9 +138,9 @@ struct Holdings {
 }
 
 impl Lineage {
-    async fn look(&self) -> Result<Holdings> {
+    async fn look(&self, ignore: &[Sequence]) -> Result<Holdings> {
         let (snapshots, stepped_over) = self.snapshots().await?;
-        if let Some(over) = stepped_over.into_iter().next() {
+        if let Some(over) = stepped_over.into_iter().find(|over| !ignore.contains(&over.sequence)) {
             // What a damaged manifest names is not known; nothing is removed on a guess.
             return Err(RepoError::PruneBlocked { object: over.object, source: Box::new(over.error) });
         }
@@ -128,13 +151,15 @@ impl Lineage {
         Ok(Holdings { snapshots, packs })
     }
 
-    /// What removing `remove` would do.
+    /// What removing `remove` would do. A manifest that cannot be read stops everything, since what it needs is not known;
+    /// `ignore` names those that a person has judged to be foreign.
     ///
     /// # Errors
     /// `Refused` when the newest good snapshot or the highest number is among them; a damaged manifest.
-    pub async fn plan_prune(&self, remove: &[Sequence]) -> Result<Plan> {
-        let Holdings { snapshots, packs } = self.look().await?;
-        Ok(plan(&snapshots, &packs, remove)?.0)
+    pub async fn plan_prune(&self, remove: &[Sequence], ignore: &[Sequence]) -> Result<Plan> {
+        let Holdings { snapshots, packs } = self.look(ignore).await?;
+        let (plan, _) = plan(&snapshots, &packs, remove)?;
+        Ok(Plan { ignore: ignore.to_vec(), ..plan })
     }
 
     /// Carries a plan out: the record, the manifests, then the packs whose grace period has passed.
@@ -143,14 +168,14 @@ impl Lineage {
     /// As [`Lineage::plan_prune`]; `WrongKey` for another keeper's key; a store's. What was done stands; again is safe.
     pub async fn prune(&self, plan: &Plan, keeper: &KeeperKey, grace: Duration, now: Timestamp) -> Result<Pruned> {
         self.root.accept_keeper(keeper)?;
-        let Holdings { snapshots, packs } = self.look().await?;
+        let Holdings { snapshots, packs } = self.look(&plan.ignore).await?;
         let (checked, freed) = self::plan(&snapshots, &packs, &plan.remove)?;
         let mut pruned = Pruned { removed: checked.remove.clone(), ..Pruned::default() };
         if !checked.remove.is_empty() {
             self.write_record(&snapshots, &checked.remove, &freed, keeper, now).await?;
         }
         // Those of earlier records too, if a prune was interrupted.
-        let records = records(self).await?;
+        let (records, others) = records(self).await?;
         let gone: BTreeSet<Sequence> = records.iter().flat_map(|r| r.removed().map(|(s, _)| s)).collect();
         for (sequence, object) in self.list().await?.into_iter().filter(|(s, _)| gone.contains(s)) {
             match self.store.delete(&object.key).await {
@@ -159,7 +184,7 @@ impl Lineage {
                 Ok(()) => tracing::debug!(source = %self.source, %sequence, "removed a manifest"),
             }
         }
-        self.sweep(&records, grace, &mut pruned).await?;
+        self.sweep(plan, &records, &others, grace, &mut pruned).await?;
         Ok(pruned)
     }
 
@@ -171,9 +196,13 @@ impl Lineage {
         keeper: &KeeperKey,
         now: Timestamp,
     ) -> Result<()> {
-        let newest = self.store.list(&prefix(self), None, 1).await?;
-        let last = newest.first().and_then(|o| Sequence::from_object_name(&o.key[prefix(self).len()..]));
-        let number = last.map_or(Sequence(1), Sequence::next);
+        let (records, others) = records(self).await?;
+        let taken: BTreeSet<&str> = others.iter().map(|(object, _)| object.key.as_str()).collect();
+        let object = |number: Sequence| format!("{}{}", prefix(self), number.object_name());
+        let mut number = records.first().map_or(Sequence(1), |r| Sequence(r.number).next());
+        while taken.contains(object(number).as_str()) {
+            number = number.next();
+        }
         let removed = snapshots.iter().filter(|s| remove.contains(&s.sequence()));
         let removed = removed.map(|s| Removed { sequence: s.sequence().0, digest: hex(&s.manifest.digest) });
         let record = Record {
@@ -186,8 +215,7 @@ impl Lineage {
             stored_at: now,
         };
         let bytes = sign_json(&keeper.signer(self.root.id), SIGNATURE, &record)?;
-        let object = format!("{}{}", prefix(self), number.object_name());
-        match self.store.put(&object, Bytes::from(bytes), PutOptions::default()).await {
+        match self.store.put(&object(number), Bytes::from(bytes), PutOptions::default()).await {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => Err(RepoError::Busy(self.source.clone())),
             other => Ok(other?),
         }
@@ -195,11 +223,18 @@ impl Lineage {
 
     /// Deletes packs that nothing names, of which neither the object nor the record that set it free is younger than the
     /// grace period.
-    async fn sweep(&self, records: &[Record], grace: Duration, pruned: &mut Pruned) -> Result<()> {
+    async fn sweep(
+        &self,
+        plan: &Plan,
+        records: &[Record],
+        others: &[(ObjectMeta, RepoError)],
+        grace: Duration,
+        pruned: &mut Pruned,
+    ) -> Result<()> {
         // References are read after the list of packs: a pack that came later is not in the list.
         let prefix = pack::prefix(&self.source);
         let packs = list_all(self.store.as_ref(), &prefix).await?;
-        let Holdings { snapshots, .. } = self.look().await?;
+        let Holdings { snapshots, .. } = self.look(&plan.ignore).await?;
         let named = named_packs(&snapshots);
         let candidates: Vec<(PackId, ObjectMeta)> = packs
             .into_iter()
@@ -211,10 +246,12 @@ impl Lineage {
         }
         let store_now = self.store_now().await?;
         let waits = |since: Timestamp| store_now.duration_since(since).as_secs() < grace.as_secs().cast_signed();
+        // A record that cannot be read may have set any of them free.
+        let unknown = others.iter().any(|(object, _)| waits(object.modified));
         for (pack, object) in candidates {
             let name = pack.to_string();
             let freed = records.iter().filter(|r| r.freed.contains(&name));
-            if waits(object.modified) || freed.into_iter().any(|r| waits(r.stored_at)) {
+            if unknown || waits(object.modified) || freed.into_iter().any(|r| waits(r.stored_at)) {
                 pruned.waiting += 1;
                 continue;
             }
@@ -268,6 +305,7 @@ fn plan(
     let (freed_count, freed_bytes) = bytes(&|pack| freed.contains(pack));
     let (unreferenced, unreferenced_bytes) = bytes(&|pack| !all_named.contains(pack));
     let remove = going.iter().map(|s| s.sequence()).collect();
-    let plan = Plan { remove, freed: freed_count, freed_bytes, unreferenced, unreferenced_bytes };
+    let ignore = Vec::new();
+    let plan = Plan { remove, freed: freed_count, freed_bytes, unreferenced, unreferenced_bytes, ignore };
     Ok((plan, freed))
 }

@@ -11,7 +11,7 @@ use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::{Lineage, Snapshot};
 use crate::repo::manifest::{Catalogue, Ref};
-use crate::repo::pack::{PackIndex, PackKeys, PageRun};
+use crate::repo::pack::{MAX_PAGE, MAX_PAGES, MIN_PAGE, PackIndex, PackKeys, PageRun};
 use crate::repo::segment::{Body, Entries, decode};
 use futures_util::StreamExt;
 use std::sync::Arc;
@@ -228,6 +228,9 @@ impl Reader {
                 let place = match stored.body {
                     Body::None => Place::Nothing,
                     Body::Pages(space, size, digest) => {
+                        if !(MIN_PAGE..=MAX_PAGE).contains(&size) || stored.entry.size / u64::from(size) > MAX_PAGES {
+                            return Err(RepoError::damaged(object, "a file has pages of a size that cannot be"));
+                        }
                         let digest = u128::from_le_bytes(digest);
                         Place::Pages(Pages { space, size, digest, checked: Arc::default() })
                     }
@@ -289,10 +292,12 @@ impl Reader {
     /// Cuts an entry's content into ranges that can be read on their own: `(from, to)` in bytes.
     #[must_use]
     pub fn parts(&self, item: &Item) -> Vec<(u64, u64)> {
+        const MOST: u64 = 4_096;
         let size = item.entry.size;
         match &item.place {
             Place::Pages(pages) => {
-                let step = 4 * WINDOW * u64::from(pages.size);
+                let window = WINDOW * u64::from(pages.size);
+                let step = window * (size / window / MOST).max(4);
                 (0..size.div_ceil(step)).map(|i| (i * step, size.min((i + 1) * step))).collect()
             }
             _ => vec![(0, size)],
@@ -422,7 +427,10 @@ impl Reader {
                 let bytes = &open[at.offset as usize..][..at.length as usize];
                 self.check(&index, at.id, bytes)?;
                 let offset = (run.first + u64::from(i)) * size;
-                let length = size.min(item.entry.size - offset).min(bytes.len() as u64) as usize;
+                if bytes.len() as u64 != size {
+                    return Err(RepoError::damaged(&index.object, "a page has another size than its file's").into());
+                }
+                let length = size.min(item.entry.size - offset) as usize;
                 emit(offset, &bytes[..length]).map_err(ReadError::Emit)?;
                 frame = Some((pack, at.frame, open));
             }

@@ -1,12 +1,12 @@
 //! The root: what a repository is, who may read it and who writes it (`docs/format.md`, "Root").
 //!
-//! `lifeboat.json` is the first state; every change is a further full state `_root/<number>`, signed by the keeper and
+//! `lifeboat.json` is the first state; every change is a further full state `_root/<number>`, signed with the root key and
 //! naming its predecessor's digest. Nothing is ever rewritten.
 
 use crate::id::{RepositoryId, Sequence, SourceName};
 use crate::repo::error::{RepoError, Result};
-use crate::repo::keys::{KeeperKey, Secret32, Signer, WriterKey, hex, random, unhex, verify};
-use crate::store::{PutOptions, Store, StoreErrorKind};
+use crate::repo::keys::{KeeperKey, RootKey, Secret32, Signer, WriterKey, hex, repository_id, unhex, verify};
+use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -131,7 +131,10 @@ struct Record {
     #[serde(skip_serializing_if = "Option::is_none")]
     previous: Option<String>,
     time: Timestamp,
-    keeper: String,
+    /// The public half of the root key; its hash is the repository's id.
+    root: String,
+    /// The public halves of the keeper keys, newest first.
+    keepers: Vec<String>,
     writers: Vec<Writer>,
     recipients: Vec<Recipient>,
     wraps: Vec<Wrap>,
@@ -182,13 +185,15 @@ pub(crate) fn key_field(object: &str, text: &str) -> Result<[u8; 32]> {
 struct Secrets {
     writer: String,
     keeper: String,
+    root: String,
 }
 
 /// The keys that the root holds for recovery recipients.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RootKeys {
     pub writer: WriterKey,
     pub keeper: KeeperKey,
+    pub root: RootKey,
 }
 
 /// The newest state of the root.
@@ -206,15 +211,17 @@ impl Root {
     /// `AlreadyInitialised`; `Refused` without a recovery recipient or with a bad one.
     pub async fn create(store: &dyn Store, recipients: Vec<Recipient>, now: Timestamp) -> Result<(Self, RootKeys)> {
         check_recipients(&recipients)?;
-        let keys = RootKeys { writer: WriterKey::random(), keeper: KeeperKey::random() };
-        let id = RepositoryId(random());
+        let keys = RootKeys { writer: WriterKey::random(), keeper: KeeperKey::random(), root: RootKey::random() };
+        let public = keys.root.signer().public();
+        let id = repository_id(&public);
         let record = Record {
             lifeboat: FORMAT,
             id: id.to_string(),
             number: 1,
             previous: None,
             time: now,
-            keeper: hex(&keys.keeper.signer(id).public()),
+            root: hex(&public),
+            keepers: vec![hex(&keys.keeper.signer(id).public())],
             writers: vec![Writer {
                 generation: 1,
                 verifying_key: hex(&keys.writer.signer(id).public()),
@@ -223,7 +230,7 @@ impl Root {
             wraps: wrap_secrets(&recipients, &keys)?,
             recipients,
         };
-        let bytes = sign_json(&keys.keeper.signer(id), SIGNATURE, &record)?;
+        let bytes = sign_json(&keys.root.signer(), SIGNATURE, &record)?;
         let digest = *blake3::hash(&bytes).as_bytes();
         match store.put(ROOT, Bytes::from(bytes), PutOptions::default()).await {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
@@ -245,20 +252,29 @@ impl Root {
             }
             other => other?,
         };
-        let first: Record = parse(ROOT, &bytes, |r: &Record| key_field(ROOT, &r.keeper))?;
+        let first: Record = parse(ROOT, &bytes, |r: &Record| key_field(ROOT, &r.root))?;
         let id = RepositoryId::from_str(&first.id)?;
-        let keeper = key_field(ROOT, &first.keeper)?;
-        let newest = store.list(AMENDMENTS, None, 1).await?;
-        let Some(object) = newest.into_iter().next().map(|o| o.key) else {
-            return Ok(Self { id, record: first, digest: *blake3::hash(&bytes).as_bytes() });
-        };
-        let bytes = store.get(&object).await?;
-        let record: Record = parse(&object, &bytes, |_| Ok(keeper))?;
-        let named = Sequence::from_object_name(&object[AMENDMENTS.len()..]);
-        if record.id != first.id || named != Some(Sequence(record.number)) {
-            return Err(RepoError::Foreign { object, reason: "it is another repository's or another state's".into() });
+        let public = key_field(ROOT, &first.root)?;
+        if repository_id(&public) != id {
+            return Err(RepoError::Foreign {
+                object: ROOT.into(),
+                reason: "its id is not that of its root key".into(),
+            });
         }
-        Ok(Self { id, record, digest: *blake3::hash(&bytes).as_bytes() })
+        // What is not a state of this root is stepped over: anyone who can write may have put it there.
+        for meta in list_all(store, AMENDMENTS).await? {
+            let object = meta.key;
+            let Some(number) = Sequence::from_object_name(&object[AMENDMENTS.len()..]) else { continue };
+            let bytes = store.get(&object).await?;
+            match parse(&object, &bytes, |_| Ok(public)) {
+                Ok(record) if record.id == first.id && record.number == number.0 => {
+                    return Ok(Self { id, record, digest: *blake3::hash(&bytes).as_bytes() });
+                }
+                Err(error @ RepoError::NewerFormat { .. }) => return Err(error),
+                _ => tracing::warn!(object, "stepped over a root state that is damaged or foreign"),
+            }
+        }
+        Ok(Self { id, record: first, digest: *blake3::hash(&bytes).as_bytes() })
     }
 
     #[must_use]
@@ -271,8 +287,9 @@ impl Root {
         self.record.time
     }
 
-    pub(crate) fn keeper_public(&self) -> Result<[u8; 32]> {
-        key_field(ROOT, &self.record.keeper)
+    /// The keys that prune records may be signed with.
+    pub(crate) fn keepers(&self) -> Result<Vec<[u8; 32]>> {
+        self.record.keepers.iter().map(|key| key_field(ROOT, key)).collect()
     }
 
     pub(crate) fn writer(&self, generation: u32) -> Option<&Writer> {
@@ -311,21 +328,23 @@ impl Root {
         let wrong = || RepoError::WrongKey { what: "recovery identity", object: format!("repository {}", self.id) };
         let plain = self.record.wraps.iter().find_map(|wrap| wrap.open(identity)).ok_or_else(wrong)?;
         let secrets: Secrets = serde_json::from_slice(&plain).map_err(|why| RepoError::damaged(ROOT, why))?;
-        let keys =
-            RootKeys { writer: WriterKey::from_text(&secrets.writer)?, keeper: KeeperKey::from_text(&secrets.keeper)? };
-        if keys.keeper.signer(self.id).public() != self.keeper_public()? {
+        let root =
+            unhex(&secrets.root).ok_or_else(|| RepoError::damaged(ROOT, "the wrapped root key is not hexadecimal"))?;
+        let root = RootKey(Secret32(root));
+        if repository_id(&root.signer().public()) != self.id {
             return Err(RepoError::Foreign {
                 object: ROOT.into(),
-                reason: "its keeper is not the one in its wraps".into(),
+                reason: "its wraps hold another repository's key".into(),
             });
         }
-        Ok(keys)
+        let (writer, keeper) = (WriterKey::from_text(&secrets.writer)?, KeeperKey::from_text(&secrets.keeper)?);
+        Ok(RootKeys { writer, keeper, root })
     }
 
     /// # Errors
     /// `WrongKey`.
     pub fn accept_keeper(&self, key: &KeeperKey) -> Result<()> {
-        if key.signer(self.id).public() == self.keeper_public()? {
+        if self.keepers()?.contains(&key.signer(self.id).public()) {
             Ok(())
         } else {
             Err(RepoError::WrongKey { what: "keeper key", object: format!("repository {}", self.id) })
@@ -359,7 +378,7 @@ impl Root {
         last: BTreeMap<SourceName, Sequence>,
         now: Timestamp,
     ) -> Result<(Self, RootKeys)> {
-        let keys = RootKeys { writer: WriterKey::random(), keeper: keys.keeper };
+        let keys = RootKeys { writer: WriterKey::random(), ..keys };
         let wraps = wrap_secrets(&self.record.recipients, &keys)?;
         let generation = self.current_writer()?.generation + 1;
         let verifying_key = hex(&keys.writer.signer(self.id).public());
@@ -389,12 +408,18 @@ impl Root {
         record.previous = Some(hex(&self.digest));
         record.time = now;
         change(&mut record);
-        let bytes = sign_json(&keys.keeper.signer(self.id), SIGNATURE, &record)?;
+        let bytes = sign_json(&keys.root.signer(), SIGNATURE, &record)?;
         let digest = *blake3::hash(&bytes).as_bytes();
         let object = format!("{AMENDMENTS}{}", Sequence(record.number).object_name());
         store.put(&object, Bytes::from(bytes), PutOptions::default()).await?;
         Ok(Self { id: self.id, record, digest })
     }
+}
+
+/// The root's objects, for whoever must keep them as long as snapshots.
+pub(crate) async fn objects(store: &dyn Store) -> Result<Vec<String>> {
+    let states = list_all(store, AMENDMENTS).await?;
+    Ok(std::iter::once(ROOT.to_owned()).chain(states.into_iter().map(|object| object.key)).collect())
 }
 
 fn parse<'a>(object: &str, bytes: &'a [u8], public: impl FnOnce(&Record) -> Result<[u8; 32]>) -> Result<Record> {
@@ -428,7 +453,8 @@ fn check_recipients(recipients: &[Recipient]) -> Result<()> {
 }
 
 fn wrap_secrets(recipients: &[Recipient], keys: &RootKeys) -> Result<Vec<Wrap>> {
-    let secrets = Secrets { writer: keys.writer.to_text(), keeper: keys.keeper.to_text() };
+    let (writer, keeper) = (keys.writer.to_text(), keys.keeper.to_text());
+    let secrets = Secrets { writer, keeper, root: hex(&keys.root.0.0) };
     let plain = serde_json::to_vec(&secrets).map_err(|why| RepoError::Refused(format!("encode the keys: {why}")))?;
     let plain = zeroize::Zeroizing::new(plain);
     recipients.iter().filter(|r| r.role == Role::Recovery).map(|r| Wrap::new(r, &plain)).collect()

@@ -93,6 +93,12 @@ pub(crate) fn generate_pair() -> (Secret32, [u8; 32]) {
     (Secret32(private.to_bytes().into()), public.to_bytes().into())
 }
 
+/// The public half of a private key; `None` if it is not a key.
+pub(crate) fn public_half(private: &Secret32) -> Option<[u8; 32]> {
+    let private = <X25519HkdfSha256 as Kem>::PrivateKey::from_bytes(&private.0).ok()?;
+    Some(X25519HkdfSha256::sk_to_pk(&private).to_bytes().into())
+}
+
 /// Binds an encapsulation to its use ("pack", "private") and the object it is for.
 pub(crate) fn info(use_: &str, repository: RepositoryId, source: &SourceName, object: &[u8]) -> Vec<u8> {
     let mut info = format!("lifeboat.dev 2026 {use_}\0").into_bytes();

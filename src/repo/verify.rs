@@ -108,21 +108,31 @@ impl Lineage {
         stepped_over: &[SteppedOver],
         verified: &mut Verified,
     ) -> Result<()> {
-        let pruned = prune::records(self).await?;
+        let (pruned, others) = prune::records(self).await?;
+        verified.findings.extend(others.into_iter().map(|(object, error)| Finding {
+            object: object.key,
+            problem: error.to_string(),
+            snapshots: Vec::new(),
+        }));
         let removed: BTreeMap<Sequence, [u8; 32]> = pruned.iter().flat_map(prune::Record::removed).collect();
         let mut known: BTreeMap<Sequence, [u8; 32]> = removed.clone();
         known.extend(snapshots.iter().map(|s| (s.sequence(), s.manifest.digest)));
         let damaged: BTreeSet<Sequence> = stepped_over.iter().map(|s| s.sequence).collect();
-        let highest = known.keys().chain(&damaged).max().map_or(0, |s| s.0);
         let mut missing = |sequence: Sequence, problem: String| {
             let object = crate::repo::manifest::object(&self.source, sequence);
             verified.findings.push(Finding { object, problem, snapshots: vec![sequence] });
         };
-        for number in 1..=highest {
-            let sequence = Sequence(number);
-            if !known.contains_key(&sequence) && !damaged.contains(&sequence) {
-                missing(sequence, "the snapshot is missing and no prune record explains it".into());
+        let mut expected = 1;
+        for sequence in known.keys() {
+            // Damaged ones are reported already.
+            let gap: Vec<u64> =
+                (expected..sequence.0).take(1000).filter(|n| !damaged.contains(&Sequence(*n))).collect();
+            if let Some(first) = gap.first() {
+                let problem =
+                    format!("snapshots {first} to {} are missing: no prune record explains it", sequence.0 - 1);
+                missing(Sequence(*first), problem);
             }
+            expected = sequence.0 + 1;
         }
         for snapshot in snapshots {
             if let Some(parent) = snapshot.manifest.header.parent

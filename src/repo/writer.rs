@@ -10,12 +10,13 @@ use crate::repo::assemble::{Assembled, Assembler, Window};
 use crate::repo::epoch::{self, Access, Epoch};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::known::Known;
-use crate::repo::lineage::{Lineage, Newest, Snapshot};
+use crate::repo::lineage::{Lineage, Snapshot};
 use crate::repo::live;
 use crate::repo::manifest::{self, Catalogue, Header, PackRef, Parent, Private, State};
+use crate::repo::pack;
 use crate::repo::packer::Packer;
 use crate::repo::pipeline::{Closed, Done, Job, Progress, Shared, Stored, Worker};
-use crate::repo::root::FORMAT;
+use crate::repo::root::{self, FORMAT};
 use crate::store::{PutOptions, StoreErrorKind};
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
@@ -104,7 +105,7 @@ impl Lineage {
         let epoch = if let Some(epoch) = self.epoch(generation).await? {
             epoch
         } else {
-            let from = newest.highest.map_or(Sequence(1), Sequence::next);
+            let from = newest.next();
             let begun = epoch::begin(self.store.as_ref(), &self.root, &self.source, key, generation, from).await?;
             self.remember(begun)
         };
@@ -240,7 +241,7 @@ impl SnapshotWriter {
 
     async fn write(self, assembled: Assembled, summary: Summary) -> Result<Committed> {
         let Assembled { mut packs, segments, entries, bytes, problems } = assembled;
-        let retain_until = self.retain(&mut packs).await?;
+        let (retain_until, keys_day) = self.retain(&mut packs).await?;
         let state = match (summary.reasons.is_empty(), problems.is_empty()) {
             (false, _) => State::Quarantined,
             (true, false) => State::Incomplete,
@@ -274,31 +275,39 @@ impl SnapshotWriter {
             time_ms: 0,
             state,
             packs,
+            keys_lock_day: keys_day,
         };
         let sequence = self.put_manifest(&mut header, &catalogue, &private, retain_until).await?;
         Ok(Committed { sequence, state, catalogue, problems: private.problems, packs: header.packs.len() })
     }
 
-    /// Locks every pack as long as the snapshot itself.
-    async fn retain(&self, packs: &mut [PackRef]) -> Result<Option<Timestamp>> {
+    /// Locks every pack, and the objects that hold the keys, as long as the snapshot itself. Gives the manifest's own
+    /// date and the day that the key objects' locks last to.
+    async fn retain(&self, packs: &mut [PackRef]) -> Result<(Option<Timestamp>, Option<u32>)> {
         const DAY: i64 = 86_400;
         let (store, source) = (&self.lineage.store, &self.lineage.source);
-        let (Some(keep), true) = (self.options.retain, store.features().lock) else { return Ok(None) };
+        let (Some(keep), true) = (self.options.retain, store.features().lock) else { return Ok((None, None)) };
         let now = self.began.as_second() + self.clock.elapsed().as_secs().cast_signed();
         let needed = now + i64::try_from(keep.as_secs()).unwrap_or(DAY);
-        // Rounded up, so that a pack is extended once a day however often it is named.
+        // Rounded up, so that an object is extended once a day however often it is named.
         let day = u32::try_from(needed / DAY + 2).unwrap_or(u32::MAX);
         let until = Timestamp::from_second(i64::from(day) * DAY).unwrap_or(Timestamp::MAX);
-        let stale: Vec<_> = packs.iter().filter(|p| p.lock_day.is_none_or(|d| d < day - 1)).map(|p| p.pack).collect();
-        futures_util::stream::iter(stale.into_iter().map(Ok::<_, RepoError>))
-            .try_for_each_concurrent(8, |pack| async move {
-                Ok(store.retain(&crate::repo::pack::object(source, pack), until).await?)
-            })
+        let is_stale = |locked: Option<u32>| locked.is_none_or(|d| d < day - 1);
+        let stale = packs.iter().filter(|p| is_stale(p.lock_day));
+        let mut objects: Vec<String> = stale.map(|p| pack::object(source, p.pack)).collect();
+        let mut keys_day = self.base.as_ref().and_then(|base| base.manifest.header.keys_lock_day);
+        if is_stale(keys_day) {
+            objects.extend(root::objects(store.as_ref()).await?);
+            objects.extend(epoch::objects(store.as_ref(), source).await?);
+            keys_day = Some(day);
+        }
+        futures_util::stream::iter(objects.into_iter().map(Ok::<_, RepoError>))
+            .try_for_each_concurrent(8, |object| async move { Ok(store.retain(&object, until).await?) })
             .await?;
-        for pack in packs.iter_mut().filter(|p| p.lock_day.is_none_or(|d| d < day - 1)) {
+        for pack in packs.iter_mut().filter(|p| is_stale(p.lock_day)) {
             pack.lock_day = Some(day);
         }
-        Ok(Some(until))
+        Ok((Some(until), keys_day))
     }
 
     async fn put_manifest(
@@ -309,21 +318,21 @@ impl SnapshotWriter {
         retain_until: Option<Timestamp>,
     ) -> Result<Sequence> {
         const ATTEMPTS: usize = 8;
-        let (lineage, keys) = (&self.lineage, self.epoch.writer_keys()?);
+        let lineage = &self.lineage;
         for _ in 0..ATTEMPTS {
-            let Newest { highest, tip, .. } = lineage.newest().await?;
+            let newest = lineage.newest().await?;
             let taken = self.clock.elapsed();
             if taken > self.options.run_limit {
                 return Err(RepoError::PastRunLimit { limit_s: self.options.run_limit.as_secs() });
             }
-            header.sequence = highest.map_or(Sequence(1), Sequence::next);
+            header.sequence = newest.next();
             if header.sequence.0 > Sequence::MAX {
                 return Err(RepoError::Refused(format!("{}: the snapshot numbers are used up", lineage.source)));
             }
-            header.parent = tip.map(|(sequence, digest)| Parent { sequence, digest });
+            header.parent = newest.tip.map(|(sequence, digest)| Parent { sequence, digest });
             let elapsed_ms = i64::try_from(taken.as_millis()).unwrap_or(0);
             header.time_ms = self.began.as_millisecond().saturating_add(elapsed_ms);
-            let bytes = manifest::write(header, catalogue, private, &lineage.source, &self.epoch.public, keys)?;
+            let bytes = manifest::write(header, catalogue, private, &lineage.source, &self.epoch)?;
             let object = manifest::object(&lineage.source, header.sequence);
             match lineage.store.put(&object, Bytes::from(bytes), PutOptions { retain_until }).await {
                 Ok(()) => return Ok(header.sequence),

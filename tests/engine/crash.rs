@@ -109,7 +109,7 @@ fn a_prune_cut_off_anywhere_loses_nothing_that_stays() {
                 faults.set(fault(n));
                 let prune = async |world: &World| {
                     let lineage = world.reading();
-                    let plan = lineage.plan_prune(&[Sequence(1)]).await?;
+                    let plan = lineage.plan_prune(&[Sequence(1)], &[]).await?;
                     lineage.prune(&plan, &world.keys.keeper, Duration::from_hours(72), now()).await
                 };
                 let result = prune(&broken).await;
@@ -118,7 +118,7 @@ fn a_prune_cut_off_anywhere_loses_nothing_that_stays() {
                     assert_eq!(contents(&world.read(&Selector::Number(sequence)).await.unwrap()), contents(tree));
                 }
                 // Again, on a healthy store, it comes to the same end.
-                let again = world.reading().plan_prune(&[]).await.unwrap();
+                let again = world.reading().plan_prune(&[], &[]).await.unwrap();
                 world.reading().prune(&again, &world.keys.keeper, Duration::from_hours(72), now()).await.unwrap();
                 if result.is_ok() {
                     check_all(&world, &[(Sequence(2), &second), (Sequence(3), &first)]).await;
@@ -147,12 +147,12 @@ fn a_sweep_spares_what_a_running_backup_builds_on() {
         let other = Tree::from([("other".into(), File::content("other"))]);
         world.backup(&other).await.unwrap();
         let lineage = world.reading();
-        let plan = lineage.plan_prune(&[Sequence(1)]).await.unwrap();
+        let plan = lineage.plan_prune(&[Sequence(1)], &[]).await.unwrap();
         assert!(plan.freed >= 1);
         let grace = Duration::from_hours(72);
         let pruned = lineage.prune(&plan, &world.keys.keeper, grace, now()).await.unwrap();
         assert_eq!((pruned.deleted_packs, pruned.waiting), (0, plan.freed));
-        let none = lineage.plan_prune(&[]).await.unwrap();
+        let none = lineage.plan_prune(&[], &[]).await.unwrap();
         memory.set_now(hours(80 + 71));
         let pruned = lineage.prune(&none, &world.keys.keeper, grace, now()).await.unwrap();
         assert_eq!(pruned.deleted_packs, 0, "the grace period has not passed since the record");
@@ -177,12 +177,12 @@ fn unreferenced_packs_go_when_their_grace_is_over() {
         world.backup(&second).await.unwrap();
         let before = memory.list("data/packs/", None, 1000).await.unwrap().len();
         let lineage = world.reading();
-        let plan = lineage.plan_prune(&[Sequence(1)]).await.unwrap();
+        let plan = lineage.plan_prune(&[Sequence(1)], &[]).await.unwrap();
         let grace = Duration::from_hours(72);
         lineage.prune(&plan, &world.keys.keeper, grace, now()).await.unwrap();
         // A keeper whose own clock is years ahead does not sweep earlier: the store's time counts.
         let ahead = now() + jiff::SignedDuration::from_hours(100_000);
-        let none = lineage.plan_prune(&[]).await.unwrap();
+        let none = lineage.plan_prune(&[], &[]).await.unwrap();
         let early = lineage.prune(&none, &world.keys.keeper, grace, ahead).await.unwrap();
         assert_eq!(early.deleted_packs, 0);
         memory.set_now(now() + jiff::SignedDuration::from_hours(73));
@@ -199,7 +199,7 @@ fn the_newest_good_snapshot_is_never_removed() {
         let (first, _) = trees();
         let world = World::new(Arc::new(Memory::new())).await;
         world.backup(&first).await.unwrap();
-        let refused = world.reading().plan_prune(&[Sequence(1)]).await.unwrap_err();
+        let refused = world.reading().plan_prune(&[Sequence(1)], &[]).await.unwrap_err();
         assert!(refused.to_string().contains("never removed"), "{refused}");
     });
 }

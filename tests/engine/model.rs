@@ -83,7 +83,7 @@ proptest! {
                         faults.set(fail.map_or(Fault::Nothing, Fault::From));
                         let lineage = broken.reading();
                         let grace = Duration::from_hours(72);
-                        if let Ok(plan) = lineage.plan_prune(&remove).await {
+                        if let Ok(plan) = lineage.plan_prune(&remove, &[]).await {
                             let _ = lineage.prune(&plan, &world.keys.keeper, grace, clock).await;
                         }
                         // Cut off or not, each of them is whole or gone.

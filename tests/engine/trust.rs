@@ -107,7 +107,7 @@ fn wrong_keys_are_told_apart_from_damage() {
         let foreign_key = Access::Writer(other.keys.writer.clone());
         let lineage = Arc::new(world.repository.lineage(&world.source, foreign_key));
         assert!(matches!(lineage.begin(crate::world::options(), now()).await, Err(RepoError::WrongKey { .. })));
-        let plan = world.reading().plan_prune(&[Sequence(1)]).await.unwrap();
+        let plan = world.reading().plan_prune(&[Sequence(1)], &[]).await.unwrap();
         let refused = world.reading().prune(&plan, &other.keys.keeper, std::time::Duration::ZERO, now()).await;
         assert!(matches!(refused, Err(RepoError::WrongKey { .. })));
     });
@@ -134,7 +134,7 @@ fn foreign_and_replaced_manifests_are_stepped_over_and_reported() {
         assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
         assert!(matches!(world.read(&Selector::Number(Sequence(4))).await, Err(RepoError::Foreign { .. })));
         // Nothing is removed on a guess, and the next backup goes on above them.
-        assert!(matches!(lineage.plan_prune(&[Sequence(1)]).await, Err(RepoError::PruneBlocked { .. })));
+        assert!(matches!(lineage.plan_prune(&[Sequence(1)], &[]).await, Err(RepoError::PruneBlocked { .. })));
         assert_eq!(world.backup(&second).await.unwrap().sequence, Sequence(6));
     });
 }
@@ -145,7 +145,7 @@ fn a_snapshot_that_vanished_is_missed_and_one_that_was_pruned_is_not() {
         let (memory, world, second) = two_snapshots().await;
         world.backup(&second).await.unwrap();
         let lineage = world.reading();
-        let plan = lineage.plan_prune(&[Sequence(1)]).await.unwrap();
+        let plan = lineage.plan_prune(&[Sequence(1)], &[]).await.unwrap();
         lineage.prune(&plan, &world.keys.keeper, std::time::Duration::from_hours(72), now()).await.unwrap();
         assert_eq!(lineage.verify(Depth::Structure, 1.0, 0).await.unwrap().findings, []);
         memory.delete(&format!("data/snapshots/{}", Sequence(2).object_name())).await.unwrap();
@@ -217,5 +217,56 @@ fn a_repository_is_not_made_twice_and_needs_a_recovery_recipient() {
         assert!(matches!(none, Err(RepoError::Refused(_))));
         let missing = lifeboat::repo::Repository::open(Arc::new(Memory::new())).await;
         assert!(matches!(missing, Err(RepoError::NoRepository { .. })));
+    });
+}
+
+/// Whoever can write to the bucket, but holds no key, leaves rubbish under every kind of name: nothing stops working.
+#[test]
+fn rubbish_under_any_name_stops_nothing() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let last = Sequence(Sequence::MAX).object_name();
+        for object in
+            [format!("data/snapshots/{last}"), format!("_root/{last}"), "_root/!".into(), format!("data/pruned/{last}")]
+        {
+            memory.put(&object, bytes::Bytes::from_static(b"rubbish"), PutOptions::default()).await.unwrap();
+        }
+        let wrap = bytes::Bytes::from_static(b"{\"recipient\":\"x\",\"age\":\"\"}");
+        memory.put("data/keys/0001/a.age.json", wrap, PutOptions::default()).await.unwrap();
+        let world = world.through(memory.clone()).await.unwrap();
+        assert_eq!(world.backup(&second).await.unwrap().sequence, Sequence(3));
+        assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
+        let findings = world.reading().verify(Depth::Data, 1.0, 0).await.unwrap().findings;
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        // A person judges the manifest to be foreign; then pruning goes on, sweeping when the rubbish is old.
+        let ignore = [Sequence(Sequence::MAX)];
+        let plan = world.reading().plan_prune(&[Sequence(1)], &ignore).await.unwrap();
+        let grace = std::time::Duration::from_hours(72);
+        let pruned = world.reading().prune(&plan, &world.keys.keeper, grace, now()).await.unwrap();
+        assert_eq!(pruned.removed, [Sequence(1)]);
+        assert!(matches!(world.read(&Selector::Number(Sequence(1))).await, Err(RepoError::NoSnapshot { .. })));
+        assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
+    });
+}
+
+/// Another root in the place of ours: the agent does not write for it.
+#[test]
+fn a_replaced_root_is_refused() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let other_store = Arc::new(Memory::new());
+        World::new(other_store.clone()).await;
+        let theirs = other_store.get("lifeboat.json").await.unwrap();
+        let ours = memory.get("lifeboat.json").await.unwrap();
+        memory.delete("lifeboat.json").await.unwrap();
+        memory.put("lifeboat.json", theirs.clone(), PutOptions::default()).await.unwrap();
+        let fooled = world.through(memory.clone()).await.unwrap();
+        assert!(matches!(fooled.backup(&second).await, Err(RepoError::WrongKey { .. })));
+        // With our id in it, its key does not fit.
+        let id = |root: &[u8]| String::from_utf8_lossy(root).split("\"id\":\"").nth(1).unwrap()[..32].to_owned();
+        let forged = String::from_utf8_lossy(&theirs).replace(&id(&theirs), &id(&ours));
+        memory.delete("lifeboat.json").await.unwrap();
+        memory.put("lifeboat.json", forged.into_bytes().into(), PutOptions::default()).await.unwrap();
+        assert!(matches!(world.through(memory).await.map(|_| ()), Err(RepoError::Foreign { .. })));
     });
 }

@@ -107,7 +107,7 @@ impl World {
         Ok(Self {
             repository: Repository::open(store).await?,
             identity: self.identity.clone(),
-            keys: RootKeys { writer: self.keys.writer.clone(), keeper: self.keys.keeper.clone() },
+            keys: self.keys.clone(),
             source: self.source.clone(),
         })
     }
