@@ -1,9 +1,9 @@
 //! An agent in the wrong hands, on a real bucket with Object Lock: its credentials and its writer key are known.
 
 use crate::picture::{assert_same, picture};
-use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, minio};
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio};
 use crate::world::{World, noise};
-use aws_sdk_s3::config::{Credentials as Keys, ProvideCredentials};
+use aws_sdk_s3::config::Credentials as Keys;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use lifeboat::store::s3::{Credentials, Settings};
 use std::time::SystemTime;
@@ -21,23 +21,23 @@ async fn stolen(server: &Server, settings: &Settings) -> Settings {
             "s3:PutObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObjectRetention", "s3:GetObjectRetention",
             "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts", "s3:DeleteObject", "s3:DeleteObjectVersion"]},
     ]});
-    let root = Keys::new(ACCESS_KEY, SECRET_KEY, None, None, "tests");
-    let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
-        .region(aws_config::Region::new("us-east-1"))
-        .credentials_provider(root.clone())
-        .endpoint_url(server.url());
-    let config = config.load().await;
-    let role = aws_config::sts::AssumeRoleProvider::builder("arn:aws:iam::000000000000:role/agent")
-        .session_name("agent")
-        .policy(policy.to_string())
-        .configure(&config)
-        .build_from_provider(root)
-        .await;
-    let agent = role.provide_credentials().await.unwrap();
+    // The SDK's own client refuses an answer without ARNs.
+    let mut curl = command("curl");
+    curl.args(["--silent", "--show-error", "--fail-with-body", "--max-time", "30"]);
+    curl.args(["--aws-sigv4", "aws:amz:us-east-1:sts", "--user", &format!("{ACCESS_KEY}:{SECRET_KEY}")]);
+    curl.args(["--data", "Action=AssumeRole&Version=2011-06-15&DurationSeconds=3600"]);
+    curl.args(["--data-urlencode", &format!("Policy={policy}"), &server.url()]);
+    let answer = curl.output().unwrap();
+    let text = String::from_utf8(answer.stdout).unwrap();
+    assert!(answer.status.success(), "{text} {}", String::from_utf8_lossy(&answer.stderr));
+    let field = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>")).unwrap();
+        rest.split_once('<').unwrap().0.to_owned()
+    };
     let credentials = Credentials::Static {
-        access_key: agent.access_key_id().to_owned(),
-        secret_key: agent.secret_access_key().to_owned(),
-        session_token: agent.session_token().map(str::to_owned),
+        access_key: field("AccessKeyId"),
+        secret_key: field("SecretAccessKey"),
+        session_token: Some(field("SessionToken")),
     };
     Settings { credentials, ..settings.clone() }
 }
