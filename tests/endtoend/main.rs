@@ -15,4 +15,5 @@ mod room;
 mod stores;
 mod tree;
 mod trust;
+mod twice;
 mod world;

@@ -60,8 +60,7 @@ fn a_full_disk_costs_the_run_and_nothing_else() {
     std::fs::remove_file(world.path("tree/too-much")).unwrap();
     world.file("c", noise(3, 2 << 20));
     let filler = disk.path.join("filler");
-    let mut file = std::fs::File::create(&filler).unwrap();
-    std::io::copy(&mut std::io::repeat(7), &mut file).unwrap_err();
+    std::io::copy(&mut std::io::repeat(7), &mut std::fs::File::create(&filler).unwrap()).unwrap_err();
     world.run(World::BACKUP).expect(1).says("no space left");
     world.assert_restores(1, &first);
     std::fs::remove_file(&filler).unwrap();

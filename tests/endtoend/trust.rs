@@ -92,39 +92,3 @@ fn a_flipped_bit_is_found_and_named_and_costs_only_what_it_hit() {
     world.as_owner(&["restore", "snapshot", "docs@2", "--to", "x"]).expect(1).says(&manifest(2));
     assert_same(&world.restored("docs@latest"), &first, "latest");
 }
-
-#[test]
-fn two_backups_of_one_source_at_once_both_count() {
-    let world = World::local();
-    for number in 0..200 {
-        world.file(&format!("shared/{number}"), noise(number, 4000));
-    }
-    world.backup();
-    let mut expected = 1;
-    for round in 0..3 {
-        world.file("shared/large", noise(1000 + round, 6 << 20));
-        let other = world.path("other");
-        let copied =
-            crate::support::command("cp").args(["-a", "tree", "other"]).current_dir(world.home.path()).status();
-        assert!(copied.unwrap().success());
-        fs::write(other.join("mark"), format!("the other's {round}")).unwrap();
-        world.file("mark", format!("the one's {round}"));
-        let pictures = [picture(&world.path("tree")), picture(&other)];
-        let backup = |tree: &str| {
-            let arguments = ["--writer-key", "writer.key", "backup", "--files", tree, "--name", "docs", "--json"];
-            world.program(&arguments).spawn().unwrap()
-        };
-        let both = [backup("tree"), backup("other")].map(|child| crate::world::finish(child).expect(0));
-        let numbers = both.map(|ran| crate::world::made(&ran).number);
-        let mut sorted = numbers;
-        sorted.sort_unstable();
-        assert_eq!(sorted, [expected + 1, expected + 2]);
-        expected += 2;
-        for (number, picture) in numbers.iter().zip(&pictures) {
-            world.assert_restores(*number, picture);
-        }
-        fs::remove_dir_all(other).unwrap();
-    }
-    world.assert_sound();
-    assert_eq!(world.numbers("docs"), (1..=expected).collect::<Vec<_>>());
-}
