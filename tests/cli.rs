@@ -345,12 +345,7 @@ fn one_failing_source_does_not_keep_the_others_from_being_safe() {
     assert_eq!(report["backups"][1]["number"], 1);
     assert!(world.manifests("broken").is_empty());
     let text = world.run(&both).expect(3);
-    assert!(
-        text.err.contains("error: broken: ") && text.out.contains("dump@2: 1 entries"),
-        "{} {}",
-        text.err,
-        text.out
-    );
+    assert!(text.err.contains("broken") && text.out.contains("dump@2: 1 entries"), "{} {}", text.err, text.out);
     let lines = world.run(&[&["--log-format", "json"], &both[..]].concat()).expect(3).err;
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines.iter().any(|line| line["level"] == "error" && line["source"] == "broken"), "{lines:?}");
@@ -488,6 +483,21 @@ fn a_newest_snapshot_that_vanishes_is_noticed() {
     fs::remove_dir_all(world.path("repository/docs")).unwrap();
     let gone = world.as_writer(&["status", "--json"]).expect(1).json();
     assert_eq!((&gone["sources"][0]["source"], &gone["sources"][0]["sound"]), (&"docs".into(), &false.into()));
+}
+
+#[test]
+fn a_snapshot_that_somebody_took_away_is_noticed() {
+    let world = World::with_repository();
+    for _ in 0..3 {
+        world.backup().expect(0);
+    }
+    fs::remove_file(&world.manifests("docs")[1]).unwrap();
+    let status = world.as_writer(&["status"]).expect(1);
+    assert!(status.out.contains("snapshots 2 are missing"), "{}", status.out);
+    let restored = world.as_owner(&["restore", "snapshot", "docs", "--to", "back"]).expect(0);
+    assert!(restored.err.contains("snapshots 2 are missing"), "{}", restored.err);
+    let verified = world.run(&["verify"]).expect(1);
+    assert!(verified.out.contains("missing"), "{}", verified.out);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::output::{bytes, clock, print, print_json};
 use super::progress::{self, Done, pace};
 use super::snapshots::state;
 use crate::backup::{self, BackupError, Plan, Report};
-use crate::config::{Config, nearest};
+use crate::config::{Config, Schedule, nearest};
 use crate::id::SourceName;
 use crate::policy::guard;
 use crate::repo::{Progress, Repository, State, WriterKey};
@@ -57,6 +57,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let jobs = jobs(context, &args)?;
     let schedule = args.schedule.as_deref().map(|name| context.schedule(name)).transpose()?;
     let opened = context.open_for(schedule, Use::Write).await?;
+    if let Some(schedule) = schedule {
+        warn_too_slow(schedule);
+    }
     let key = context.require_writer(&opened)?;
     opened.repository.root().accept_writer(&key)?;
     let at_once = usize::from(args.parallel).min(jobs.len());
@@ -79,6 +82,15 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         .await;
     watcher.abort();
     finish(context, results)
+}
+
+/// A backup that comes too seldom is still better than none; `schedule check` refuses it.
+fn warn_too_slow(schedule: &Schedule) {
+    let worst = schedule.worst_case(clock(), None);
+    if !worst.meets(schedule.tier) {
+        let arithmetic = worst.arithmetic(schedule.tier);
+        tracing::warn!(schedule = schedule.name, arithmetic, "its worst case exceeds its tier's objective");
+    }
 }
 
 struct Run<'a> {
@@ -171,7 +183,11 @@ fn say(context: &Context, results: &[(SourceName, Result<Report, BackupError>)])
                 let error = error as &dyn std::error::Error;
                 tracing::error!(source = source.as_str(), error, "backup failed");
             }
-            Err(error) => eprintln!("error: {source}: {}", chain(error).join("\n  because: ")),
+            Err(error) => {
+                let error = chain(error).join("\n  because: ");
+                let named = error.contains(source.as_str());
+                eprintln!("error: {}{error}", if named { String::new() } else { format!("{source}: ") });
+            }
         }
     }
     print(&text)

@@ -83,6 +83,24 @@ pub fn warn_stepped_over(source: &SourceName, stepped_over: &[SteppedOver]) {
     }
 }
 
+/// "snapshots 3, 4 and 17 more".
+pub fn numbers(sequences: &[Sequence]) -> String {
+    let first: Vec<_> = sequences.iter().take(5).map(ToString::to_string).collect();
+    let more = sequences.len().saturating_sub(first.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("snapshots {}{more}", first.join(", "))
+}
+
+/// Logs which snapshots of a source somebody took away, before one of the others is relied on.
+pub async fn warn_missing(lineage: &Lineage) -> Result<(), Failure> {
+    let missing = lineage.missing().await?;
+    if !missing.is_empty() {
+        let source = lineage.source().as_str();
+        tracing::warn!(source, "{} are missing, and no prune record explains it", numbers(&missing));
+    }
+    Ok(())
+}
+
 impl Reference {
     pub async fn find(&self, opened: &Opened, access: &Access) -> Result<(Arc<Lineage>, Snapshot), Failure> {
         let lineage = opened.lineage(&self.source, access);
@@ -125,7 +143,8 @@ pub async fn open_reader(context: &Context, reference: &Reference) -> Result<(Op
     let opened = context.open(Use::Read).await?;
     let access = context.access_to_contents(&opened.settings)?;
     let (lineage, snapshot) = reference.find(&opened, &access).await?;
-    let reader = Arc::new(Reader::open(lineage, snapshot).await?);
+    let reader = Arc::new(Reader::open(lineage.clone(), snapshot).await?);
+    warn_missing(&lineage).await?;
     Ok((opened, reader))
 }
 

@@ -3,6 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, chain};
 use super::output::{bytes, clock, print, print_json, table, time};
+use super::reference::numbers;
 use super::snapshots::state;
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
@@ -105,6 +106,10 @@ async fn look(
     for step in &newest.stepped_over {
         warnings.push(format!("snapshot {} does not count: {}", step.sequence, chain(&step.error).join(": ")));
     }
+    let missing = lineage.missing().await?;
+    if !missing.is_empty() {
+        warnings.push(format!("{} are missing, and no prune record explains it", numbers(&missing)));
+    }
     quarantine(&lineage, &newest, &mut warnings).await?;
     let growth = match &newest.snapshot {
         Some(snapshot) => growth(&lineage, snapshot, &listed).await?,
@@ -115,7 +120,7 @@ async fn look(
     }
     let tier = context.config()?.tier(&source);
     let point = newest.snapshot.as_ref().map(Snapshot::recovery_point);
-    let unsound = vanished || !newest.stepped_over.is_empty();
+    let unsound = vanished || !missing.is_empty() || !newest.stepped_over.is_empty();
     // Without a tier there is no objective; the age counts all the same.
     let objective = objective::judge(tier.unwrap_or(Tier::Development), point, clock());
     Ok(Report { source, tier, newest: newest.snapshot, snapshots: listed.len(), objective, growth, warnings, unsound })

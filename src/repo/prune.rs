@@ -138,6 +138,22 @@ struct Holdings {
 }
 
 impl Lineage {
+    /// Numbers below the highest that neither a manifest nor a prune record explains: somebody hid or removed those
+    /// snapshots. The first thousand.
+    ///
+    /// # Errors
+    /// A store's.
+    pub async fn missing(&self) -> Result<Vec<Sequence>> {
+        let mut known: BTreeSet<Sequence> = self.list().await?.into_iter().map(|(sequence, _)| sequence).collect();
+        let highest = known.last().map_or(0, |sequence| sequence.0);
+        if known.len() as u64 == highest {
+            return Ok(Vec::new());
+        }
+        let (records, _) = records(self).await?;
+        known.extend(records.iter().flat_map(|record| record.removed().map(|(sequence, _)| sequence)));
+        Ok((1..highest).map(Sequence).filter(|sequence| !known.contains(sequence)).take(1000).collect())
+    }
+
     async fn look(&self, ignore: &[Sequence]) -> Result<Holdings> {
         let (snapshots, stepped_over) = self.snapshots().await?;
         if let Some(over) = stepped_over.into_iter().find(|over| !ignore.contains(&over.sequence)) {
