@@ -76,10 +76,14 @@ fn etcdutl(world: &World, arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
+fn backup_of(url: &str) -> [&str; 8] {
+    ["--writer-key", "writer.key", "backup", "--etcd", url, "--name", "etcd", "--json"]
+}
+
 /// Three snapshots under load; each is exported, examined and brought to life.
 async fn round_trip(server: &Server, traffic: &Traffic, generation: u64, world: &World) {
     let mut client = connect(server).await;
-    let backup = ["--writer-key", "writer.key", "backup", "--etcd", &server.url(), "--name", "etcd", "--json"];
+    let url = server.url();
     let mut exported: Vec<Vec<u8>> = Vec::new();
     for round in 0..3 {
         let mut revision = 0;
@@ -89,7 +93,7 @@ async fn round_trip(server: &Server, traffic: &Traffic, generation: u64, world: 
         let acknowledged = traffic.acknowledged();
         let expected = read(server, "base/").await;
         assert_eq!(expected.len() as u64, KEYS);
-        let made = made(&world.run(&backup).expect(0));
+        let made = made(&world.run(&backup_of(&url)).expect(0));
         let reference = format!("etcd@{}", made.number);
         let (file, data) = (format!("{}.db", made.number), format!("{}.data", made.number));
         world.as_owner(&["export", &reference, "-o", &file]).expect(0);
@@ -157,6 +161,18 @@ async fn an_etcd_under_load_comes_back_from_every_kind_of_store() {
         let plain = bucket(&versitygw, "platform", Bucket::Plain).await;
         round_trip(&server, &traffic, 20, &World::bucket(&plain, 0)).await;
     }
-    round_trip(&server, &traffic, 30, &World::local()).await;
+    let world = World::local();
+    round_trip(&server, &traffic, 30, &world).await;
     traffic.end().await;
+    drop(server);
+
+    // What was restored is another cluster, further back: it must not become the latest by itself.
+    let restored = etcd_on(&world.path("1.data"));
+    let suspicious = world.run(&backup_of(&restored.url())).expect(3).json();
+    let report = &suspicious["backups"][0];
+    assert_eq!(report["state"], "quarantined", "{report}");
+    assert!(report["reasons"][0].as_str().unwrap().contains("it is another system"), "{report}");
+    world.as_owner(&["export", "etcd@latest", "-o", "latest.db"]).expect(0);
+    assert!(fs::read(world.path("latest.db")).unwrap() == fs::read(world.path("3.db")).unwrap());
+    world.assert_sound();
 }

@@ -1,7 +1,7 @@
 //! kill -9 at many moments of a run: what was committed is whole, nothing partial can be seen, the next run works.
 
 use crate::picture::{Picture, assert_same, picture};
-use crate::support::{Bucket, bucket, minio};
+use crate::support::{Bucket, bucket, client, minio};
 use crate::world::{World, kill, made, noise};
 use std::collections::BTreeMap;
 use std::fs;
@@ -126,29 +126,30 @@ metadata: {name: often}
 spec: {repository: main, tier: standard, cron: '*/10 * * * *', maxDuration: 1s, sources: [docs], retention: {last: 1}}
 ";
 
-#[test]
-fn a_prune_that_was_killed_loses_nothing_and_is_finished_by_the_next() {
-    const MOMENTS: u32 = 6;
-    let world = World::local();
+/// `packs` counts what the store holds.
+fn prunes_are_killed(world: &World, moments: u32, packs: impl Fn() -> u64) {
     world.document("schedule.yaml", &SCHEDULE.replace("TREE", &world.path("tree").display().to_string()));
     // Backups keep the repository's own limits; only the keeper does not wait here.
-    let impatient = World::directory(&world.path("repository")) + "  gracePeriod: 2s\n  runLimit: 1s\n";
-    let patient = World::directory(&world.path("repository"));
-    prepare(&world);
-    let mut expected = change(&world, 0);
-    let mut newest = world.backup().number;
+    let patient = fs::read_to_string(world.path("config/repository.yaml")).unwrap();
+    let impatient = format!("{patient}  gracePeriod: 2s\n  runLimit: 1s\n");
     let prune = ["--keeper-key", "keeper.key", "prune"];
+    // Past the grace period for what was set free before.
+    let prepare_to_prune = || {
+        std::thread::sleep(Duration::from_millis(3100));
+        world.document("repository.yaml", &impatient);
+    };
+    prepare(world);
+    let mut expected = change(world, 0);
+    let mut newest = world.backup().number;
     let mut usual = Duration::from_millis(100);
-    for moment in 0..=MOMENTS {
+    for moment in 0..=moments {
         for step in 0..3 {
-            expected = change(&world, u64::from(10 + 3 * moment + step));
+            expected = change(world, u64::from(10 + 3 * moment + step));
             newest = world.backup().number;
         }
-        // Past the grace period for what the last round set free.
-        std::thread::sleep(Duration::from_millis(2100));
-        world.document("repository.yaml", &impatient);
+        prepare_to_prune();
         if moment > 0 {
-            kill_after(world.program(&prune), usual, moment - 1, MOMENTS);
+            kill_after(world.program(&prune), usual, moment - 1, moments);
             assert!(world.numbers("docs").contains(&newest));
             world.assert_restores(newest, &expected);
             world.assert_sound();
@@ -162,10 +163,30 @@ fn a_prune_that_was_killed_loses_nothing_and_is_finished_by_the_next() {
         world.assert_sound();
     }
     // In the end nothing is left but what the last snapshot names.
-    std::thread::sleep(Duration::from_millis(2100));
-    world.document("repository.yaml", &impatient);
+    prepare_to_prune();
     world.run(&prune).expect(0);
     let shown = world.as_writer(&["show", "docs", "--json"]).expect(0).json();
-    assert_eq!(world.objects("docs/packs").len() as u64, shown["packs"].as_u64().unwrap());
+    assert_eq!(packs(), shown["packs"].as_u64().unwrap());
     world.assert_restores(newest, &expected);
+}
+
+#[test]
+fn a_prune_of_a_directory_that_was_killed_loses_nothing_and_is_finished_by_the_next() {
+    let world = World::local();
+    prunes_are_killed(&world, 6, || world.objects("docs/packs").len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prune_of_a_bucket_that_was_killed_loses_nothing_and_is_finished_by_the_next() {
+    let minio = minio();
+    let settings = bucket(&minio, "pruned", Bucket::Versioned).await;
+    let s3 = client(&minio);
+    let runtime = tokio::runtime::Handle::current();
+    let packs = || {
+        let listing = s3.list_object_versions().bucket(&settings.bucket).prefix("some/prefix/docs/packs/").send();
+        let listing = tokio::task::block_in_place(|| runtime.block_on(listing)).unwrap();
+        assert!(listing.delete_markers().is_empty(), "nothing of a pack is left but what hides it");
+        listing.versions().len() as u64
+    };
+    prunes_are_killed(&World::bucket(&settings, 0), 4, packs);
 }

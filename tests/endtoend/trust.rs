@@ -44,6 +44,7 @@ fn foreign_and_moved_manifests_do_not_count_and_are_told() {
     assert!(listed.contains("docs@3 does not count") && listed.contains("docs@4 does not count"), "{listed}");
     let latest = world.as_owner(&["restore", "snapshot", "docs", "--to", "latest"]).expect(0);
     latest.says("stepped over");
+    assert!(!latest.err.contains('\x1b'), "colours, and no terminal: {}", latest.err);
     assert_same(&picture(&world.path("latest")), &second, "latest");
     for number in [3, 4] {
         let refused = world.as_owner(&["restore", "snapshot", &format!("docs@{number}"), "--to", "x"]).expect(1);

@@ -90,6 +90,7 @@ impl World {
         let text = format!(
             "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec:\n  \
              url: s3://{bucket}/{prefix}\n  s3:\n    endpoint: {endpoint}\n    region: us-east-1\n    pathStyle: true\n    \
+             partSize: 5MiB\n    \
              credentials: {{accessKeyId: {{env: TEST_KEY}}, secretAccessKey: {{env: TEST_SECRET}}{token}}}\n{lock}"
         );
         world.document("repository.yaml", &text);
