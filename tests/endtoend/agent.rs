@@ -7,22 +7,40 @@ use aws_sdk_s3::config::Credentials as Keys;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use lifeboat::id::Sequence;
 use lifeboat::store::s3::{Credentials, Settings};
+use serde_json::{Value, json};
 use std::fs;
 use std::time::SystemTime;
 
 const DAYS: u32 = 3;
 
-/// What an agent may do, and more than it should: it may delete, versions too, but not lift a lock.
-fn stolen(server: &Server, settings: &Settings) -> Settings {
-    let name = &settings.bucket;
-    let policy = serde_json::json!({"Version": "2012-10-17", "Statement": [
-        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{name}")], "Action": [
-            "s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration",
-            "s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"]},
-        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{name}/*")], "Action": [
-            "s3:PutObject", "s3:GetObject", "s3:GetObjectVersion", "s3:PutObjectRetention", "s3:GetObjectRetention",
-            "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts", "s3:DeleteObject", "s3:DeleteObjectVersion"]},
-    ]});
+/// What an agent needs, for one source of a repository that others use too.
+fn needed(settings: &Settings) -> Value {
+    let (bucket, prefix) = (&settings.bucket, &settings.prefix);
+    let object = |below: &str| format!("arn:aws:s3:::{bucket}/{prefix}/{below}");
+    let listed = ["docs/*", "lifeboat.json*", "_root/*"].map(|below| format!("{prefix}/{below}"));
+    json!([
+        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{bucket}")],
+         "Action": ["s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"]},
+        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{bucket}")], "Action": ["s3:ListBucketVersions"],
+         "Condition": {"StringLike": {"s3:prefix": listed}}},
+        {"Effect": "Allow", "Resource": [object("docs/*"), object("lifeboat.json"), object("_root/*")],
+         "Action": ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObjectRetention"]},
+        {"Effect": "Allow", "Resource": [object("docs/*")], "Action": ["s3:PutObject", "s3:AbortMultipartUpload"]},
+    ])
+}
+
+/// Far more than an agent should have, to show that it does no harm: all but lifting a lock.
+fn too_much(settings: &Settings) -> Value {
+    let bucket = &settings.bucket;
+    json!([
+        {"Effect": "Allow", "Action": ["s3:*"], "Resource": [format!("arn:aws:s3:::{bucket}/*"), format!("arn:aws:s3:::{bucket}")]},
+        {"Effect": "Deny", "Action": ["s3:BypassGovernanceRetention"], "Resource": [format!("arn:aws:s3:::{bucket}/*")]},
+    ])
+}
+
+/// Credentials that may do what is said and no more.
+fn limited(server: &Server, settings: &Settings, statements: &Value) -> Settings {
+    let policy = json!({"Version": "2012-10-17", "Statement": statements});
     // The SDK's own client refuses an answer without ARNs.
     let mut curl = command("curl");
     curl.args(["--silent", "--show-error", "--fail-with-body", "--max-time", "30"]);
@@ -160,8 +178,7 @@ async fn what_a_stolen_agent_does_to_a_locked_bucket_is_seen_past() {
     let minio = minio();
     let settings = bucket(&minio, "stolen", Bucket::Locked).await;
     let world = World::bucket(&settings, DAYS);
-    let as_agent = stolen(&minio, &settings);
-    let agent = World::in_bucket(&as_agent, DAYS);
+    let agent = World::in_bucket(&limited(&minio, &settings, &needed(&settings)), DAYS);
     agent.take_keys(&world, &["writer.key"]);
     let mut pictures = Vec::new();
     for step in 0..2 {
@@ -172,7 +189,7 @@ async fn what_a_stolen_agent_does_to_a_locked_bucket_is_seen_past() {
     }
     assert_eq!(agent.numbers("docs"), [1, 2], "the rights suffice for an agent");
 
-    let agents = agent_client(&minio, &as_agent);
+    let agents = agent_client(&minio, &limited(&minio, &settings, &too_much(&settings)));
     let destroyed = ravage(&agents, &settings).await;
     assert!(destroyed.is_empty(), "the agent destroyed {destroyed:?}");
     let plain = agents.list_objects_v2().bucket(&settings.bucket).send().await.unwrap();
@@ -209,7 +226,7 @@ async fn rubbish_under_new_names_is_told_and_stops_nothing() {
     world.file("a", noise(1, 200_000));
     let first = picture(&world.path("tree"));
     world.backup();
-    let agents = agent_client(&minio, &stolen(&minio, &settings));
+    let agents = agent_client(&minio, &limited(&minio, &settings, &too_much(&settings)));
     let number = |number| Sequence(number).object_name();
     for name in [
         format!("_root/{}", number(2)),
