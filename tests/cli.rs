@@ -235,6 +235,16 @@ fn parts_and_exports_are_what_was_backed_up() {
     // What is there is not overwritten, and not by default mixed with.
     let full = world.as_owner(&["restore", "snapshot", "docs", "--to", "part"]).expect(1);
     assert!(full.err.contains("not empty"), "{}", full.err);
+    fs::create_dir(world.path("mixed")).unwrap();
+    fs::write(world.path("mixed/own"), "stays").unwrap();
+    fs::set_permissions(world.path("mixed"), fs::Permissions::from_mode(0o701)).unwrap();
+    world.as_owner(&["restore", "snapshot", "docs", "--to", "mixed", "--into-existing"]).expect(0);
+    assert_eq!(fs::read_to_string(world.path("mixed/own")).unwrap(), "stays");
+    assert_eq!(fs::read_to_string(world.path("mixed/a")).unwrap(), "first");
+    assert_eq!(fs::metadata(world.path("mixed")).unwrap().permissions().mode() & 0o777, 0o701);
+    // A file that is there is not overwritten.
+    let twice = world.as_owner(&["restore", "snapshot", "docs", "--to", "mixed", "--into-existing"]).expect(1);
+    assert!(twice.err.contains("exists already"), "{}", twice.err);
 }
 
 #[test]

@@ -24,7 +24,8 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// The target may hold things already. Those stay: an entry of the name of one that is no directory is an error.
+    /// The target may hold things already. Those stay: an entry of the name of one that is no directory is an error. The
+    /// target's own metadata stays too.
     pub into_existing: bool,
 }
 
@@ -46,6 +47,7 @@ type Result<T> = std::result::Result<T, TreeError>;
 
 /// A directory that entries are restored into.
 pub struct Tree {
+    keep_root: bool,
     root: Arc<OwnedFd>,
     open: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
     directories: Mutex<Vec<Entry>>,
@@ -63,6 +65,7 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(root, flags, Mode::empty()).map_err(|error| fail(error.into()))?;
         Ok(Self {
+            keep_root: options.into_existing,
             root: Arc::new(root),
             open: Mutex::default(),
             directories: Mutex::default(),
@@ -73,6 +76,9 @@ impl Tree {
     /// Creates anything but a file.
     pub fn make(&self, entry: &Entry) -> Result<()> {
         if entry.path == b"." && entry.kind == Kind::Directory {
+            if self.keep_root {
+                return Ok(());
+            }
             lock(&self.directories).push(entry.clone());
             return Ok(());
         }
