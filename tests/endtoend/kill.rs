@@ -184,7 +184,7 @@ async fn a_prune_of_a_bucket_that_was_killed_loses_nothing_and_is_finished_by_th
     let runtime = tokio::runtime::Handle::current();
     let packs = || {
         let listing = s3.list_object_versions().bucket(&settings.bucket).prefix("some/prefix/docs/packs/").send();
-        let listing = tokio::task::block_in_place(|| runtime.block_on(listing)).unwrap();
+        let listing = tokio::task::block_in_place(|| runtime.block_on(listing).unwrap());
         assert!(listing.delete_markers().is_empty(), "nothing of a pack is left but what hides it");
         listing.versions().len() as u64
     };
