@@ -3,6 +3,7 @@
 use crate::picture::{assert_same, picture};
 use crate::support::command;
 use crate::world::{World, noise};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -15,7 +16,7 @@ struct Disk {
 
 impl Disk {
     fn new(at: &Path, megabytes: u32) -> Self {
-        std::fs::create_dir_all(at).unwrap();
+        fs::create_dir_all(at).unwrap();
         let script = format!("mount -t tmpfs -o size={megabytes}m tmpfs \"$0\" && echo && exec sleep 300");
         let mut unshare = command("unshare");
         unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(at);
@@ -26,6 +27,15 @@ impl Disk {
         assert!(ready.is_ok(), "no file system could be mounted at {}", at.display());
         let path = PathBuf::from(format!("/proc/{}/root{}", holder.id(), at.display()));
         Self { holder, path }
+    }
+}
+
+impl Disk {
+    /// To the last byte.
+    fn fill(&self) -> PathBuf {
+        let filler = self.path.join("filler");
+        std::io::copy(&mut std::io::repeat(7), &mut fs::File::create(&filler).unwrap()).unwrap_err();
+        filler
     }
 }
 
@@ -54,21 +64,46 @@ fn a_full_disk_costs_the_run_and_nothing_else() {
         world.assert_restores(1, &first);
         world.assert_sound();
     }
-    let left: Vec<_> = std::fs::read_dir(disk.path.join("repository/.tmp")).unwrap().collect();
+    let left: Vec<_> = fs::read_dir(disk.path.join("repository/.tmp")).unwrap().collect();
     assert!(left.is_empty(), "the room is not given back: {left:?}");
     // Filled to the last byte by somebody else: even the smallest object finds no room.
-    std::fs::remove_file(world.path("tree/too-much")).unwrap();
+    fs::remove_file(world.path("tree/too-much")).unwrap();
     world.file("c", noise(3, 2 << 20));
-    let filler = disk.path.join("filler");
-    std::io::copy(&mut std::io::repeat(7), &mut std::fs::File::create(&filler).unwrap()).unwrap_err();
+    let filler = disk.fill();
     world.run(World::BACKUP).expect(1).says("no space left");
     world.assert_restores(1, &first);
-    std::fs::remove_file(&filler).unwrap();
+    fs::remove_file(&filler).unwrap();
     let second = picture(&world.path("tree"));
     let number = world.backup().number;
     world.assert_restores(number, &second);
     world.assert_restores(1, &first);
     world.assert_sound();
+}
+
+#[test]
+fn keys_that_find_no_room_are_not_lost() {
+    let world = World::without_repository();
+    let disk = Disk::new(&world.path("disk"), 1);
+    disk.fill();
+    // No repository without room for it, and no kit of one that is not there.
+    world.document("repository.yaml", &World::directory(&disk.path.join("repository")));
+    world.run(&["init", "--kit", "kit.txt"]).expect(1).says("no space left");
+    assert!(!world.path("kit.txt").exists());
+    // The repository has room and the kit has none.
+    world.document("repository.yaml", &World::directory(&world.path("repository")));
+    let kit = disk.path.join("kit.txt").display().to_string();
+    let ran = world.run(&["init", "--kit", &kit, "--writer-key-out", "writer.key"]).expect(1);
+    ran.says("No space left").says("keep what was printed on standard output");
+    assert!(!disk.path.join("kit.txt").exists() && !ran.err.contains("AGE-SECRET-KEY"));
+    fs::write(world.path("kit.txt"), &ran.out).unwrap();
+    world.file("a", "content");
+    let expected = picture(&world.path("tree"));
+    world.as_owner(&World::BACKUP[2..]).expect(0);
+    world.assert_restores(1, &expected);
+    // Nor is what `status` remembers a condition of what it says.
+    std::os::unix::fs::symlink(&disk.path, world.path("state")).unwrap();
+    let status = world.as_owner(&["status", "--json"]).expect(0).json();
+    assert_eq!(status["sources"][0]["snapshots"], 1, "{status}");
 }
 
 #[test]
