@@ -1,7 +1,7 @@
 //! `lifeboat init`
 
 use super::context::{Context, Use};
-use super::fault::{Exit, Failure, Fault};
+use super::fault::{Exit, Failure, Fault, chain};
 use super::kit::{self, SecretFile};
 use super::output::{clock, print, print_json};
 use crate::repo::{Identity, Recipient, Repository, Role};
@@ -50,7 +50,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         print(&kit)?;
         let hint =
             Some("the repository was created; keep what was printed on standard output: it is all there is".into());
-        return Err(Fault::Failed { message: why.to_string(), hint }.into());
+        return Err(Fault::Failed { message: chain(&why).join(": "), hint }.into());
     }
     tracing::info!(repository = %repository.root().id, url = %settings.url, "created a repository");
     report(context, &args.kit, &kit, &settings.url.to_string(), &repository)?;

@@ -96,12 +96,14 @@ impl SecretFile {
 
     /// Writes the file for good, its name included.
     pub fn fill(mut self, text: &str) -> Result<(), Fault> {
-        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let Some(file) = &mut self.file else { return Ok(()) };
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         file.write_all(text.as_bytes())
             .and_then(|()| file.sync_all())
             .and_then(|()| File::open(parent)?.sync_all())
-            .map_err(Fault::file("write", &self.path))
+            .map_err(Fault::file("write", &self.path))?;
+        self.file = None;
+        Ok(())
     }
 }
 

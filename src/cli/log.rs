@@ -4,6 +4,7 @@ use super::globals::{Globals, LogFormat};
 use super::output::clock;
 use serde_json::{Map, Value, json};
 use std::fmt::Debug;
+use std::io::IsTerminal as _;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -26,7 +27,8 @@ pub fn start(globals: &Globals, run: &str) {
     let (as_json, as_text) = if json {
         (Some(JsonLines { run: run.to_owned() }), None)
     } else {
-        (None, Some(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false)))
+        let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        (None, Some(text.with_ansi(std::io::stderr().is_terminal())))
     };
     let level = LevelFilter::from_level(level);
     let subscriber = registry().with(level).with(as_json.with_filter(filter.clone())).with(as_text.with_filter(filter));

@@ -18,11 +18,8 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
     let access = context.access(&opened.settings)?;
-    let sources = match args.source {
-        Some(source) => {
-            check_source(&opened.repository, &source).await?;
-            vec![source]
-        }
+    let sources = match &args.source {
+        Some(source) => vec![source.clone()],
         None => opened.repository.sources().await?,
     };
     let mut rows = vec![heading()];
@@ -30,6 +27,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut unsound = false;
     for source in sources {
         let (snapshots, stepped_over) = opened.lineage(&source, &access).snapshots().await?;
+        // Not before: whoever may list one source's objects only can still list its snapshots.
+        if args.source.is_some() && snapshots.is_empty() && stepped_over.is_empty() {
+            check_source(&opened.repository, &source).await?;
+        }
         rows.extend(snapshots.iter().map(|s| row(&source, s)));
         documents.extend(snapshots.iter().map(|s| describe(&source, s)));
         unsound |= !stepped_over.is_empty();

@@ -11,9 +11,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener as TokioListener, TcpStream as TokioStream};
+use tokio::sync::watch;
 
 pub const ACCESS_KEY: &str = "lifeboat-tests";
 pub const SECRET_KEY: &str = "not-a-secret-but-long-enough";
@@ -123,16 +125,15 @@ pub fn versitygw(versioning: bool) -> Server {
 }
 
 pub fn etcd() -> Server {
+    etcd_on(Path::new("data/member"))
+}
+
+/// On a data directory that may hold something already.
+pub fn etcd_on(data: &Path) -> Server {
     start("etcd", "health", |command, _, port| {
         let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()));
-        command.args([
-            "--data-dir",
-            "data/member",
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ]);
+        command.arg("--data-dir").arg(data);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("default={peer}"), "--log-level", "warn"]);
     })
@@ -182,54 +183,86 @@ pub async fn bucket(server: &Server, name: &str, kind: Bucket) -> Settings {
     }
 }
 
-/// A connection to a server that can be made to lose answers.
+/// A connection to a server that can be made to lose answers, or cut.
 pub struct Wire {
     pub port: u16,
-    lose: Arc<AtomicU32>,
+    faults: Arc<Faults>,
     task: tokio::task::JoinHandle<()>,
+}
+
+struct Faults {
+    lose: AtomicU32,
+    sent: AtomicU64,
+    cut: watch::Sender<bool>,
 }
 
 impl Wire {
     pub async fn to(server: &Server) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (port, target, lose) = (listener.local_addr().unwrap().port(), server.port, Arc::new(AtomicU32::new(0)));
-        let losing = Arc::clone(&lose);
+        let listener = TokioListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, target) = (listener.local_addr().unwrap().port(), server.port);
+        let (lose, sent, cut) = (AtomicU32::new(0), AtomicU64::new(0), watch::Sender::new(false));
+        let faults = Arc::new(Faults { lose, sent, cut });
+        let shared = Arc::clone(&faults);
         let task = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let losing = Arc::clone(&losing);
+                let faults = Arc::clone(&shared);
                 tokio::spawn(async move {
-                    let Ok(far) = tokio::net::TcpStream::connect(("127.0.0.1", target)).await else { return };
-                    let ((mut near_in, mut near_out), (mut far_in, mut far_out)) =
-                        (near.into_split(), far.into_split());
-                    let requests = tokio::io::copy(&mut near_in, &mut far_out);
-                    let answers = async {
-                        let mut buffer = vec![0; 1 << 16];
-                        while let Ok(n @ 1..) = far_in.read(&mut buffer).await {
-                            // The interim answer 100 is not the one to lose.
-                            let interim = buffer.starts_with(b"HTTP/1.1 100");
-                            let fewer = |left: u32| left.checked_sub(1);
-                            if !interim && losing.fetch_update(Relaxed, Relaxed, fewer).is_ok() {
-                                return;
-                            }
-                            if near_out.write_all(&buffer[..n]).await.is_err() {
-                                return;
-                            }
-                        }
-                    };
-                    tokio::select! { _ = requests => {}, () = answers => {} }
+                    let mut cut = faults.cut.subscribe();
+                    tokio::select! { () = faults.pass(near, target) => {}, _ = cut.wait_for(|cut| *cut) => {} }
                 });
             }
         });
-        Self { port, lose, task }
+        Self { port, faults, task }
     }
 
     /// Cuts the connection instead of passing the next `count` answers on.
     pub fn lose_answers(&self, count: u32) {
-        self.lose.store(count, Relaxed);
+        self.faults.lose.store(count, Relaxed);
     }
 
     pub fn still_to_lose(&self) -> u32 {
-        self.lose.load(Relaxed)
+        self.faults.lose.load(Relaxed)
+    }
+
+    /// Ends every connection, and each new one at once, until it is mended.
+    pub fn cut(&self, cut: bool) {
+        self.faults.cut.send_replace(cut);
+    }
+
+    /// Bytes passed on to the server so far.
+    pub fn sent(&self) -> u64 {
+        self.faults.sent.load(Relaxed)
+    }
+}
+
+impl Faults {
+    async fn pass(&self, near: TokioStream, target: u16) {
+        let Ok(far) = TokioStream::connect(("127.0.0.1", target)).await else { return };
+        let ((mut near_in, mut near_out), (mut far_in, mut far_out)) = (near.into_split(), far.into_split());
+        let requests = async {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(n @ 1..) = near_in.read(&mut buffer).await {
+                self.sent.fetch_add(n as u64, Relaxed);
+                if far_out.write_all(&buffer[..n]).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let answers = async {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(n @ 1..) = far_in.read(&mut buffer).await {
+                // The interim answer 100 is not the one to lose.
+                let interim = buffer.starts_with(b"HTTP/1.1 100");
+                let fewer = |left: u32| left.checked_sub(1);
+                if !interim && self.lose.fetch_update(Relaxed, Relaxed, fewer).is_ok() {
+                    return;
+                }
+                if near_out.write_all(&buffer[..n]).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! { () = requests => {}, () = answers => {} }
     }
 }
 

@@ -1,0 +1,19 @@
+//! The real program against real servers. Every scenario judges what is read back, not what a command said of itself.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod agent;
+mod clock;
+mod etcd;
+mod kill;
+mod network;
+mod picture;
+mod room;
+mod stores;
+mod tree;
+mod trust;
+mod twice;
+mod world;
