@@ -1,0 +1,231 @@
+//! No decoder of untrusted bytes panics, or takes memory on anyone's word. The same targets run under libFuzzer
+//! (`tests/fuzz/run`); here they get valid inputs of the engine, altered the same way on every run, and the corpus.
+#![allow(clippy::unwrap_used, reason = "a test that meets an error is to fail")]
+
+#[path = "fuzz/targets.rs"]
+mod targets;
+#[path = "engine/world.rs"]
+#[allow(dead_code, reason = "shared with the tests of the engine")]
+mod world;
+
+use lifeboat::entry::{Entry, Kind, Xattr};
+use lifeboat::repo::{Identity, Recipient, Role, fuzzing};
+use lifeboat::store::Memory;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use world::{File, Tree, World, entry, noise, now};
+
+const CASES: u32 = 2_000;
+
+const CONFIG: &[u8] = b"\
+apiVersion: lifeboat.dev/v1
+kind: Source
+metadata: {name: data}
+spec:
+  tier: standard
+  files:
+    path: /var/lib/data
+    exclude: ['*.tmp', \"cache\"]
+---
+apiVersion: lifeboat.dev/v1
+kind: Repository
+metadata:
+  name: main
+spec:
+  url: s3://bucket/prefix
+  s3:
+    region: eu-central-1
+    credentials:
+      accessKeyId: {file: /etc/id}
+      secretAccessKey: {file: /etc/key}
+  limits: {upload: 100MiB}
+  gracePeriod: 3d
+---
+apiVersion: lifeboat.dev/v1
+kind: Schedule
+metadata:
+  name: often
+spec:
+  repository: main
+  tier: standard
+  cron: '*/10 * * * *'
+  timeZone: Europe/Berlin
+  maxDuration: 10m
+  sources: [data]
+  retention: {within: 1d, daily: 14}
+";
+
+#[derive(Clone, Debug)]
+enum Change {
+    Flip(prop::sample::Index, u8),
+    /// Numbers at the edges, as CBOR writes them, and texts that parsers trip over.
+    Overwrite(prop::sample::Index, &'static [u8]),
+    Insert(prop::sample::Index, Vec<u8>),
+    Delete(prop::sample::Index, usize),
+    Repeat(prop::sample::Index, usize, prop::sample::Index),
+    CutOff(prop::sample::Index),
+}
+
+const EDGES: [&[u8]; 10] = [
+    b"\x1b\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\x1b\x7f\xff\xff\xff\xff\xff\xff\xff",
+    b"\x1a\xff\xff\xff\xff",
+    b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\x5b\x00\xff\xff\xff\xff\xff\xff\xff",
+    b"\x00",
+    b"\xff\xff\xff\xff",
+    b"\"\\ud800",
+    b"../",
+    b"18446744073709551615",
+];
+
+fn change() -> impl Strategy<Value = Change> {
+    let at = || any::<prop::sample::Index>();
+    prop_oneof![
+        (at(), 1..=255_u8).prop_map(|(at, bits)| Change::Flip(at, bits)),
+        (at(), prop::sample::select(&EDGES[..])).prop_map(|(at, bytes)| Change::Overwrite(at, bytes)),
+        (at(), prop::collection::vec(any::<u8>(), 1..16)).prop_map(|(at, bytes)| Change::Insert(at, bytes)),
+        (at(), 1..64_usize).prop_map(|(at, length)| Change::Delete(at, length)),
+        (at(), 1..64_usize, at()).prop_map(|(from, length, to)| Change::Repeat(from, length, to)),
+        at().prop_map(Change::CutOff),
+    ]
+}
+
+fn apply(bytes: &mut Vec<u8>, change: &Change) {
+    let place = |at: &prop::sample::Index, bytes: &[u8]| at.index(bytes.len() + 1);
+    let end = |at: usize, length: usize, bytes: &[u8]| (at + length).min(bytes.len());
+    match change {
+        Change::Flip(at, bits) if !bytes.is_empty() => {
+            let at = at.index(bytes.len());
+            bytes[at] ^= bits;
+        }
+        Change::Flip(..) => {}
+        Change::Overwrite(at, with) => {
+            let at = place(at, bytes);
+            bytes.splice(at..end(at, with.len(), bytes), with.iter().copied());
+        }
+        Change::Insert(at, with) => {
+            let at = place(at, bytes);
+            bytes.splice(at..at, with.iter().copied());
+        }
+        Change::Delete(at, length) => {
+            let at = place(at, bytes);
+            bytes.drain(at..end(at, *length, bytes));
+        }
+        Change::Repeat(from, length, to) => {
+            let (from, to) = (place(from, bytes), place(to, bytes));
+            let piece = bytes[from..end(from, *length, bytes)].to_vec();
+            bytes.splice(to..to, piece);
+        }
+        Change::CutOff(at) => bytes.truncate(place(at, bytes)),
+    }
+}
+
+/// A lineage that has something of everything: two epochs, a later recipient, a prune record, chunks, pages and zeros.
+async fn lineage() -> (World, Vec<(&'static str, Vec<u8>)>) {
+    let mut world = World::new(Arc::new(Memory::new())).await;
+    let mut tree = Tree::new();
+    for i in 0..30 {
+        let file = File { version: Some(i), ..File::content(noise(i, 500)) };
+        tree.insert(format!("file-{i:02}"), file);
+    }
+    let mut pages = noise(99, 40 * 512);
+    for number in 0..3_usize {
+        pages[number * 1024..][..512].fill(0);
+        tree.insert("pages".into(), File::pages(pages.clone(), 512));
+        world.backup(&tree).await.unwrap();
+    }
+    let reading = world.reading();
+    let plan = reading.plan_prune(&[lifeboat::id::Sequence(1)], &[]).await.unwrap();
+    reading.prune(&plan, &world.keys.keeper, Duration::ZERO, now()).await.unwrap();
+    let drill = Recipient { name: "drill".into(), role: Role::Drill, key: Identity::generate().public() };
+    world.repository = world.repository.add_recipient(&world.identity, drill, now()).await.unwrap();
+    let rotated = world.repository.rotate_writer(&world.identity, now()).await.unwrap();
+    (world.repository, world.keys) = rotated;
+    world.backup(&tree).await.unwrap();
+    let seeds = fuzzing::seeds(&world.reading()).await.unwrap();
+    (world, seeds)
+}
+
+/// Entries of all kinds, for the targets that bring them back.
+fn entries() -> Vec<u8> {
+    let link = |path: &str, kind, to: &str| Entry { kind, link: Some(to.into()), ..entry(path, 0) };
+    let xattr = Xattr { name: b"user.a".to_vec(), value: b"b".to_vec() };
+    let list = [
+        Entry { kind: Kind::Directory, mode: 0o755, ..entry(".", 0) },
+        Entry { kind: Kind::Directory, mode: 0o755, ..entry("dir", 0) },
+        Entry { xattrs: Some(vec![xattr]), sparse: Some(true), ..entry("dir/file", 5) },
+        link("dir/link", Kind::Symlink, "../../.."),
+        link("dir/hard", Kind::Hardlink, "dir/file"),
+        Entry { kind: Kind::Fifo, mtime_ns: -1, ..entry(&format!("dir/{}", "x".repeat(120)), 0) },
+        Entry { kind: Kind::CharDevice, rdev: Some(0x103), ..entry("null", 0) },
+        Entry { kind: Kind::Directory, ..entry("dir/link/below", 0) },
+    ];
+    minicbor::to_vec(list).unwrap()
+}
+
+fn seeds() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
+    let (world, engine) = world::runtime().block_on(lineage());
+    let mut seeds = BTreeMap::<&str, Vec<Vec<u8>>>::new();
+    engine.into_iter().for_each(|(target, bytes)| seeds.entry(target).or_default().push(bytes));
+    let texts = [world.keys.writer.to_text(), world.keys.keeper.to_text(), world.identity.to_text()];
+    seeds.insert("key", texts.map(String::into_bytes).to_vec());
+    let references = ["db", "db@latest", "db@12", "db@0a1b2c", "db@2026-03-01T14:00:00+02:00"];
+    seeds.insert("reference", references.map(|text| text.as_bytes().to_vec()).to_vec());
+    seeds.insert("config", vec![CONFIG.to_vec()]);
+    let meta = [&[0; 16][..], &0xED0C_DAED_u32.to_le_bytes(), &2_u32.to_le_bytes(), &4096_u32.to_le_bytes()].concat();
+    seeds.insert("bbolt", vec![meta]);
+    seeds.insert("tar", vec![entries()]);
+    seeds.insert("tree", vec![entries()]);
+    seeds
+}
+
+/// The most memory that this process ever had, bytes.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[test]
+fn valid_inputs_decode_and_altered_ones_never_panic() {
+    let seeds = seeds();
+    for (name, target) in targets::targets() {
+        let valid = seeds.get(name).unwrap_or_else(|| panic!("{name} has no valid inputs"));
+        for (number, seed) in valid.iter().enumerate() {
+            assert!(target(seed), "valid input {number} of {name} does not decode");
+        }
+        let before = peak();
+        let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let cases = (prop::sample::select(valid.clone()), prop::collection::vec(change(), 1..6));
+        let outcome = runner.run(&cases, |(mut bytes, changes)| {
+            changes.iter().for_each(|change| apply(&mut bytes, change));
+            target(&bytes);
+            Ok(())
+        });
+        outcome.unwrap_or_else(|why| panic!("{name}: {why}"));
+        let grown = peak() - before;
+        assert!(grown < 256 << 20, "{name} took {grown} bytes for inputs of a few kB");
+    }
+}
+
+#[test]
+fn the_corpus_never_panics() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let known = targets::targets();
+    let mut inputs = 0;
+    for directory in std::fs::read_dir(corpus).unwrap() {
+        let directory = directory.unwrap();
+        let (_, target) = known.iter().find(|(name, _)| directory.file_name() == *name).unwrap();
+        for input in std::fs::read_dir(directory.path()).unwrap() {
+            target(&std::fs::read(input.unwrap().path()).unwrap());
+            inputs += 1;
+        }
+    }
+    assert!(inputs >= known.len(), "{inputs} inputs");
+}
