@@ -8,56 +8,18 @@ mod targets;
 #[allow(dead_code, reason = "shared with the tests of the engine")]
 mod world;
 
-use lifeboat::entry::{Entry, Kind, Xattr};
 use lifeboat::repo::{Identity, Recipient, Role, fuzzing};
 use lifeboat::store::Memory;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use world::{File, Tree, World, entry, noise, now};
+use world::{File, Tree, World, noise, now};
 
 const CASES: u32 = 2_000;
-
-const CONFIG: &[u8] = b"\
-apiVersion: lifeboat.dev/v1
-kind: Source
-metadata: {name: data}
-spec:
-  tier: standard
-  files:
-    path: /var/lib/data
-    exclude: ['*.tmp', \"cache\"]
----
-apiVersion: lifeboat.dev/v1
-kind: Repository
-metadata:
-  name: main
-spec:
-  url: s3://bucket/prefix
-  s3:
-    region: eu-central-1
-    credentials:
-      accessKeyId: {file: /etc/id}
-      secretAccessKey: {file: /etc/key}
-  limits: {upload: 100MiB}
-  gracePeriod: 3d
----
-apiVersion: lifeboat.dev/v1
-kind: Schedule
-metadata:
-  name: often
-spec:
-  repository: main
-  tier: standard
-  cron: '*/10 * * * *'
-  timeZone: Europe/Berlin
-  maxDuration: 10m
-  sources: [data]
-  retention: {within: 1d, daily: 14}
-";
 
 #[derive(Clone, Debug)]
 enum Change {
@@ -126,7 +88,7 @@ fn apply(bytes: &mut Vec<u8>, change: &Change) {
 }
 
 /// A lineage that has something of everything: two epochs, a later recipient, a prune record, chunks, pages and zeros.
-async fn lineage() -> (World, Vec<(&'static str, Vec<u8>)>) {
+async fn of_the_engine() -> Vec<(&'static str, Vec<u8>)> {
     let mut world = World::new(Arc::new(Memory::new())).await;
     let mut tree = Tree::new();
     for i in 0..30 {
@@ -147,40 +109,28 @@ async fn lineage() -> (World, Vec<(&'static str, Vec<u8>)>) {
     let rotated = world.repository.rotate_writer(&world.identity, now()).await.unwrap();
     (world.repository, world.keys) = rotated;
     world.backup(&tree).await.unwrap();
-    let seeds = fuzzing::seeds(&world.reading()).await.unwrap();
-    (world, seeds)
+    fuzzing::seeds(&world.reading()).await.unwrap()
 }
 
-/// Entries of all kinds, for the targets that bring them back.
-fn entries() -> Vec<u8> {
-    let link = |path: &str, kind, to: &str| Entry { kind, link: Some(to.into()), ..entry(path, 0) };
-    let xattr = Xattr { name: b"user.a".to_vec(), value: b"b".to_vec() };
-    let list = [
-        Entry { kind: Kind::Directory, mode: 0o755, ..entry(".", 0) },
-        Entry { kind: Kind::Directory, mode: 0o755, ..entry("dir", 0) },
-        Entry { xattrs: Some(vec![xattr]), sparse: Some(true), ..entry("dir/file", 5) },
-        link("dir/link", Kind::Symlink, "../../.."),
-        link("dir/hard", Kind::Hardlink, "dir/file"),
-        Entry { kind: Kind::Fifo, mtime_ns: -1, ..entry(&format!("dir/{}", "x".repeat(120)), 0) },
-        Entry { kind: Kind::CharDevice, rdev: Some(0x103), ..entry("null", 0) },
-        Entry { kind: Kind::Directory, ..entry("dir/link/below", 0) },
-    ];
-    minicbor::to_vec(list).unwrap()
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus")
 }
 
+fn inputs(target: &str) -> Vec<PathBuf> {
+    let inputs = std::fs::read_dir(corpus().join(target)).unwrap_or_else(|why| panic!("corpus of {target}: {why}"));
+    inputs.map(|input| input.unwrap().path()).collect()
+}
+
+/// Valid inputs: of this engine, and those of the corpus that are called so.
 fn seeds() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
-    let (world, engine) = world::runtime().block_on(lineage());
+    let engine = world::runtime().block_on(of_the_engine());
     let mut seeds = BTreeMap::<&str, Vec<Vec<u8>>>::new();
     engine.into_iter().for_each(|(target, bytes)| seeds.entry(target).or_default().push(bytes));
-    let texts = [world.keys.writer.to_text(), world.keys.keeper.to_text(), world.identity.to_text()];
-    seeds.insert("key", texts.map(String::into_bytes).to_vec());
-    let references = ["db", "db@latest", "db@12", "db@0a1b2c", "db@2026-03-01T14:00:00+02:00"];
-    seeds.insert("reference", references.map(|text| text.as_bytes().to_vec()).to_vec());
-    seeds.insert("config", vec![CONFIG.to_vec()]);
-    let meta = [&[0; 16][..], &0xED0C_DAED_u32.to_le_bytes(), &2_u32.to_le_bytes(), &4096_u32.to_le_bytes()].concat();
-    seeds.insert("bbolt", vec![meta]);
-    seeds.insert("tar", vec![entries()]);
-    seeds.insert("tree", vec![entries()]);
+    for (target, _) in targets::targets() {
+        let valid =
+            inputs(target).into_iter().filter(|path| path.file_name().unwrap().as_bytes().starts_with(b"valid-"));
+        seeds.entry(target).or_default().extend(valid.map(|path| std::fs::read(path).unwrap()));
+    }
     seeds
 }
 
@@ -195,7 +145,8 @@ fn peak() -> usize {
 fn valid_inputs_decode_and_altered_ones_never_panic() {
     let seeds = seeds();
     for (name, target) in targets::targets() {
-        let valid = seeds.get(name).unwrap_or_else(|| panic!("{name} has no valid inputs"));
+        let valid = &seeds[name];
+        assert!(!valid.is_empty(), "{name} has no valid inputs");
         for (number, seed) in valid.iter().enumerate() {
             assert!(target(seed), "valid input {number} of {name} does not decode");
         }
@@ -216,16 +167,14 @@ fn valid_inputs_decode_and_altered_ones_never_panic() {
 
 #[test]
 fn the_corpus_never_panics() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
-    let known = targets::targets();
-    let mut inputs = 0;
-    for directory in std::fs::read_dir(corpus).unwrap() {
-        let directory = directory.unwrap();
-        let (_, target) = known.iter().find(|(name, _)| directory.file_name() == *name).unwrap();
-        for input in std::fs::read_dir(directory.path()).unwrap() {
-            target(&std::fs::read(input.unwrap().path()).unwrap());
-            inputs += 1;
+    for (name, target) in targets::targets() {
+        for input in inputs(name) {
+            let valid = target(&std::fs::read(&input).unwrap());
+            assert!(valid || !input.file_name().unwrap().as_bytes().starts_with(b"valid-"), "{}", input.display());
         }
     }
-    assert!(inputs >= known.len(), "{inputs} inputs");
+    let known: Vec<_> = targets::targets().iter().map(|target| target.0).collect();
+    let strays = std::fs::read_dir(corpus()).unwrap().map(|entry| entry.unwrap().file_name());
+    let strays: Vec<_> = strays.filter(|name| !known.iter().any(|known| name == *known)).collect();
+    assert!(strays.is_empty(), "{strays:?} are no targets");
 }
