@@ -125,7 +125,9 @@ fn inputs(target: &str) -> Vec<PathBuf> {
 fn seeds() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
     let engine = world::runtime().block_on(of_the_engine());
     let mut seeds = BTreeMap::<&str, Vec<Vec<u8>>>::new();
-    engine.into_iter().for_each(|(target, bytes)| seeds.entry(target).or_default().push(bytes));
+    for (target, bytes) in engine {
+        seeds.entry(target).or_default().push(bytes);
+    }
     for (target, _) in targets::targets() {
         let valid =
             inputs(target).into_iter().filter(|path| path.file_name().unwrap().as_bytes().starts_with(b"valid-"));
@@ -155,7 +157,9 @@ fn valid_inputs_decode_and_altered_ones_never_panic() {
         let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
         let cases = (prop::sample::select(valid.clone()), prop::collection::vec(change(), 1..6));
         let outcome = runner.run(&cases, |(mut bytes, changes)| {
-            changes.iter().for_each(|change| apply(&mut bytes, change));
+            for change in &changes {
+                apply(&mut bytes, change);
+            }
             target(&bytes);
             Ok(())
         });

@@ -145,7 +145,9 @@ impl World {
                 });
                 writer.add(entry, input).unwrap();
             }
-            problem.into_iter().for_each(|problem| writer.problem(problem));
+            if let Some(problem) = problem {
+                writer.problem(problem);
+            }
             writer
         });
         let details = BTreeMap::from([("version".into(), "3.6".into())]);
@@ -223,7 +225,9 @@ async fn corpus(place: &Path, world: &World, identity: &Identity) {
         seeds.extend(fuzzing::seeds(&lineage).await.unwrap());
     }
     let mut by_target = BTreeMap::<&str, Vec<Vec<u8>>>::new();
-    seeds.into_iter().for_each(|(target, bytes)| by_target.entry(target).or_default().push(bytes));
+    for (target, bytes) in seeds {
+        by_target.entry(target).or_default().push(bytes);
+    }
     for (target, mut inputs) in by_target {
         inputs.sort_by_key(Vec::len);
         inputs.dedup();
