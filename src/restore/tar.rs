@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_record_counts_its_own_length() {
-        for (value, text) in [(3, "10 path=aaa"), (91, "99 path="), (92, "101 path="), (93, "102 path=")] {
+        for (value, text) in [(3, "12 path=aaa"), (90, "99 path="), (91, "101 path="), (92, "102 path=")] {
             let mut records = Vec::new();
             record(&mut records, b"path", &vec![b'a'; value]);
             let shown = String::from_utf8(records.clone()).unwrap();
