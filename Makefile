@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build fmt lint deny test demo bench clean
+.PHONY: help setup build fmt lint deny test fuzz demo bench clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,6 +28,10 @@ deny: ## licences, sources and duplicates of the dependencies
 test: setup lint ## everything that must hold before a change lands
 	cargo test --locked
 	$(MAKE) deny
+
+fuzz: ## fuzz every decoder, SECONDS=30 each (one decoder, longer: see tests/fuzz/run)
+	tests/tools/setup build
+	for target in $$(ls tests/fuzz/corpus); do tests/fuzz/run "$$target" -max_total_time=$(or $(SECONDS),30); done
 
 demo: ## lose a real etcd and bring it back, measured (a few minutes, mostly compiling)
 	tests/tools/setup demo

@@ -35,6 +35,8 @@ use context::Context;
 use fault::{Exit, Failure};
 use globals::Globals;
 use interrupt::Interrupt;
+#[doc(hidden)]
+pub use reference::Reference;
 use std::process::ExitCode;
 
 /// Backup and disaster recovery for Kubernetes platforms.

@@ -10,19 +10,19 @@ use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-const SIGNATURE: &str = "lifeboat.dev 2026 epoch";
+pub(crate) const SIGNATURE: &str = "lifeboat.dev 2026 epoch";
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Record {
+pub(crate) struct Record {
     repository: String,
     source: String,
     epoch: u32,
     kem: u16,
     public: String,
-    verifying_key: String,
+    pub verifying_key: String,
     /// The first snapshot that may be signed under this epoch.
     from: u64,
-    wraps: Vec<Wrap>,
+    pub wraps: Vec<Wrap>,
 }
 
 /// One epoch, opened as far as the keys at hand allow.

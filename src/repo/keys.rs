@@ -27,13 +27,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N || !text.is_ascii() {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != N || !rest.is_empty() {
         return None;
     }
+    let digit = |ascii: u8| char::from(ascii).to_digit(16);
     let mut out = [0; N];
-    for (byte, at) in out.iter_mut().zip((0..).step_by(2)) {
-        *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
+    for (byte, pair) in out.iter_mut().zip(pairs) {
+        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
     }
     Some(out)
 }

@@ -18,7 +18,7 @@ const MIN_BUDGET: u64 = 4 << 20;
 /// Says of each of `packs` whether to stop using it. `new_bytes` is what the previous snapshot added: packs age together,
 /// so the work is spread over snapshots in proportion to it.
 pub(crate) fn to_refresh(packs: &[PackRef], new_bytes: u64) -> Vec<bool> {
-    let total: u64 = packs.iter().map(|p| p.live).sum();
+    let total = sum(packs.iter().map(|p| p.live));
     let budget = MIN_BUDGET.max(total / 64).max(new_bytes / 2);
     let mut chosen = vec![false; packs.len()];
     let mut spent = 0;
@@ -28,18 +28,18 @@ pub(crate) fn to_refresh(packs: &[PackRef], new_bytes: u64) -> Vec<bool> {
     sparse.sort_by_key(|&i| (u128::from(packs[i].live) * 1_000_000) / u128::from(packs[i].raw.max(1)));
     for i in sparse {
         // The first always fits, so that no pack stays for being large.
-        if spent > 0 && spent + packs[i].live > budget {
+        if spent > 0 && packs[i].live.saturating_add(spent) > budget {
             break;
         }
         chosen[i] = true;
-        spent += packs[i].live;
+        spent = packs[i].live.saturating_add(spent);
     }
 
     // One class at a time, and all of it: what is gathered must come out as a pack of a higher class.
     let class = |p: &PackRef| p.raw.max(1).ilog2() / 2;
     for wanted in 0..SMALL.ilog2() / 2 {
         let members: Vec<usize> = (0..packs.len()).filter(|&i| !chosen[i] && class(&packs[i]) == wanted).collect();
-        let bytes: u64 = members.iter().map(|&i| packs[i].live).sum();
+        let bytes = sum(members.iter().map(|&i| packs[i].live));
         if members.len() >= CROWD && bytes <= MAX_GATHERED {
             for i in members {
                 chosen[i] = true;
@@ -48,6 +48,11 @@ pub(crate) fn to_refresh(packs: &[PackRef], new_bytes: u64) -> Vec<bool> {
         }
     }
     chosen
+}
+
+/// The numbers are another's: their sum may be out of range.
+fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]

@@ -229,7 +229,7 @@ pub(crate) fn write(
 
 impl Manifest {
     /// Splits a manifest into its parts; says nothing yet about who wrote it. Also gives what is signed and the signature.
-    fn split<'a>(object: &str, bytes: &'a [u8]) -> Result<(Self, &'a [u8], &'a [u8; 64])> {
+    pub(crate) fn split<'a>(object: &str, bytes: &'a [u8]) -> Result<(Self, &'a [u8], &'a [u8; 64])> {
         let bad = |reason: &str| RepoError::damaged(object, reason);
         let (signed, signature) = bytes.split_last_chunk::<64>().ok_or_else(|| bad("it is too short"))?;
         let mut rest = signed.strip_prefix(MAGIC).ok_or_else(|| bad("it does not begin as a manifest does"))?;

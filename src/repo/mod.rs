@@ -12,6 +12,8 @@ mod codec;
 mod epoch;
 mod error;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod keys;
 mod known;
 mod lineage;

@@ -54,15 +54,15 @@ pub(crate) struct FrameSeal {
 
 #[derive(Debug, minicbor::Encode, minicbor::Decode)]
 #[cbor(map)]
-struct Table {
+pub(crate) struct Table {
     #[n(0)]
-    pack: PackId,
+    pub pack: PackId,
     #[cbor(n(1), with = "minicbor::bytes")]
-    encapsulation: [u8; 32],
+    pub encapsulation: [u8; 32],
     #[n(2)]
-    epoch: u32,
+    pub epoch: u32,
     #[n(3)]
-    frames: Vec<FrameSeal>,
+    pub frames: Vec<FrameSeal>,
 }
 
 /// What a frame's plaintext is made of.
@@ -96,24 +96,24 @@ impl Items {
 }
 
 #[derive(Clone, Debug, minicbor::Encode, minicbor::Decode)]
-struct FrameContents {
+pub(crate) struct FrameContents {
     #[n(0)]
     codec: Codec,
     #[n(1)]
-    items: Items,
+    pub items: Items,
 }
 
 #[derive(Debug, minicbor::Encode, minicbor::Decode)]
 #[cbor(map)]
-struct Directory {
+pub(crate) struct Directory {
     #[n(0)]
-    frames: Vec<FrameContents>,
+    pub frames: Vec<FrameContents>,
     /// 16 bytes per item, in the frames' order.
     #[cbor(n(1), with = "minicbor::bytes")]
     ids: Vec<u8>,
     /// Pages that are zeros from here on, which earlier packs may say otherwise of.
     #[n(2)]
-    zeros: Vec<ZeroPages>,
+    pub zeros: Vec<ZeroPages>,
 }
 
 /// Runs of (first page, count) of a space.
@@ -236,11 +236,7 @@ impl PackWriter {
         let plain = pack_document(&encode(&self.directory))?;
         let sealed = seal_document(&directory_key(keys, self.pack), &aad, plain);
         tail.extend_from_slice(&sealed);
-        let digest = digest16(&tail);
-        tail.extend_from_slice(&table_len.to_le_bytes());
-        tail.extend_from_slice(&(sealed.len() as u32).to_le_bytes());
-        tail.extend_from_slice(&digest);
-        tail.extend_from_slice(TAIL_MAGIC);
+        append_trailer(&mut tail, table_len);
         let finished = Finished {
             pack: self.pack,
             size: self.size + tail.len() as u64,
@@ -249,6 +245,16 @@ impl PackWriter {
         };
         Ok((tail, finished))
     }
+}
+
+/// Ends a tail whose first `table_len` bytes are the table.
+pub(crate) fn append_trailer(tail: &mut Vec<u8>, table_len: u32) {
+    let digest = digest16(tail);
+    let directory_len = tail.len() as u32 - table_len;
+    tail.extend_from_slice(&table_len.to_le_bytes());
+    tail.extend_from_slice(&directory_len.to_le_bytes());
+    tail.extend_from_slice(&digest);
+    tail.extend_from_slice(TAIL_MAGIC);
 }
 
 pub(crate) fn encode<T: minicbor::Encode<()>>(value: &T) -> Vec<u8> {
@@ -271,7 +277,7 @@ pub(crate) struct PlainTail {
     pub epoch: u32,
     pub encapsulation: [u8; 32],
     pub frames: Vec<FrameInfo>,
-    table_len: usize,
+    pub table_len: usize,
     directory_len: usize,
 }
 
@@ -390,12 +396,12 @@ impl PackIndex {
     /// `Damaged`, or `WrongKey` when the writer key does not open it.
     pub fn open(object: String, bytes: &[u8], size: u64, keys: &WriterKeys) -> Result<Self> {
         let tail = PlainTail::parse(&object, bytes, size)?;
-        let (table, rest) = bytes.split_at(tail.table_len);
-        let aad = [&tail.pack.0[..], blake3::hash(table).as_bytes()].concat();
-        let plain = open_document(&directory_key(keys, tail.pack), &aad, &rest[..tail.directory_len])
-            .map_err(|_| RepoError::WrongKey { what: "writer key", object: object.clone() })?;
-        let plain = unpack_document(&plain, MAX_DIRECTORY).map_err(|why| RepoError::damaged(&object, why))?;
-        let directory: Directory = minicbor::decode(&plain).map_err(|why| RepoError::damaged(&object, why))?;
+        let plain = open_directory(&object, bytes, &tail, keys)?;
+        let directory = minicbor::decode(&plain).map_err(|why| RepoError::damaged(&object, why))?;
+        Self::new(object, tail, directory)
+    }
+
+    pub(crate) fn new(object: String, tail: PlainTail, directory: Directory) -> Result<Self> {
         if directory.frames.len() != tail.frames.len() {
             return Err(RepoError::damaged(&object, "its directory and its table disagree"));
         }
@@ -531,6 +537,15 @@ impl PackIndex {
             .and_then(|()| decompress(place.codec, bytes, place.raw as usize))
             .map_err(|why| RepoError::damaged(name(), why))
     }
+}
+
+/// The directory's plaintext; `bytes` are the whole tail.
+pub(crate) fn open_directory(object: &str, bytes: &[u8], tail: &PlainTail, keys: &WriterKeys) -> Result<Vec<u8>> {
+    let (table, rest) = bytes.split_at(tail.table_len);
+    let aad = [&tail.pack.0[..], blake3::hash(table).as_bytes()].concat();
+    let plain = open_document(&directory_key(keys, tail.pack), &aad, &rest[..tail.directory_len])
+        .map_err(|_| RepoError::WrongKey { what: "writer key", object: object.into() })?;
+    unpack_document(&plain, MAX_DIRECTORY).map_err(|why| RepoError::damaged(object, why))
 }
 
 /// Checks a sealed frame against the digest in the table: what a scrub can do without keys.

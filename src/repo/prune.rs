@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::Duration;
 
-const SIGNATURE: &str = "lifeboat.dev 2026 prune";
+pub(crate) const SIGNATURE: &str = "lifeboat.dev 2026 prune";
 
 /// `<source>/pruned/<number>`: what was taken away, and which packs that set free.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,11 +45,12 @@ struct Removed {
 impl Record {
     /// The snapshots taken away, and the digests of their manifests.
     pub fn removed(&self) -> impl Iterator<Item = (Sequence, [u8; 32])> + '_ {
-        self.removed.iter().filter_map(|r| Some((Sequence(r.sequence), unhex(&r.digest)?)))
+        let possible = self.removed.iter().filter(|r| (1..=Sequence::MAX).contains(&r.sequence));
+        possible.filter_map(|r| Some((Sequence(r.sequence), unhex(&r.digest)?)))
     }
 }
 
-fn prefix(lineage: &Lineage) -> String {
+pub(crate) fn prefix(lineage: &Lineage) -> String {
     format!("{}/pruned/", lineage.source)
 }
 

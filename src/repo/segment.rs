@@ -115,7 +115,13 @@ impl PackTable {
 /// Appends an item to runs, joining it to the last where it follows.
 pub(crate) fn push_run(runs: &mut Vec<Run>, pack: u32, first: u32, count: u32) {
     match runs.last_mut() {
-        Some(last) if last.pack == pack && last.first + last.count == first => last.count += count,
+        Some(last)
+            if last.pack == pack
+                && last.first.checked_add(last.count) == Some(first)
+                && last.count.checked_add(count).is_some() =>
+        {
+            last.count += count;
+        }
         _ => runs.push(Run { pack, first, count }),
     }
 }

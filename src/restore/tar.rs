@@ -109,7 +109,8 @@ fn header(entry: &Entry, kind: EntryType) -> Header {
 }
 
 /// Writes everything of an entry but its content.
-fn head(archive: &mut Builder<impl Write>, entry: &Entry, kind: EntryType) -> io::Result<()> {
+#[doc(hidden)]
+pub fn head(archive: &mut Builder<impl Write>, entry: &Entry, kind: EntryType) -> io::Result<()> {
     let mut records = Vec::new();
     let mut header = header(entry, kind);
     let path = if entry.path == b"." { b"./".as_slice() } else { &entry.path };

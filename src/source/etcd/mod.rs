@@ -10,6 +10,8 @@ mod member;
 mod stream;
 
 pub use stream::export;
+#[doc(hidden)]
+pub use stream::page_size;
 
 use super::command::plain_file;
 use super::{Context, Source, SourceError};

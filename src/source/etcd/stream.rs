@@ -183,7 +183,7 @@ impl Content for SnapshotContent {
 }
 
 /// The size of the pages of the bbolt file that begins so.
-fn page_size(start: &[u8]) -> Result<u32, String> {
+pub fn page_size(start: &[u8]) -> Result<u32, String> {
     let field = |at: usize| {
         let bytes = start.get(at..at + 4)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
