@@ -124,7 +124,8 @@ impl Shared {
     pub fn fail(&self, error: RepoError) {
         self.stopped.store(true, Ordering::Relaxed);
         let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.as_ref().is_none_or(|e| matches!(e, RepoError::UploadFailed { .. })) {
+        let says_more = !matches!(error, RepoError::Stopped);
+        if first.as_ref().is_none_or(|e| says_more && matches!(e, RepoError::UploadFailed { .. })) {
             *first = Some(error);
         }
     }
