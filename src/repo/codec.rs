@@ -56,6 +56,17 @@ pub(crate) fn decompress(codec: Codec, stored: Vec<u8>, raw_len: usize) -> Resul
     if raw.len() == raw_len { Ok(raw) } else { Err(SealBroken) }
 }
 
+/// Reads a record: one CBOR item and nothing after it.
+pub(crate) fn decode<'a, T: minicbor::Decode<'a, ()>>(bytes: &'a [u8]) -> Result<T, minicbor::decode::Error> {
+    let mut decoder = minicbor::Decoder::new(bytes);
+    let value = decoder.decode()?;
+    if decoder.position() == bytes.len() {
+        Ok(value)
+    } else {
+        Err(minicbor::decode::Error::message("something follows the record").at(decoder.position()))
+    }
+}
+
 /// A document: zstd as one stream, its length not known to the reader.
 pub(crate) fn pack_document(raw: &[u8]) -> std::io::Result<Vec<u8>> {
     zstd::stream::encode_all(raw, 3)

@@ -1,14 +1,15 @@
-//! A lineage's keys under one writer key: `<source>/keys/<epoch>/epoch.json`, and one `<recipient>.age.json` for each
-//! recipient that was added later (`docs/format.md`, "Epochs").
+//! A lineage's keys under one writer key: `<source>/keys/<epoch>/epoch.json`, and one `<recipient>-<random>.age.json` for
+//! each recipient that was added later (`docs/format.md`, "Epochs").
 
 use crate::id::{RepositoryId, Sequence, SourceName};
 use crate::repo::error::{RepoError, Result};
-use crate::repo::keys::{Secret32, Signer, WriterKey, WriterKeys, hex};
+use crate::repo::keys::{Secret32, Signer, WriterKey, WriterKeys, hex, random};
 use crate::repo::root::{Identity, LineageSecrets, Recipient, Root, Wrap, key_field, open_json, sign_json};
 use crate::repo::seal::{KEM_ID, generate_pair, public_half};
-use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
+use crate::store::{ObjectMeta, PutOptions, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 pub(crate) const SIGNATURE: &str = "lifeboat.dev 2026 epoch";
 
@@ -17,6 +18,8 @@ pub(crate) struct Record {
     repository: String,
     source: String,
     epoch: u32,
+    /// The writer key that signed it.
+    generation: u32,
     kem: u16,
     public: String,
     pub verifying_key: String,
@@ -29,6 +32,7 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub struct Epoch {
     pub number: u32,
+    pub(crate) generation: u32,
     pub from: Sequence,
     pub(crate) public: [u8; 32],
     pub(crate) verifying_key: [u8; 32],
@@ -80,10 +84,11 @@ pub(crate) async fn load(
         Err(e) if e.kind == StoreErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let writer = root
-        .writer(number)
-        .ok_or_else(|| RepoError::Foreign { object: object.clone(), reason: "the root knows no such writer".into() })?;
-    let record: Record = open_json(&object, &bytes, SIGNATURE, |_: &Record| key_field(&object, &writer.verifying_key))?;
+    let unknown = || RepoError::Foreign { object: object.clone(), reason: "the root knows no such writer".into() };
+    let record: Record = open_json(&object, &bytes, SIGNATURE, |record: &Record| {
+        key_field(&object, &root.writer(record.generation).ok_or_else(unknown)?.verifying_key)
+    })?;
+    let writer = root.writer(record.generation).ok_or_else(unknown)?;
     if record.repository != root.id.to_string() || record.source != source.as_str() || record.epoch != number {
         return Err(RepoError::Foreign { object, reason: "it is another repository's or another source's".into() });
     }
@@ -92,6 +97,7 @@ pub(crate) async fn load(
     }
     let mut epoch = Epoch {
         number,
+        generation: record.generation,
         from: Sequence(record.from),
         public: key_field(&object, &record.public)?,
         verifying_key: key_field(&object, &record.verifying_key)?,
@@ -142,7 +148,10 @@ async fn unwrap(
     }
     let directory = directory(source, number);
     for added in list_all(store, &directory).await?.into_iter().filter(|o| o.key.ends_with(".age.json")) {
-        let bytes = store.get(&added.key).await?;
+        let bytes = match store.get(&added.key).await {
+            Err(e) if e.kind.blames_object() => continue,
+            other => other?,
+        };
         if let Some(secrets) = serde_json::from_slice(&bytes).ok().as_ref().and_then(open) {
             return Ok(secrets);
         }
@@ -150,16 +159,58 @@ async fn unwrap(
     Err(RepoError::WrongKey { what: "recovery identity", object: format!("{directory}epoch.json") })
 }
 
-/// Begins an epoch: makes its key pair, wraps the private half to every recipient and forgets it. If another writer
-/// began it at the same moment, theirs is loaded.
-pub(crate) async fn begin(
+/// The epoch to write under: the newest of this writer key's generation, begun if there is none. What is damaged or
+/// foreign is stepped over: anyone who can write may have put it there, and a new epoch costs a full snapshot at most.
+pub(crate) async fn current(
     store: &dyn Store,
     root: &Root,
     source: &SourceName,
     key: &WriterKey,
-    number: u32,
     from: Sequence,
 ) -> Result<Epoch> {
+    const ATTEMPTS: usize = 8;
+    let generation = root.accept_writer(key)?;
+    for _ in 0..ATTEMPTS {
+        let taken = numbers(store, source).await?;
+        for number in taken.iter().rev() {
+            match load(store, root, source, *number, &Access::Writer(key.clone())).await {
+                Ok(Some(epoch)) if epoch.generation == generation => return Ok(epoch),
+                Ok(_) => {}
+                Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => {
+                    tracing::warn!(%source, epoch = number, %error, "stepped over an epoch");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let free = (1..=u32::MAX).find(|number| !taken.contains(number));
+        let number =
+            free.ok_or_else(|| RepoError::Refused(format!("source {source} has no number left for an epoch")))?;
+        begin(store, root, source, key, generation, number, from).await?;
+    }
+    Err(RepoError::Busy(source.clone()))
+}
+
+/// The numbers under which something lies that may be an epoch.
+async fn numbers(store: &dyn Store, source: &SourceName) -> Result<BTreeSet<u32>> {
+    let prefix = format!("{source}/keys/");
+    let number = |object: &ObjectMeta| {
+        let (number, _) = object.key[prefix.len()..].split_once('/')?;
+        number.parse().ok().filter(|parsed| format!("{parsed:04}") == number)
+    };
+    Ok(list_all(store, &prefix).await?.iter().filter_map(number).collect())
+}
+
+/// Begins an epoch: makes its key pair, wraps the private half to every recipient and forgets it. If the number is taken
+/// meanwhile, nothing happens.
+async fn begin(
+    store: &dyn Store,
+    root: &Root,
+    source: &SourceName,
+    key: &WriterKey,
+    generation: u32,
+    number: u32,
+    from: Sequence,
+) -> Result<()> {
     let (private, public) = generate_pair();
     let secret = key.lineage_secret(root.id, source, number);
     let plain = serde_json::to_vec(&LineageSecrets::new(&private, &secret))
@@ -169,6 +220,7 @@ pub(crate) async fn begin(
         repository: root.id.to_string(),
         source: source.to_string(),
         epoch: number,
+        generation,
         kem: KEM_ID,
         public: hex(&public),
         verifying_key: hex(&key.lineage_signer(root.id, source, number).public()),
@@ -177,11 +229,9 @@ pub(crate) async fn begin(
     };
     let bytes = sign_json(&key.signer(root.id), SIGNATURE, &record)?;
     match store.put(&object(source, number), Bytes::from(bytes), PutOptions::default()).await {
-        Err(e) if e.kind != StoreErrorKind::AlreadyExists => return Err(e.into()),
-        _ => {}
+        Err(e) if e.kind != StoreErrorKind::AlreadyExists => Err(e.into()),
+        _ => Ok(()),
     }
-    let loaded = load(store, root, source, number, &Access::Writer(key.clone())).await?;
-    loaded.ok_or_else(|| RepoError::damaged(object(source, number), "it was written and cannot be read back"))
 }
 
 /// Wraps the keys of every epoch of `source` to one more recipient.
@@ -191,24 +241,27 @@ pub(crate) async fn add_recipient(
     source: &SourceName,
     identity: &Identity,
     recipient: &Recipient,
-) -> Result<u32> {
-    let mut added = 0;
-    for number in 1..=root.current_writer()?.generation {
-        let Some(epoch) = load(store, root, source, number, &Access::Recipient(identity.clone())).await? else {
-            continue;
+) -> Result<()> {
+    for number in numbers(store, source).await? {
+        let epoch = match load(store, root, source, number, &Access::Recipient(identity.clone())).await {
+            Ok(Some(epoch)) => epoch,
+            Ok(None) => continue,
+            Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => {
+                tracing::warn!(%source, epoch = number, %error, "stepped over an epoch");
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         let (Some(private), Some(writer)) = (&epoch.private, &epoch.writer) else { continue };
         let plain = serde_json::to_vec(&LineageSecrets::new(private, writer.secret()))
             .map_err(|why| RepoError::Refused(format!("encode the lineage's keys: {why}")))?;
         let wrap = Wrap::new(recipient, &zeroize::Zeroizing::new(plain))?;
         let bytes = serde_json::to_vec(&wrap).map_err(|why| RepoError::Refused(format!("encode a wrap: {why}")))?;
-        let object = format!("{}{}.age.json", directory(source, number), recipient.name);
-        match store.put(&object, Bytes::from(bytes), PutOptions::default()).await {
-            Err(e) if e.kind != StoreErrorKind::AlreadyExists => return Err(e.into()),
-            _ => added += 1,
-        }
+        // A name that nobody can have taken: another key may have been added under this recipient's name before.
+        let object = format!("{}{}-{}.age.json", directory(source, number), recipient.name, hex(&random::<8>()));
+        store.put(&object, Bytes::from(bytes), PutOptions::default()).await?;
     }
-    Ok(added)
+    Ok(())
 }
 
 /// The key objects of a source, for whoever must keep them as long as its snapshots.

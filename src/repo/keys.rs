@@ -26,15 +26,20 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
+/// Lower-case digits only: a value has one form.
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     if pairs.len() != N || !rest.is_empty() {
         return None;
     }
-    let digit = |ascii: u8| char::from(ascii).to_digit(16);
+    let digit = |ascii: u8| match ascii {
+        b'0'..=b'9' => Some(ascii - b'0'),
+        b'a'..=b'f' => Some(ascii - b'a' + 10),
+        _ => None,
+    };
     let mut out = [0; N];
     for (byte, pair) in out.iter_mut().zip(pairs) {
-        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
     }
     Some(out)
 }
@@ -79,7 +84,8 @@ impl Secret32 {
     pub fn from_text(text: &str, prefix: &str, what: &'static str) -> Result<Self> {
         let bad = |reason: &str| RepoError::Refused(format!("the {what} cannot be read: {reason}"));
         let body = text.trim().strip_prefix(prefix).ok_or_else(|| bad(&format!("it must begin with {prefix}")))?;
-        let mut all: [u8; 36] = unhex(body).ok_or_else(|| bad("it must have 72 hexadecimal digits"))?;
+        let body = zeroize::Zeroizing::new(body.to_ascii_lowercase());
+        let mut all: [u8; 36] = unhex(&body).ok_or_else(|| bad("it must have 72 hexadecimal digits"))?;
         let mut key = [0; 32];
         key.copy_from_slice(&all[..32]);
         let sum_fits = blake3::hash(&key).as_bytes()[..4] == all[32..];

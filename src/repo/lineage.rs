@@ -154,9 +154,6 @@ impl Lineage {
     /// # Errors
     /// `Damaged`, `Foreign`, a store's.
     pub async fn read(&self, sequence: Sequence, meta: &ObjectMeta) -> Result<Snapshot> {
-        if meta.size > manifest::MAX_MANIFEST {
-            return Err(RepoError::damaged(&meta.key, format!("it has {} bytes, too many for a manifest", meta.size)));
-        }
         let bytes = self.store.get(&meta.key).await?;
         let claimed = Manifest::claimed_epoch(&meta.key, &bytes)?;
         let epoch = self.epoch_of(&meta.key, claimed).await?;
@@ -296,7 +293,7 @@ impl Lineage {
 /// A manifest that is damaged or foreign is stepped over; a store that does not answer is not.
 fn passable(error: RepoError) -> Result<RepoError> {
     match &error {
-        RepoError::Store(e) if e.kind != StoreErrorKind::NotFound && e.kind != StoreErrorKind::Truncated => Err(error),
+        RepoError::Store(e) if !e.kind.blames_object() => Err(error),
         RepoError::WrongKey { .. } | RepoError::NewerFormat { .. } => Err(error),
         _ => Ok(error),
     }

@@ -1,14 +1,14 @@
 //! Manifests: one object per snapshot that says everything restore needs to begin (`docs/format.md`, "Manifests").
 //!
 //! ```text
-//! magic (8) · length (4) header · length (4) catalogue · length (4) private part · signature (64)
+//! magic (6) · format (2) · length (4) header · length (4) catalogue · length (4) private part · signature (64)
 //! ```
 //! The header is plain (which packs, whose child), the catalogue is sealed for the writer (facts, times, sizes, where the
 //! entry segments are), the private part for the recipients (what could not be captured). Pure: bytes in, bytes out.
 
 use crate::entry::{Facts, Problem};
 use crate::id::{ChunkId, PackId, RepositoryId, Sequence, SourceName};
-use crate::repo::codec::{pack_document, unpack_document};
+use crate::repo::codec::{decode, pack_document, unpack_document};
 use crate::repo::epoch::{Epoch, document_aad};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::{Secret32, WriterKeys, verify};
@@ -16,11 +16,10 @@ use crate::repo::pack::encode;
 use crate::repo::root::FORMAT;
 use crate::repo::seal::{decapsulate, encapsulate, info, open_document, seal_document};
 
-const MAGIC: &[u8; 8] = b"LBSNAP\x00\x01";
+/// Followed by the format, two bytes, big-endian.
+const MAGIC: &[u8; 6] = b"LBSNAP";
 const SIGNATURE: &str = "lifeboat.dev 2026 manifest";
 const MAX_DOCUMENT: usize = 64 << 20;
-/// No manifest is larger.
-pub(crate) const MAX_MANIFEST: u64 = 128 << 20;
 
 /// The object of a snapshot's manifest.
 pub(crate) fn object(source: &SourceName, sequence: Sequence) -> String {
@@ -98,6 +97,14 @@ pub struct Header {
     /// Days since the Unix epoch until which the locks of the root's and the source's key objects were last extended.
     #[n(9)]
     pub keys_lock_day: Option<u32>,
+}
+
+/// What every format's headers have, so that any reader finds the epoch and checks the signature.
+#[derive(minicbor::Decode)]
+#[cbor(map)]
+struct Claim {
+    #[n(3)]
+    epoch: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
@@ -216,7 +223,7 @@ pub(crate) fn write(
         .ok_or_else(|| RepoError::damaged(&name, "the lineage's public key is not one"))?;
     let private = seal_document(&key, &aad, pack_document(&encode(private)).map_err(broken)?);
     let private = [&encapsulation[..], &private].concat();
-    let mut bytes = MAGIC.to_vec();
+    let mut bytes = [&MAGIC[..], &FORMAT.to_be_bytes()].concat();
     for part in [&encode(header), &catalogue, &private] {
         bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
         bytes.extend_from_slice(part);
@@ -227,43 +234,68 @@ pub(crate) fn write(
     Ok(bytes)
 }
 
-impl Manifest {
-    /// Splits a manifest into its parts; says nothing yet about who wrote it. Also gives what is signed and the signature.
-    pub(crate) fn split<'a>(object: &str, bytes: &'a [u8]) -> Result<(Self, &'a [u8], &'a [u8; 64])> {
+/// A manifest taken apart; says nothing yet about who wrote it.
+struct Parts<'a> {
+    format: u16,
+    header: &'a [u8],
+    catalogue: &'a [u8],
+    private: &'a [u8],
+    signed: &'a [u8],
+    signature: &'a [u8; 64],
+}
+
+impl<'a> Parts<'a> {
+    fn of(object: &str, bytes: &'a [u8]) -> Result<Self> {
         let bad = |reason: &str| RepoError::damaged(object, reason);
         let (signed, signature) = bytes.split_last_chunk::<64>().ok_or_else(|| bad("it is too short"))?;
-        let mut rest = signed.strip_prefix(MAGIC).ok_or_else(|| bad("it does not begin as a manifest does"))?;
-        let mut parts = [&[][..]; 3];
-        for part in &mut parts {
-            let (length, after) = rest.split_first_chunk::<4>().ok_or_else(|| bad("it is cut off"))?;
-            let length = u32::from_le_bytes(*length) as usize;
-            (*part, rest) = after.split_at_checked(length).ok_or_else(|| bad("it is cut off"))?;
+        let rest = signed.strip_prefix(MAGIC).ok_or_else(|| bad("it does not begin as a manifest does"))?;
+        let (format, mut rest) = rest.split_first_chunk::<2>().ok_or_else(|| bad("it is cut off"))?;
+        let format = u16::from_be_bytes(*format);
+        let mut part = || {
+            let (length, after) = rest.split_first_chunk::<4>()?;
+            let (part, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            rest = after;
+            Some(part)
+        };
+        let header = part().ok_or_else(|| bad("it is cut off"))?;
+        if format != FORMAT {
+            // Only the header stands where it stands in every format.
+            return Ok(Self { format, header, catalogue: &[], private: &[], signed, signature });
         }
+        let (catalogue, private) = part().zip(part()).ok_or_else(|| bad("it is cut off"))?;
         if !rest.is_empty() {
             return Err(bad("it is longer than it says"));
         }
-        let header: Header = minicbor::decode(parts[0]).map_err(|why| RepoError::damaged(object, why))?;
-        let (catalogue, private) = (parts[1].to_vec(), parts[2].to_vec());
-        let digest = *blake3::hash(bytes).as_bytes();
-        Ok((Self { object: object.into(), header, digest, catalogue, private }, signed, signature))
+        Ok(Self { format, header, catalogue, private, signed, signature })
+    }
+}
+
+impl Manifest {
+    /// Reads a manifest without asking who wrote it.
+    pub(crate) fn unsigned(object: &str, bytes: &[u8]) -> Result<Self> {
+        let parts = Parts::of(object, bytes)?;
+        let header: Header = decode(parts.header).map_err(|why| RepoError::damaged(object, why))?;
+        if parts.format != FORMAT || header.format != FORMAT {
+            return Err(RepoError::damaged(object, format!("there is no format {}", parts.format)));
+        }
+        let (catalogue, private) = (parts.catalogue.to_vec(), parts.private.to_vec());
+        Ok(Self { object: object.into(), header, digest: *blake3::hash(bytes).as_bytes(), catalogue, private })
     }
 
-    /// The epoch that a manifest claims to be signed under.
+    /// The epoch that a manifest of any format claims to be signed under.
     ///
     /// # Errors
-    /// `Damaged`, `NewerFormat`.
+    /// `Damaged`.
     pub fn claimed_epoch(object: &str, bytes: &[u8]) -> Result<u32> {
-        let header = Self::split(object, bytes)?.0.header;
-        if header.format > FORMAT {
-            return Err(RepoError::NewerFormat { object: object.into(), found: header.format, known: FORMAT });
-        }
-        Ok(header.epoch)
+        let claim: Claim =
+            minicbor::decode(Parts::of(object, bytes)?.header).map_err(|why| RepoError::damaged(object, why))?;
+        Ok(claim.epoch)
     }
 
     /// Reads a manifest that must be snapshot `sequence` of `source`, signed under `epoch`.
     ///
     /// # Errors
-    /// `Damaged`, `Foreign`.
+    /// `Damaged`, `Foreign`, `NewerFormat`.
     pub fn parse(
         bytes: &[u8],
         repository: RepositoryId,
@@ -272,11 +304,16 @@ impl Manifest {
         epoch: &Epoch,
     ) -> Result<Self> {
         let object = object(source, sequence);
-        let (this, signed, signature) = Self::split(&object, bytes)?;
+        let parts = Parts::of(&object, bytes)?;
         let foreign = |reason: &str| RepoError::Foreign { object: object.clone(), reason: reason.into() };
-        if !verify(&epoch.verifying_key, SIGNATURE, signed, signature) {
+        if !verify(&epoch.verifying_key, SIGNATURE, parts.signed, parts.signature) {
             return Err(foreign("its signature is not of the source's writer (altered, or written by someone else)"));
         }
+        // Only now: a version that anybody can put there must not hide what is older.
+        if parts.format > FORMAT {
+            return Err(RepoError::NewerFormat { object, found: parts.format, known: FORMAT });
+        }
+        let this = Self::unsigned(&object, bytes)?;
         let header = &this.header;
         if header.repository != repository || header.source != source.as_str() || header.sequence != sequence {
             return Err(foreign("it is a snapshot of another repository, source or number"));
@@ -297,7 +334,7 @@ impl Manifest {
         let plain = open_document(&catalogue_key(keys, &aad), &aad, &self.catalogue)
             .map_err(|_| RepoError::WrongKey { what: "writer key", object: self.object.clone() })?;
         let plain = unpack_document(&plain, MAX_DOCUMENT).map_err(|why| RepoError::damaged(&self.object, why))?;
-        let catalogue: Catalogue = minicbor::decode(&plain).map_err(|why| RepoError::damaged(&self.object, why))?;
+        let catalogue: Catalogue = decode(&plain).map_err(|why| RepoError::damaged(&self.object, why))?;
         if catalogue.depth == 0 {
             Ok(catalogue)
         } else {
@@ -315,6 +352,77 @@ impl Manifest {
         let key = decapsulate(private, encapsulation, &info).map_err(|_| wrong())?;
         let plain = open_document(&key, &aad, sealed).map_err(|_| wrong())?;
         let plain = unpack_document(&plain, MAX_DOCUMENT).map_err(|why| RepoError::damaged(&self.object, why))?;
-        minicbor::decode(&plain).map_err(|why| RepoError::damaged(&self.object, why))
+        decode(&plain).map_err(|why| RepoError::damaged(&self.object, why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::keys::{Secret32, Signer, WriterKey};
+    use crate::repo::seal::generate_pair;
+
+    const ID: RepositoryId = RepositoryId([7; 16]);
+
+    fn epoch(key: &WriterKey, source: &SourceName) -> Epoch {
+        let signer: Signer = key.lineage_signer(ID, source, 1);
+        Epoch {
+            number: 1,
+            generation: 1,
+            from: Sequence(1),
+            public: generate_pair().1,
+            verifying_key: signer.public(),
+            writer: Some(WriterKeys::new(key.lineage_secret(ID, source, 1))),
+            signer: Some(signer),
+            private: None,
+            retired_at: None,
+        }
+    }
+
+    fn header(source: &SourceName) -> Header {
+        Header {
+            format: FORMAT,
+            repository: ID,
+            source: source.to_string(),
+            epoch: 1,
+            sequence: Sequence(1),
+            parent: None,
+            time_ms: 0,
+            state: State::Good,
+            packs: Vec::new(),
+            keys_lock_day: None,
+        }
+    }
+
+    /// One that the writer signed says "update"; one that anybody put there says nothing.
+    #[test]
+    fn a_newer_format_is_believed_only_when_it_is_signed() {
+        let source: SourceName = "data".parse().unwrap();
+        let epoch = epoch(&WriterKey(Secret32([3; 32])), &source);
+        let bytes = write(&header(&source), &Catalogue::default(), &Private::default(), &source, &epoch).unwrap();
+        let parse = |bytes: &[u8]| Manifest::parse(bytes, ID, &source, Sequence(1), &epoch);
+        assert_eq!(parse(&bytes).unwrap().header, header(&source));
+        let mut newer = bytes[..bytes.len() - 64].to_vec();
+        newer[7] = 2;
+        // What follows the header may be anything.
+        newer.truncate(12 + u32::from_le_bytes(newer[8..12].try_into().unwrap()) as usize);
+        newer.extend_from_slice(b"something new");
+        assert_eq!(Manifest::claimed_epoch("m", &[&newer[..], &[0; 64]].concat()).unwrap(), 1);
+        let planted = parse(&[&newer[..], &[0; 64]].concat());
+        assert!(matches!(planted, Err(RepoError::Foreign { .. })), "{planted:?}");
+        let signature = epoch.signer.as_ref().unwrap().sign(SIGNATURE, &newer);
+        let signed = parse(&[&newer[..], &signature].concat());
+        assert!(matches!(signed, Err(RepoError::NewerFormat { found: 2, .. })), "{signed:?}");
+        newer[7] = 0;
+        let signature = epoch.signer.as_ref().unwrap().sign(SIGNATURE, &newer);
+        assert!(matches!(parse(&[&newer[..], &signature].concat()), Err(RepoError::Damaged { .. })));
+    }
+
+    #[test]
+    fn nothing_may_follow_a_record() {
+        let bytes = encode(&header(&"data".parse().unwrap()));
+        assert!(decode::<Header>(&bytes).is_ok());
+        assert!(decode::<Header>(&[&bytes[..], &[0]].concat()).is_err());
+        assert!(decode::<Header>(&bytes[..bytes.len() - 1]).is_err());
     }
 }

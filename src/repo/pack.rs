@@ -8,7 +8,7 @@
 //! says what each frame holds, chunk by chunk or page by page, and binds the table. Pure: bytes in, bytes out.
 
 use crate::id::{ChunkId, PackId, RepositoryId, SourceName};
-use crate::repo::codec::{Codec, MAX_RAW, decompress, pack_document, unpack_document};
+use crate::repo::codec::{Codec, MAX_RAW, decode, decompress, pack_document, unpack_document};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::{Secret32, WriterKeys, random};
 use crate::repo::seal::{
@@ -144,6 +144,11 @@ pub(crate) struct Finished {
     pub tail_digest: [u8; 16],
 }
 
+/// A pack's first [`HEADER`] bytes.
+pub(crate) fn head(pack: PackId) -> Vec<u8> {
+    [&MAGIC[..], &pack.0].concat()
+}
+
 fn directory_key(keys: &WriterKeys, pack: PackId) -> Secret32 {
     keys.sealing_key("lifeboat.dev 2026 pack directory", &pack.0)
 }
@@ -186,7 +191,7 @@ impl PackWriter {
         let directory = Directory { frames: Vec::new(), ids: Vec::new(), zeros: Vec::new() };
         let data = SealKey::new(&secret);
         let this = Self { pack, table, directory, data, writer, size: HEADER, raw: 0, items: 0 };
-        Some((this, [&MAGIC[..], &pack.0].concat()))
+        Some((this, head(pack)))
     }
 
     pub fn id(&self) -> PackId {
@@ -307,7 +312,7 @@ impl PlainTail {
         if digest16(&tail[..body]) != tail[body + 8..body + 24] {
             return Err(RepoError::damaged(object, "its tail does not have the digest it should"));
         }
-        let table: Table = minicbor::decode(&tail[..table_len]).map_err(|why| RepoError::damaged(object, why))?;
+        let table: Table = decode(&tail[..table_len]).map_err(|why| RepoError::damaged(object, why))?;
         if table.frames.iter().any(|f| f.sealed as usize > MAX_SEALED) {
             return Err(RepoError::damaged(object, "a frame is larger than the format allows"));
         }
@@ -397,7 +402,7 @@ impl PackIndex {
     pub fn open(object: String, bytes: &[u8], size: u64, keys: &WriterKeys) -> Result<Self> {
         let tail = PlainTail::parse(&object, bytes, size)?;
         let plain = open_directory(&object, bytes, &tail, keys)?;
-        let directory = minicbor::decode(&plain).map_err(|why| RepoError::damaged(&object, why))?;
+        let directory = decode(&plain).map_err(|why| RepoError::damaged(&object, why))?;
         Self::new(object, tail, directory)
     }
 
@@ -419,7 +424,7 @@ impl PackIndex {
             this.pages.extend(zeros.runs.into_iter().map(run));
         }
         this.pages.sort_unstable();
-        let sound = |run: &PageRun| run.first <= MAX_PAGES && u64::from(run.count) <= MAX_PAGES;
+        let sound = |run: &PageRun| run.first <= MAX_PAGES && run.end() <= MAX_PAGES;
         let apart = |pair: &[PageRun]| pair[0].space != pair[1].space || pair[0].end() <= pair[1].first;
         if !this.pages.iter().all(sound) || !this.pages.windows(2).all(apart) {
             return Err(this.bad("its directory names a page twice"));
@@ -473,6 +478,12 @@ impl PackIndex {
             Place::Pages(size) => (within as u32 * size, *size),
         };
         Some(Located { frame: frame as u32, offset, length, id })
+    }
+
+    /// The first page of a space, at or after `from`, that the pack says something of.
+    pub fn next_page(&self, space: u64, from: u64) -> Option<u64> {
+        let next = self.pages.partition_point(|run| (run.space, run.end()) <= (space, from));
+        self.pages.get(next).filter(|run| run.space == space).map(|run| run.first.max(from))
     }
 
     /// What the pack says of pages `from..to` of a space, cut to that window, in order.

@@ -4,7 +4,7 @@
 //! What is read is checked: frames against their seals, chunks against their ids. The reading calls block and may be made
 //! from many threads; frames that several of them need are read once.
 
-use crate::entry::{Entry, Problem};
+use crate::entry::{Entry, Kind, Problem};
 use crate::id::ChunkId;
 use crate::repo::cache::Cache;
 use crate::repo::epoch::Epoch;
@@ -225,6 +225,14 @@ impl Reader {
             let list: Entries = decode(object, &bytes?)?;
             let known: Vec<Option<u32>> = list.packs.iter().map(|p| packs.get(p).copied()).collect();
             let items = list.entries.into_iter().map(|stored| {
+                let file = stored.entry.kind == Kind::File;
+                let fits = if stored.body == Body::None { !file || stored.entry.size == 0 } else { file };
+                if !fits {
+                    return Err(RepoError::damaged(
+                        object,
+                        "an entry has content that it cannot have, or lacks what it should have",
+                    ));
+                }
                 let place = match stored.body {
                     Body::None => Place::Nothing,
                     Body::Pages(space, size, digest) => {
@@ -344,10 +352,9 @@ impl Reader {
         let size = u64::from(pages.size);
         let end = part.1.min(item.entry.size).div_ceil(size);
         let mut from = part.0 / size;
-        while from < end {
-            let to = end.min(from + WINDOW);
-            self.read_window(item, pages, (from, to), emit)?;
-            from = to;
+        while let Some(window) = self.runtime.block_on(self.next_window(pages.space, from, end))? {
+            self.read_window(item, pages, window, emit)?;
+            from = window.1;
         }
         Ok(())
     }
@@ -357,15 +364,14 @@ impl Reader {
         let keys = self.epoch.writer_keys()?;
         let end = item.entry.size.div_ceil(u64::from(pages.size.max(1)));
         let (mut digest, mut from) = (0u128, 0);
-        while from < end {
-            let to = end.min(from + WINDOW);
-            for (_, index, run) in self.window(pages.space, (from, to)).await? {
+        while let Some(window) = self.next_window(pages.space, from, end).await? {
+            for (_, index, run) in self.window(pages.space, window).await? {
                 for i in 0..run.count {
                     let id = run.ordinal.and_then(|first| index.id(first + i));
                     digest = digest.wrapping_add(id.map_or(0, |id| keys.page_mark(run.first + u64::from(i), id)));
                 }
             }
-            from = to;
+            from = window.1;
         }
         if digest == pages.digest {
             Ok(())
@@ -374,6 +380,15 @@ impl Reader {
             let reason = format!("the packs it lists do not hold the pages of {name} that it should have");
             Err(RepoError::damaged(&self.snapshot.manifest.object, reason))
         }
+    }
+
+    /// The next pages before `end` that anything is said of: a file may be much larger than what it holds.
+    async fn next_window(&self, space: u64, from: u64, end: u64) -> Result<Option<(u64, u64)>> {
+        let mut next = end;
+        for pack in 0..self.packs.len() as u32 {
+            next = next.min(self.index(pack).await?.next_page(space, from).unwrap_or(end));
+        }
+        Ok((next < end).then(|| (next, end.min(next + WINDOW))))
     }
 
     /// What holds each page of a window, in runs; pages that nothing holds are zeros.

@@ -6,14 +6,14 @@
 use crate::id::{RepositoryId, Sequence, SourceName};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::{KeeperKey, RootKey, Secret32, Signer, WriterKey, hex, repository_id, unhex, verify};
-use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
+use crate::store::{ObjectMeta, PutOptions, Store, StoreErrorKind, list_all};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 /// The newest format this version writes and reads.
@@ -200,8 +200,11 @@ pub struct RootKeys {
 #[derive(Clone, Debug)]
 pub struct Root {
     pub id: RepositoryId,
+    created: Timestamp,
     record: Record,
     digest: [u8; 32],
+    /// The number of the next state: the first above this one under which nothing lies, a state or not.
+    next: Sequence,
 }
 
 impl Root {
@@ -237,7 +240,7 @@ impl Root {
                 Err(RepoError::AlreadyInitialised { url: store.url() })
             }
             Err(e) => Err(e.into()),
-            Ok(()) => Ok((Self { id, record, digest }, keys)),
+            Ok(()) => Ok((Self { id, created: now, record, digest, next: Sequence(2) }, keys)),
         }
     }
 
@@ -261,20 +264,24 @@ impl Root {
                 reason: "its id is not that of its root key".into(),
             });
         }
-        // What is not a state of this root is stepped over: anyone who can write may have put it there.
-        for meta in list_all(store, AMENDMENTS).await? {
-            let object = meta.key;
-            let Some(number) = Sequence::from_object_name(&object[AMENDMENTS.len()..]) else { continue };
-            let bytes = store.get(&object).await?;
-            match parse(&object, &bytes, |_| Ok(public)) {
-                Ok(record) if record.id == first.id && record.number == number.0 => {
-                    return Ok(Self { id, record, digest: *blake3::hash(&bytes).as_bytes() });
-                }
-                Err(error @ RepoError::NewerFormat { .. }) => return Err(error),
-                _ => tracing::warn!(object, "stepped over a root state that is damaged or foreign"),
+        let listed = list_all(store, AMENDMENTS).await?;
+        let numbered = |meta: &ObjectMeta| Sequence::from_object_name(&meta.key[AMENDMENTS.len()..]);
+        let taken: BTreeSet<Sequence> = listed.iter().filter_map(numbered).collect();
+        let (created, mut newest) = (first.time, (first, bytes));
+        for meta in listed {
+            let Some(number) = numbered(&meta) else { continue };
+            if let Some(state) = state(store, &meta.key, number, &newest.0.id, public).await? {
+                newest = state;
+                break;
             }
+            tracing::warn!(object = meta.key, "stepped over a root state that is damaged or foreign");
         }
-        Ok(Self { id, record: first, digest: *blake3::hash(&bytes).as_bytes() })
+        let (record, bytes) = newest;
+        let mut next = Sequence(record.number).next();
+        while taken.contains(&next) {
+            next = next.next();
+        }
+        Ok(Self { id, created, record, digest: *blake3::hash(&bytes).as_bytes(), next })
     }
 
     /// A state that nobody need have signed, to see what a decoder makes of it.
@@ -285,7 +292,8 @@ impl Root {
             key_field(ROOT, &record.root)
         });
         let record = read?;
-        Some(Self { id: record.id.parse().ok()?, record, digest: *blake3::hash(bytes).as_bytes() })
+        let (id, created, digest) = (record.id.parse().ok()?, record.time, *blake3::hash(bytes).as_bytes());
+        Some(Self { id, created, record, digest, next: Sequence(2) })
     }
 
     #[must_use]
@@ -293,9 +301,10 @@ impl Root {
         &self.record.recipients
     }
 
+    /// When the repository was made.
     #[must_use]
     pub fn created(&self) -> Timestamp {
-        self.record.time
+        self.created
     }
 
     /// The keys that prune records may be signed with.
@@ -365,7 +374,7 @@ impl Root {
     /// Writes the next state with other recipients.
     ///
     /// # Errors
-    /// `Busy`-like `AlreadyExists` when another amendment came first.
+    /// `Refused` when another change came first.
     pub async fn set_recipients(
         &self,
         store: &dyn Store,
@@ -415,15 +424,20 @@ impl Root {
         change: impl FnOnce(&mut Record),
     ) -> Result<Self> {
         let mut record = self.record.clone();
-        record.number += 1;
+        record.number = self.next.0;
         record.previous = Some(hex(&self.digest));
         record.time = now;
         change(&mut record);
         let bytes = sign_json(&keys.root.signer(), SIGNATURE, &record)?;
         let digest = *blake3::hash(&bytes).as_bytes();
-        let object = format!("{AMENDMENTS}{}", Sequence(record.number).object_name());
-        store.put(&object, Bytes::from(bytes), PutOptions::default()).await?;
-        Ok(Self { id: self.id, record, digest })
+        let object = format!("{AMENDMENTS}{}", self.next.object_name());
+        match store.put(&object, Bytes::from(bytes), PutOptions::default()).await {
+            Err(e) if e.kind == StoreErrorKind::AlreadyExists => Err(RepoError::Refused(
+                "the repository's keys were changed meanwhile; look at them and try again".into(),
+            )),
+            Err(e) => Err(e.into()),
+            Ok(()) => Ok(Self { digest, record, next: self.next.next(), ..self.clone() }),
+        }
     }
 }
 
@@ -433,16 +447,49 @@ pub(crate) async fn objects(store: &dyn Store) -> Result<Vec<String>> {
     Ok(std::iter::once(ROOT.to_owned()).chain(states.into_iter().map(|object| object.key)).collect())
 }
 
-fn parse<'a>(object: &str, bytes: &'a [u8], public: impl FnOnce(&Record) -> Result<[u8; 32]>) -> Result<Record> {
-    #[derive(Deserialize)]
-    struct Version {
-        lifeboat: u16,
+/// A later state of the root, and its bytes; `None` for what is none: anyone who can write may have put it there.
+async fn state(
+    store: &dyn Store,
+    object: &str,
+    number: Sequence,
+    id: &str,
+    public: [u8; 32],
+) -> Result<Option<(Record, Bytes)>> {
+    let bytes = match store.get(object).await {
+        Err(e) if e.kind.blames_object() => return Ok(None),
+        other => other?,
+    };
+    let signed: Result<Version> = open_json(object, &bytes, SIGNATURE, |_| Ok(public));
+    match signed {
+        Ok(version) if version.lifeboat > FORMAT => Err(version.too_new(object)),
+        Ok(_) => {
+            let record = parse(object, &bytes, |_| Ok(public)).ok();
+            Ok(record.filter(|r| r.id == id && r.number == number.0).map(|record| (record, bytes)))
+        }
+        Err(_) => Ok(None),
     }
+}
+
+/// What every format's states begin with.
+#[derive(Deserialize)]
+struct Version {
+    lifeboat: u16,
+}
+
+impl Version {
+    fn too_new(&self, object: &str) -> RepoError {
+        RepoError::NewerFormat { object: object.into(), found: self.lifeboat, known: FORMAT }
+    }
+}
+
+fn parse<'a>(object: &str, bytes: &'a [u8], public: impl FnOnce(&Record) -> Result<[u8; 32]>) -> Result<Record> {
     // Read first on its own: a newer format may change everything else.
     let signed: Signed<'a> = serde_json::from_slice(bytes).map_err(|why| RepoError::damaged(object, why))?;
     let version: Version = serde_json::from_str(signed.record.get()).map_err(|why| RepoError::damaged(object, why))?;
-    if version.lifeboat > FORMAT {
-        return Err(RepoError::NewerFormat { object: object.into(), found: version.lifeboat, known: FORMAT });
+    match version.lifeboat {
+        0 => return Err(RepoError::damaged(object, "there is no format 0")),
+        1..=FORMAT => {}
+        _ => return Err(version.too_new(object)),
     }
     open_json(object, bytes, SIGNATURE, public)
 }

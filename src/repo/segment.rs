@@ -3,6 +3,7 @@
 
 use crate::entry::{Entry, Fingerprint};
 use crate::id::PackId;
+use crate::repo::codec;
 use crate::repo::error::{RepoError, Result};
 use std::collections::HashMap;
 
@@ -131,7 +132,7 @@ pub(crate) fn push_run(runs: &mut Vec<Run>, pack: u32, first: u32, count: u32) {
 /// # Errors
 /// `Damaged`.
 pub(crate) fn decode<'a, T: minicbor::Decode<'a, ()>>(object: &str, bytes: &'a [u8]) -> Result<T> {
-    minicbor::decode(bytes).map_err(|why| RepoError::damaged(object, format!("a list in it cannot be read: {why}")))
+    codec::decode(bytes).map_err(|why| RepoError::damaged(object, format!("a list in it cannot be read: {why}")))
 }
 
 #[cfg(test)]

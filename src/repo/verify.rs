@@ -11,7 +11,7 @@ use crate::repo::manifest::PackRef;
 use crate::repo::pack::{self, FrameInfo, PackIndex, PackKeys, PlainTail};
 use crate::repo::prune;
 use crate::repo::reader::Reader;
-use crate::store::{StoreErrorKind, list_all};
+use crate::store::list_all;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -193,7 +193,14 @@ impl Lineage {
             }
             _ => None,
         };
-        let (mut bytes, mut problems) = (0, Vec::new());
+        let (mut bytes, mut problems) = (pack::HEADER, Vec::new());
+        match self.store.get_range(&object, 0, pack::HEADER).await.map_err(RepoError::from) {
+            Err(error) => problems.push((object.clone(), broken(error)?.to_string())),
+            Ok(head) if head != pack::head(plain.pack)[..] => {
+                problems.push((object.clone(), "it does not begin as a pack of its name does".into()));
+            }
+            Ok(_) => {}
+        }
         for (number, frame) in (0..).zip(&plain.frames) {
             let frame_name = format!("{object} (frame {number})");
             bytes += u64::from(frame.sealed);
@@ -290,7 +297,7 @@ fn finding_of(over: &SteppedOver) -> Finding {
 fn broken(error: RepoError) -> Result<RepoError> {
     match &error {
         RepoError::Damaged { .. } | RepoError::Foreign { .. } => Ok(error),
-        RepoError::Store(e) if matches!(e.kind, StoreErrorKind::NotFound | StoreErrorKind::Truncated) => Ok(error),
+        RepoError::Store(e) if e.kind.blames_object() => Ok(error),
         _ => Err(error),
     }
 }

@@ -102,14 +102,17 @@ impl Lineage {
         };
         let generation = self.root.accept_writer(key)?;
         let newest = self.newest().await?;
-        let epoch = if let Some(epoch) = self.epoch(generation).await? {
+        let of_newest = match &newest.snapshot {
+            Some(snapshot) => self.epoch(snapshot.manifest.header.epoch).await?,
+            None => None,
+        };
+        let epoch = if let Some(epoch) = of_newest.filter(|epoch| epoch.generation == generation) {
             epoch
         } else {
             let from = newest.next();
-            let begun = epoch::begin(self.store.as_ref(), &self.root, &self.source, key, generation, from).await?;
-            self.remember(begun)
+            self.remember(epoch::current(self.store.as_ref(), &self.root, &self.source, key, from).await?)
         };
-        let base = newest.snapshot.filter(|s| s.manifest.header.epoch == generation);
+        let base = newest.snapshot.filter(|s| s.manifest.header.epoch == epoch.number);
         let known = match &base {
             None => Known::nothing(),
             Some(base) => {

@@ -9,7 +9,6 @@ use crate::entry::{Entry, Kind, Problem};
 use crate::repo::{Item, ReadError, Reader, RepoError};
 use crate::restore::tree::Tree;
 use crate::restore::{RestoreError, Selection, Strays};
-use crate::store::StoreErrorKind;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::File;
 use std::io;
@@ -330,7 +329,7 @@ fn write_error(entry: &Entry, source: io::Error) -> RestoreError {
 fn concerns_one_file(error: &RepoError) -> bool {
     match error {
         RepoError::Damaged { .. } | RepoError::Foreign { .. } => true,
-        RepoError::Store(error) => matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Truncated),
+        RepoError::Store(error) => error.kind.blames_object(),
         _ => false,
     }
 }

@@ -11,6 +11,8 @@ pub enum StoreErrorKind {
     Locked,
     /// The object is shorter than was asked for.
     Truncated,
+    /// The object is larger than any that is read whole.
+    TooLarge,
     /// No room left.
     Full,
     /// The store was opened for reading only.
@@ -19,6 +21,14 @@ pub enum StoreErrorKind {
     Unavailable,
     /// Anything else; not worth another try.
     Other,
+}
+
+impl StoreErrorKind {
+    /// The object itself is to blame, not the way to it: others can still be read.
+    #[must_use]
+    pub fn blames_object(self) -> bool {
+        matches!(self, Self::NotFound | Self::Truncated | Self::TooLarge)
+    }
 }
 
 /// `action` on `object` failed.
@@ -56,6 +66,7 @@ impl StoreError {
             Io::ReadOnlyFilesystem => StoreErrorKind::ReadOnly,
             Io::StorageFull | Io::QuotaExceeded => StoreErrorKind::Full,
             Io::UnexpectedEof => StoreErrorKind::Truncated,
+            Io::FileTooLarge => StoreErrorKind::TooLarge,
             Io::Interrupted | Io::TimedOut => StoreErrorKind::Unavailable,
             _ => StoreErrorKind::Other,
         };
@@ -75,6 +86,7 @@ fn describe(kind: StoreErrorKind) -> &'static str {
         StoreErrorKind::Denied => "access denied",
         StoreErrorKind::Locked => "a retention date (Object Lock) forbids it",
         StoreErrorKind::Truncated => "it is shorter than it should be",
+        StoreErrorKind::TooLarge => "it is larger than such an object can be",
         StoreErrorKind::Full => "no space left",
         StoreErrorKind::ReadOnly => "the store was opened for reading only",
         StoreErrorKind::Unavailable => "the store is unavailable",

@@ -8,7 +8,7 @@
 mod listing;
 
 use super::key::{check_key, check_prefix};
-use super::{Features, ObjectMeta, PutOptions, Result, Store, StoreError, StoreErrorKind, Upload};
+use super::{Features, MAX_WHOLE, ObjectMeta, PutOptions, Result, Store, StoreError, StoreErrorKind, Upload};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -249,6 +249,9 @@ impl Store for Local {
     async fn get(&self, key: &str) -> Result<Bytes> {
         self.blocking("read", key, |shared, key| {
             let (mut file, size) = shared.object(key)?;
+            if size > MAX_WHOLE {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
             let mut body = Vec::with_capacity(size as usize);
             file.read_to_end(&mut body)?;
             Ok(body.into())

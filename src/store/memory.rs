@@ -1,7 +1,7 @@
 //! Objects in memory, for tests: a deterministic clock, and Object Lock on request.
 
 use super::key::{check_key, check_prefix};
-use super::{Features, ObjectMeta, PutOptions, Result, Store, StoreError, StoreErrorKind, Upload};
+use super::{Features, MAX_WHOLE, ObjectMeta, PutOptions, Result, Store, StoreError, StoreErrorKind, Upload};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
@@ -88,7 +88,10 @@ impl Store for Memory {
     }
 
     async fn get(&self, key: &str) -> Result<Bytes> {
-        self.read(key, |object| Ok(object.body.clone()))
+        self.read(key, |object| match object.body.len() as u64 {
+            0..=MAX_WHOLE => Ok(object.body.clone()),
+            _ => Err(StoreError::new(StoreErrorKind::TooLarge, "read", key)),
+        })
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {

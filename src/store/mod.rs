@@ -58,6 +58,9 @@ pub struct Features {
     pub versions: bool,
 }
 
+/// No object that is read as a whole is larger (`docs/format.md`, "Limits"); what is larger is read by ranges.
+pub const MAX_WHOLE: u64 = 128 << 20;
+
 /// A place for objects. Keys are `/`-separated ASCII paths relative to the store's own prefix.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
@@ -75,10 +78,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Begins an object that is written piece by piece, so that a pack is never whole in memory.
     async fn upload(&self, key: &str, options: PutOptions) -> Result<Box<dyn Upload>>;
 
-    /// Reads a whole object. Meant for small ones.
+    /// Reads a whole object.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `TooLarge` above [`MAX_WHOLE`], before anything is allocated.
     async fn get(&self, key: &str) -> Result<Bytes>;
 
     /// Reads exactly `length` bytes from `offset`.

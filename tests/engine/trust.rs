@@ -249,6 +249,81 @@ fn rubbish_under_any_name_stops_nothing() {
     });
 }
 
+/// … and under the names that a change of keys takes next.
+#[test]
+fn rubbish_does_not_stop_a_change_of_keys() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let rubbish = || bytes::Bytes::from_static(b"rubbish");
+        let later = br#"{"record":{"lifeboat":2,"id":"00"},"signature":""}"#;
+        let number = |n| Sequence(n).object_name();
+        for (object, bytes) in [
+            (format!("_root/{}", number(2)), rubbish()),
+            (format!("_root/{}", number(3)), bytes::Bytes::from_static(later)),
+            ("data/keys/0002/epoch.json".into(), rubbish()),
+            ("data/keys/0003/epoch.json".into(), memory.get("data/keys/0001/epoch.json").await.unwrap()),
+            ("data/keys/9999999999/epoch.json".into(), rubbish()),
+            (format!("data/snapshots/{}", number(3)), bytes::Bytes::from_static(b"LBSNAP\x00\x02 later")),
+        ] {
+            memory.put(&object, bytes, PutOptions::default()).await.unwrap();
+        }
+        let world = world.through(memory.clone()).await.unwrap();
+        assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
+        let drill = Identity::generate();
+        let added = Recipient { name: "drill".into(), role: Role::Drill, key: drill.public() };
+        let repository = world.repository.add_recipient(&world.identity, added, now()).await.unwrap();
+        let (repository, keys) = repository.rotate_writer(&world.identity, now()).await.unwrap();
+        let rotated = World { repository, identity: world.identity.clone(), keys, source: world.source.clone() };
+        assert_eq!(rotated.backup(&second).await.unwrap().sequence, Sequence(4));
+        assert_eq!(rotated.backup(&second).await.unwrap().sequence, Sequence(5));
+        let rotated = rotated.through(memory.clone()).await.unwrap();
+        assert_eq!(contents(&rotated.read(&Selector::Latest).await.unwrap()), contents(&second));
+        let by_drill = World { identity: drill, ..rotated };
+        for number in [1, 5] {
+            assert!(by_drill.read(&Selector::Number(Sequence(number))).await.is_ok(), "{number}");
+        }
+        let created = by_drill.repository.root().created();
+        assert_eq!(created, world.repository.root().created(), "a change of keys does not make a repository younger");
+        assert!(memory.head(&format!("_root/{}", number(5))).await.is_ok(), "states are counted past what is none");
+        assert!(memory.head("data/keys/0004/epoch.json").await.is_ok(), "and so are epochs");
+    });
+}
+
+/// Taken off the list and put on it again, under the same name and with another key.
+#[test]
+fn a_recipient_who_comes_again_reads_what_there_was() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let mut repository = world.repository.clone();
+        for turn in 0..2 {
+            let identity = Identity::generate();
+            let drill = Recipient { name: "drill".into(), role: Role::Drill, key: identity.public() };
+            repository = repository.add_recipient(&world.identity, drill, now()).await.unwrap();
+            let by_drill = World { identity, ..world.through(memory.clone()).await.unwrap() };
+            let read = by_drill.read(&Selector::Latest).await;
+            assert_eq!(contents(&read.unwrap()), contents(&second), "turn {turn}");
+            repository = repository.remove_recipient(&world.identity, "drill", now()).await.unwrap();
+        }
+    });
+}
+
+/// The epoch's record has rotted: what hangs on it is told as lost, and backups go on.
+#[test]
+fn a_rotten_epoch_does_not_end_backups() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        memory.delete("data/keys/0001/epoch.json").await.unwrap();
+        memory.put("data/keys/0001/epoch.json", b"{}".to_vec().into(), PutOptions::default()).await.unwrap();
+        let world = world.through(memory).await.unwrap();
+        assert!(matches!(world.read(&Selector::Latest).await, Err(RepoError::NoSnapshot { .. })));
+        let third = world.backup(&second).await.unwrap();
+        assert_eq!(third.sequence, Sequence(3));
+        assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
+        let findings = world.reading().verify(Depth::Data, 1.0, 0).await.unwrap().findings;
+        assert!(findings.iter().any(|f| f.object.contains("keys/0001")), "{findings:?}");
+    });
+}
+
 /// Another root in the place of ours: the agent does not write for it.
 #[test]
 fn a_replaced_root_is_refused() {

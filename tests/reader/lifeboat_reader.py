@@ -116,6 +116,7 @@ def decode(data, what):
         value = cbor2.CBORDecoder(stream).decode()
     except Exception as why:  # cbor2 raises several kinds
         raise Broken(f"{what}: {why}") from None
+    check(stream.tell() == len(data), f"{what}: something follows the record")
     return value
 
 
@@ -241,10 +242,14 @@ class Lineage:
 class Epoch:
     def __init__(self, repository, source, number):
         name = f"{source}/keys/{number:04}/epoch.json"
-        writer = next((w for w in repository.root["writers"] if w["generation"] == number), None)
-        check(writer, f"{name}: the root knows no such writer")
-        public = bytes.fromhex(writer["verifying_key"])
-        record = signed_record(repository.get(name), "lifeboat.dev 2026 epoch", lambda _: public, name)
+        writers = {w["generation"]: w for w in repository.root["writers"]}
+
+        def public_of(record):
+            check(record["generation"] in writers, f"{name}: the root knows no such writer")
+            return bytes.fromhex(writers[record["generation"]]["verifying_key"])
+
+        record = signed_record(repository.get(name), "lifeboat.dev 2026 epoch", public_of, name)
+        writer = writers[record["generation"]]
         place = (record["repository"], record["source"], record["epoch"])
         check(place == (repository.root["id"], source, number), f"{name}: it does not belong here")
         check(record["kem"] == 0x0020, f"{name}: its KEM is not known")
@@ -317,6 +322,9 @@ class Snapshot:
         for _, _, (pack, ordinal), *_ in self.catalogue[9]:
             segment = decode(self.pack(pack).item(ordinal), self.name)
             for entry, body in segment[1]:
+                file, empty = entry[1] == FILE, body[0] == 0
+                fits = empty if not file else empty <= (entry[6] == 0)
+                check(fits, f"{self.name}: an entry has content that it cannot have, or lacks what it should have")
                 yield entry + [None] * (11 - len(entry)), body, segment[0]
 
     def content(self, body, packs, size):

@@ -18,7 +18,9 @@ pub use settings::{Credentials, Encryption, LockMode, Settings};
 
 use super::conformance::Rival;
 use super::key::{check_key, check_prefix};
-use super::{Features, ObjectMeta, PutOptions, Result, RetryPolicy, Store, StoreError, StoreErrorKind, Upload};
+use super::{
+    Features, MAX_WHOLE, ObjectMeta, PutOptions, Result, RetryPolicy, Store, StoreError, StoreErrorKind, Upload,
+};
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -185,10 +187,14 @@ impl Bucket {
     /// Reads the object, or the `range` of it in the notation of HTTP.
     async fn read(&self, key: &str, range: Option<String>) -> Result<Bytes> {
         check_key("read", key)?;
+        let whole = range.is_none();
         let request = self.client.get_object().bucket(&self.settings.bucket).key(self.full(key)).set_range(range);
         let request =
             if self.features.versions { request.version_id(self.first_version(key).await?.id) } else { request };
         match request.send().await {
+            Ok(answer) if whole && answer.content_length().is_none_or(|l| l.cast_unsigned() > MAX_WHOLE) => {
+                Err(StoreError::new(StoreErrorKind::TooLarge, "read", key))
+            }
             Ok(answer) => body(key, answer).await,
             Err(e) => {
                 let error = failed("read", key, &e);
