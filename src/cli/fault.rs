@@ -1,6 +1,7 @@
 //! How commands end: exit codes, and errors as people and programs read them.
 
 use super::globals::LogFormat;
+use crate::backup::BackupError;
 use crate::config::Mistake;
 use crate::repo::{ReadError, RepoError};
 use crate::store::{StoreError, StoreErrorKind};
@@ -97,8 +98,13 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     if let Some(ReadError::Repo(error)) = error.downcast_ref::<ReadError>() {
         return Some(of_repository(error));
     }
-    if let Some(crate::backup::BackupError::Repo(error)) = error.downcast_ref() {
-        return Some(of_repository(error));
+    match error.downcast_ref() {
+        Some(BackupError::Repo(error)) => return Some(of_repository(error)),
+        Some(BackupError::NotAcceptable { .. }) => {
+            let hint = "see `lifeboat status` for the snapshot that is in quarantine now, if one is";
+            return Some((Exit::Usage, Some(hint.into())));
+        }
+        _ => {}
     }
     if let Some(crate::restore::RestoreError::Repo(error)) = error.downcast_ref() {
         return Some(of_repository(error));

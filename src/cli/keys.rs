@@ -97,8 +97,8 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
                 print_json(&json!({ "repository": changed.root().id.to_string(), "writerKey": out }))?;
             } else {
                 print(&format!(
-                    "Saved the new writer key: {}\nGive it to the agents; the old one adds nothing any more. The next backup \
-                     of every source is a full one.\n",
+                    "Saved the new writer key: {}\nGive it to the agents; the old one adds nothing any more.\nThe next backup of \
+                     every source is a full one, and is not compared with the one before: look at it with `lifeboat diff`.\n",
                     out.display()
                 ))?;
             }

@@ -4,10 +4,10 @@ use super::context::{Context, Use};
 use super::fault::{Exit, Failure};
 use super::output::{bytes, name, print, print_json, time};
 use super::reference::{Reference, id};
-use super::snapshots::{describe, state};
+use super::snapshots::{describe, state, way_out};
 use crate::entry::Problem;
 use crate::id::SourceName;
-use crate::repo::{Access, Reader, Snapshot};
+use crate::repo::{Access, Reader, Snapshot, State};
 use serde_json::json;
 use std::fmt::Write as _;
 
@@ -81,6 +81,9 @@ fn text(source: &SourceName, snapshot: &Snapshot, problems: Option<&[Problem]>) 
     line("Run", format!("{} ({})", catalogue.run, catalogue.agent));
     for reason in &catalogue.reasons {
         line("In quarantine", reason.clone());
+    }
+    if snapshot.state() == State::Quarantined {
+        line("What to do", way_out(source, snapshot.sequence()));
     }
     match problems {
         Some(problems) => {

@@ -82,3 +82,54 @@ fn what_shrank_goes_to_quarantine() {
     let status = world.as_writer(&["status"]).expect(0);
     assert!(status.out.contains("snapshot 2 is in quarantine: it has"), "{}", status.out);
 }
+
+#[test]
+fn what_was_made_smaller_on_purpose_is_accepted_by_name_and_once() {
+    let world = World::with_repository();
+    let keep = |wanted: usize| {
+        let _ = fs::remove_dir_all(world.path("tree/many"));
+        fs::create_dir(world.path("tree/many")).unwrap();
+        for number in 0..wanted {
+            fs::write(world.path("tree/many").join(number.to_string()), "x").unwrap();
+        }
+    };
+    let accept =
+        |what: &str| world.as_writer(&["backup", "--files", "tree", "--name", "docs", "--json", "--accept", what]);
+    keep(200);
+    world.backup().expect(0);
+    accept("docs@1").expect(2);
+    keep(80);
+    let told = world.as_writer(&["backup", "--files", "tree", "--name", "docs"]).expect(3);
+    let command = "lifeboat backup docs --accept docs@2";
+    assert!(told.out.contains(command) && told.err.contains(command), "{} {}", told.out, told.err);
+    assert!(world.as_writer(&["status"]).expect(0).out.contains(command));
+    assert!(world.as_writer(&["show", "docs@2"]).expect(0).out.contains(command));
+    // It says what it is about, and no schedule's order can.
+    for (wrong, says) in [("docs@1", "not in quarantine"), ("other@2", "not about what is to be backed up")] {
+        let refused = accept(wrong).expect(2);
+        assert!(refused.err.contains(says), "{}", refused.err);
+    }
+    assert_eq!(accept("docs@7").expect(1).out, "");
+    for all in [&["--all"][..], &["--schedule", "often"]] {
+        world.as_writer(&[&["backup", "--accept", "docs@2"], all].concat()).expect(2);
+    }
+    assert_eq!(world.manifests("docs").len(), 2);
+    // Smaller still: that is not what was looked at.
+    keep(30);
+    let smaller = accept("docs@2").expect(3).json()["backups"][0].clone();
+    assert_eq!(smaller["state"], "quarantined");
+    assert!(smaller["reasons"][0].as_str().unwrap().contains("not as snapshot 2, which was accepted"), "{smaller}");
+    keep(80);
+    let accepted = accept("docs@2").expect(0).json()["backups"][0].clone();
+    assert_eq!((&accepted["state"], &accepted["number"]), (&"good".into(), &4.into()));
+    let shown = world.as_owner(&["show", "docs", "--json"]).expect(0).json();
+    assert_eq!(shown["number"], 4);
+    assert!(shown["facts"]["details"]["accepted"].as_str().unwrap().starts_with("as snapshot 2: it has "), "{shown}");
+    // The same order again, from a shell's history: it accepts nothing more.
+    let again = accept("docs@2").expect(2);
+    assert!(again.err.contains("snapshot 4 came after it"), "{}", again.err);
+    // From here on, that is the base.
+    assert_eq!(world.backup().expect(0).json()["backups"][0]["facts"]["details"]["accepted"], serde_json::Value::Null);
+    keep(20);
+    assert_eq!(world.backup().expect(3).json()["backups"][0]["state"], "quarantined");
+}

@@ -47,8 +47,12 @@ fn recipients_come_and_go_and_the_writer_key_rotates() {
     world.as_owner(&["keys", "rotate-writer", "--out", "new.key"]).expect(0);
     let old = world.backup().expect(1);
     assert!(old.err.contains("rotated"), "{}", old.err);
-    let new = ["--writer-key", "new.key", "backup", "--files", "tree", "--name", "docs"];
-    world.run(&new).expect(0);
+    let new = ["--writer-key", "new.key", "backup", "--files", "tree", "--name", "docs", "--json"];
+    // What the old key sealed cannot be compared with, and that is said.
+    let first = world.run(&new).expect(0);
+    assert_eq!(first.json()["backups"][0]["notComparedWith"], 1);
+    assert!(first.err.contains("not compared"), "{}", first.err);
+    assert_eq!(world.run(&new).expect(0).json()["backups"][0]["notComparedWith"], Value::Null);
     // Both before and after.
     world.as_owner(&["restore", "snapshot", "docs@1", "--to", "one"]).expect(0);
     world.as_owner(&["restore", "snapshot", "docs@2", "--to", "two"]).expect(0);
