@@ -89,10 +89,11 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::RotateWriter(Rotate { out }) => {
             let identity = context.require_identity(settings)?;
             // The file first: a key that cannot be saved must not replace the one in use.
-            let file = SecretFile::create(&out)?;
+            let mut file = SecretFile::create(&out)?;
             let (changed, keys) = repository.rotate_writer(&identity, clock()).await?;
             // Should this fail, `show-writer` has the key.
             file.fill(&format!("{}\n", keys.writer.to_text()))?;
+            file.keep();
             if json {
                 print_json(&json!({ "repository": changed.root().id.to_string(), "writerKey": out }))?;
             } else {

@@ -205,11 +205,11 @@ pub struct Root {
 }
 
 impl Root {
-    /// Creates the root of a new repository.
+    /// Makes the root of a new repository, and its keys: nothing is written until [`Root::create`].
     ///
     /// # Errors
-    /// `AlreadyInitialised`; `Refused` without a recovery recipient or with a bad one.
-    pub async fn create(store: &dyn Store, recipients: Vec<Recipient>, now: Timestamp) -> Result<(Self, RootKeys)> {
+    /// `Refused` without a recovery recipient or with a bad one.
+    pub fn prepare(recipients: Vec<Recipient>, now: Timestamp) -> Result<(Self, RootKeys, Bytes)> {
         check_recipients(&recipients)?;
         let keys = RootKeys { writer: WriterKey::random(), keeper: KeeperKey::random(), root: RootKey::random() };
         let public = keys.root.signer().public();
@@ -232,12 +232,19 @@ impl Root {
         };
         let bytes = sign_json(&keys.root.signer(), SIGNATURE, &record)?;
         let digest = *blake3::hash(&bytes).as_bytes();
-        match store.put(ROOT, Bytes::from(bytes), PutOptions::default()).await {
+        Ok((Self { id, record, digest }, keys, Bytes::from(bytes)))
+    }
+
+    /// Writes what [`Root::prepare`] made: from now on there is a repository.
+    ///
+    /// # Errors
+    /// `AlreadyInitialised`.
+    pub async fn create(store: &dyn Store, prepared: Bytes) -> Result<()> {
+        match store.put(ROOT, prepared, PutOptions::default()).await {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
                 Err(RepoError::AlreadyInitialised { url: store.url() })
             }
-            Err(e) => Err(e.into()),
-            Ok(()) => Ok((Self { id, record, digest }, keys)),
+            other => Ok(other?),
         }
     }
 
