@@ -1,13 +1,17 @@
 //! What a command works on: the documents, the repository, the keys.
 
-use super::fault::{Failure, Fault};
+use super::fault::{Exit, Failure, Fault, classify};
 use super::globals::Globals;
 use super::interrupt::Interrupt;
+use super::kit;
 use crate::config::{self, Config, Encryption, LockMode, Schedule, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
 use crate::secret::SecretRef;
 use crate::store::{Limited, Local, Rates, ReadOnly, RetryPolicy, Retrying, S3, Store, StoreError, StoreErrorKind, s3};
-use crate::{id::SourceName, repo};
+use crate::{
+    id::{RepositoryId, SourceName},
+    repo,
+};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -19,6 +23,15 @@ pub struct Context {
     pub run: String,
     pub interrupt: Interrupt,
     config: OnceLock<Config>,
+    /// A recovery kit that was given and says that it is of another repository than the one that is open.
+    other_kit: OnceLock<OtherKit>,
+}
+
+#[derive(Debug)]
+struct OtherKit {
+    id: String,
+    url: Option<String>,
+    opened: RepositoryId,
 }
 
 /// What a command means to do with the store.
@@ -43,7 +56,7 @@ impl Opened {
 
 impl Context {
     pub fn new(globals: Globals, run: String, interrupt: Interrupt) -> Self {
-        Self { globals, run, interrupt, config: OnceLock::new() }
+        Self { globals, run, interrupt, config: OnceLock::new(), other_kit: OnceLock::new() }
     }
 
     pub fn config(&self) -> Result<&Config, Failure> {
@@ -195,30 +208,28 @@ impl Context {
         Ok(Opened { settings, repository })
     }
 
-    pub fn identity(&self, settings: &config::Repository) -> Result<Option<Identity>, Failure> {
-        let text = secret(self.globals.identity.as_deref(), settings.identity.as_ref())?;
+    pub fn identity(&self, opened: &Opened) -> Result<Option<Identity>, Failure> {
+        let text = self.secret(opened, self.globals.identity.as_deref(), opened.settings.identity.as_ref())?;
         Ok(text.map(|text| Identity::from_text(&text)).transpose().map_err(Fault::BadKey)?)
     }
 
-    pub fn writer_key(&self, settings: &config::Repository) -> Result<Option<WriterKey>, Failure> {
-        let text = secret(self.globals.writer_key.as_deref(), settings.writer_key.as_ref())?;
-        Ok(text
-            .map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX)))
-            .transpose()
-            .map_err(Fault::BadKey)?)
+    pub fn writer_key(&self, opened: &Opened) -> Result<Option<WriterKey>, Failure> {
+        let text = self.secret(opened, self.globals.writer_key.as_deref(), opened.settings.writer_key.as_ref())?;
+        let key = text.map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX)));
+        Ok(key.transpose().map_err(Fault::BadKey)?)
     }
 
     /// The best key at hand for reading.
-    pub fn access(&self, settings: &config::Repository) -> Result<Access, Failure> {
-        if let Some(identity) = self.identity(settings)? {
+    pub fn access(&self, opened: &Opened) -> Result<Access, Failure> {
+        if let Some(identity) = self.identity(opened)? {
             return Ok(Access::Recipient(identity));
         }
-        Ok(self.writer_key(settings)?.map_or(Access::None, Access::Writer))
+        Ok(self.writer_key(opened)?.map_or(Access::None, Access::Writer))
     }
 
     /// A key for names and contents. A writer key does not open them; that is for the repository to refuse.
-    pub fn access_to_contents(&self, settings: &config::Repository) -> Result<Access, Failure> {
-        match self.access(settings)? {
+    pub fn access_to_contents(&self, opened: &Opened) -> Result<Access, Failure> {
+        match self.access(opened)? {
             Access::None => Err(Fault::usage(
                 "no key is given",
                 "names and contents need the recovery identity: --identity FILE (the recovery kit will do)",
@@ -228,17 +239,17 @@ impl Context {
         }
     }
 
-    pub fn require_identity(&self, settings: &config::Repository) -> Result<Identity, Failure> {
+    pub fn require_identity(&self, opened: &Opened) -> Result<Identity, Failure> {
         let hint = "give it with --identity FILE (the recovery kit will do)";
-        self.identity(settings)?.ok_or_else(|| Fault::usage("this needs the recovery identity", hint).into())
+        self.identity(opened)?.ok_or_else(|| Fault::usage("this needs the recovery identity", hint).into())
     }
 
     /// The writer key, given or unlocked.
     pub fn require_writer(&self, opened: &Opened) -> Result<WriterKey, Failure> {
-        if let Some(key) = self.writer_key(&opened.settings)? {
+        if let Some(key) = self.writer_key(opened)? {
             return Ok(key);
         }
-        match self.identity(&opened.settings)? {
+        match self.identity(opened)? {
             Some(identity) => Ok(opened.repository.root().unlock(&identity)?.writer),
             None => {
                 Err(Fault::usage("no writer key is given", "give it with --writer-key FILE, or in the document").into())
@@ -248,17 +259,45 @@ impl Context {
 
     /// The keeper key, given or unlocked.
     pub fn require_keeper(&self, opened: &Opened) -> Result<KeeperKey, Failure> {
-        let settings = &opened.settings;
-        if let Some(text) = secret(self.globals.keeper_key.as_deref(), settings.keeper_key.as_ref())? {
+        let (file, document) = (self.globals.keeper_key.as_deref(), opened.settings.keeper_key.as_ref());
+        if let Some(text) = self.secret(opened, file, document)? {
             let key = KeeperKey::from_text(line_with(&text, KeeperKey::PREFIX)).map_err(Fault::BadKey)?;
             opened.repository.root().accept_keeper(&key)?;
             return Ok(key);
         }
-        match self.identity(settings)? {
+        match self.identity(opened)? {
             Some(identity) => Ok(opened.repository.root().unlock(&identity)?.keeper),
             None => {
                 Err(Fault::usage("no keeper key is given", "give it with --keeper-key FILE, or in the document").into())
             }
+        }
+    }
+
+    /// A secret from a file that was named on the command line, else from where the document says.
+    fn secret(
+        &self,
+        opened: &Opened,
+        file: Option<&Path>,
+        document: Option<&SecretRef>,
+    ) -> Result<Option<Zeroizing<String>>, Failure> {
+        let given = file.map(|file| SecretRef::File(PathBuf::from(file)));
+        let text = given.as_ref().or(document).map(SecretRef::read).transpose()?;
+        let opened = opened.repository.root().id;
+        if let Some((id, url)) = text.as_deref().and_then(|text| kit::repository(text))
+            && id != opened.to_string()
+        {
+            self.other_kit.get_or_init(|| OtherKit { id, url, opened });
+        }
+        Ok(text)
+    }
+
+    /// Says so if a key does not fit because it came from another repository's kit.
+    pub fn explain(&self, failure: Failure) -> Failure {
+        match self.other_kit.get() {
+            Some(OtherKit { id, url, opened }) if classify(failure.as_ref()).0 == Exit::WrongKey => {
+                Fault::OtherKit { kit: id.clone(), place: url.clone(), opened: *opened, source: failure }.into()
+            }
+            _ => failure,
         }
     }
 
@@ -285,12 +324,6 @@ fn by_url(text: &str) -> Result<config::Repository, Failure> {
         hint: None,
     })?;
     Ok(config::Repository::at(url))
-}
-
-/// A secret from a file that was named on the command line, else from where the document says.
-fn secret(file: Option<&Path>, document: Option<&SecretRef>) -> Result<Option<Zeroizing<String>>, Failure> {
-    let given = file.map(|file| SecretRef::File(PathBuf::from(file)));
-    Ok(given.as_ref().or(document).map(SecretRef::read).transpose()?)
 }
 
 /// The line that holds a key, so that the recovery kit can be given where a key is asked for.

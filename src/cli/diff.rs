@@ -28,7 +28,7 @@ enum Change {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access_to_contents(&opened.settings)?;
+    let access = context.access_to_contents(&opened)?;
     let (lineage, snapshot) = args.from.find(&opened, &access).await?;
     let from = Reader::open(lineage, snapshot).await?;
     let (lineage, snapshot) = args.to.find(&opened, &access).await?;

@@ -41,7 +41,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             Ok(opened) => {
                 let root = opened.repository.root();
                 add("repository", Ok(format!("{} at {}", root.id, opened.settings.url)));
-                add("keys", keys(context, &opened));
+                add("keys", keys(context, &opened).map_err(|failure| context.explain(failure)));
                 if !args.read_only {
                     add("writing and clock", write(context, opened.repository.store().as_ref()).await);
                 }
@@ -76,11 +76,11 @@ fn configuration(context: &Context) -> Result<String, Failure> {
 fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {
     let root = opened.repository.root();
     let mut said = Vec::new();
-    if let Some(key) = context.writer_key(&opened.settings)? {
+    if let Some(key) = context.writer_key(opened)? {
         root.accept_writer(&key)?;
         said.push("the writer key fits");
     }
-    if let Access::Recipient(identity) = context.access(&opened.settings)? {
+    if let Access::Recipient(identity) = context.access(opened)? {
         root.unlock(&identity)?;
         said.push("the recovery identity fits");
     }

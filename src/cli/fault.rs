@@ -3,6 +3,7 @@
 use super::globals::LogFormat;
 use crate::backup::BackupError;
 use crate::config::Mistake;
+use crate::id::RepositoryId;
 use crate::repo::{ReadError, RepoError};
 use crate::store::{StoreError, StoreErrorKind};
 use std::error::Error;
@@ -46,6 +47,8 @@ pub enum Fault {
     File { attempt: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     BadKey(RepoError),
+    #[error("the kit at hand is that of repository {kit}{}; this is repository {opened}", place.as_ref().map_or_else(String::new, |url| format!(" at {url}")))]
+    OtherKit { kit: String, place: Option<String>, opened: RepositoryId, source: Failure },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
 }
@@ -92,6 +95,9 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::Interrupted { .. } => (Exit::Interrupted, None),
             Fault::File { .. } => return None,
             Fault::BadKey(_) => (Exit::WrongKey, Some("the recovery kit has it, and can be given as it is".into())),
+            Fault::OtherKit { .. } => {
+                (Exit::WrongKey, Some("give the kit of this repository, or the kit's own repository with -r".into()))
+            }
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });
     }
@@ -135,6 +141,10 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
         RepoError::WrongKey { .. } => (
             Exit::WrongKey,
             "names and contents need --identity FILE, backups --writer-key FILE, pruning --keeper-key FILE; all are in the recovery kit",
+        ),
+        RepoError::RotatedKey { .. } => (
+            Exit::WrongKey,
+            "give the agent the new one; whoever holds the kit gets it with `lifeboat keys show-writer`",
         ),
         RepoError::NoSnapshot { .. } => (Exit::Failed, "see what there is: lifeboat snapshots"),
         RepoError::Busy(_) => (Exit::Busy, "another writer is at work on this source; try again later"),

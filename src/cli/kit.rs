@@ -59,6 +59,12 @@ pub fn text(
     )
 }
 
+/// Of which repository, and where, a kit says that it is.
+pub fn repository(text: &str) -> Option<(String, Option<String>)> {
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+    Some((field("# Repository:")?, field("# URL:")))
+}
+
 fn options(settings: &config::Repository) -> String {
     let Some(s3) = &settings.s3 else { return String::new() };
     let mut options = String::new();

@@ -151,7 +151,7 @@ fn execute(cli: Cli) -> Result<Exit, Failure> {
         let context = Context::new(cli.globals, run, interrupt.clone());
         let mut command = std::pin::pin!(cli.command.run(&context));
         tokio::select! {
-            result = &mut command => result,
+            result = &mut command => result.map_err(|failure| context.explain(failure)),
             () = interrupt.patience_ends(stops_itself) => Err(fault::Fault::Interrupted { left: None }.into()),
         }
     });

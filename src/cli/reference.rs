@@ -152,7 +152,7 @@ async fn by_id(lineage: &Lineage, prefix: &str) -> Result<(Snapshot, Vec<Stepped
 /// Opens a snapshot for reading names and contents.
 pub async fn open_reader(context: &Context, reference: &Reference) -> Result<(Opened, Arc<Reader>), Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access_to_contents(&opened.settings)?;
+    let access = context.access_to_contents(&opened)?;
     let (lineage, snapshot) = reference.find(&opened, &access).await?;
     let reader = Arc::new(Reader::open(lineage.clone(), snapshot).await?);
     warn_missing(&lineage).await?;

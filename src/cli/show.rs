@@ -20,7 +20,7 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let (lineage, snapshot) = args.reference.find(&opened, &access).await?;
     let problems = match access {
         Access::Recipient(_) => Some(Reader::open(lineage, snapshot.clone()).await?.problems()?),

@@ -17,7 +17,7 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let sources = match &args.source {
         Some(source) => vec![source.clone()],
         None => opened.repository.sources().await?,

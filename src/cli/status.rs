@@ -40,7 +40,7 @@ struct Report {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let mut memory = Memory::load(&opened);
     let mut reports = Vec::new();
     for source in sources(context, &opened, &memory, &args).await? {

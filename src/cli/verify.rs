@@ -35,7 +35,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let (depth, share) = match (args.read_data, args.scrub) {
         (Some(share), _) => (Depth::Data, share),
         (None, true) => (Depth::Scrub, 1.0),

@@ -323,7 +323,7 @@ impl Root {
     /// Checks that `key` is the writer key of now and gives its generation.
     ///
     /// # Errors
-    /// `WrongKey`, and `Refused` when the key was rotated away.
+    /// `WrongKey`, and `RotatedKey` when it is one of before.
     pub fn accept_writer(&self, key: &WriterKey) -> Result<u32> {
         let public = hex(&key.signer(self.id).public());
         let current = self.current_writer()?;
@@ -331,9 +331,7 @@ impl Root {
             return Ok(current.generation);
         }
         if self.record.writers.iter().any(|w| w.verifying_key == public) {
-            return Err(RepoError::Refused(
-                "this writer key was rotated away; give the agent the new one (`lifeboat keys show-writer`)".into(),
-            ));
+            return Err(RepoError::RotatedKey { repository: self.id });
         }
         Err(RepoError::WrongKey { what: "writer key", object: format!("repository {}", self.id) })
     }
