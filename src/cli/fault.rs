@@ -168,7 +168,9 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
 fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     let hint = match error.kind {
         StoreErrorKind::Denied => "check the credentials and their rights on this place (lifeboat store check)",
-        StoreErrorKind::Full => "make room; nothing partial is visible, and the next backup goes on from here",
+        StoreErrorKind::Full => {
+            "make room and run the command again; `lifeboat prune` clears away what a failed run left"
+        }
         StoreErrorKind::Unavailable => "check the network and the endpoint, then run the command again",
         StoreErrorKind::NotFound if error.action == "open" => "check the URL; perhaps a file system is not mounted",
         _ => return (Exit::Failed, None),
