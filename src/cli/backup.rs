@@ -31,10 +31,11 @@ pub struct Args {
     /// Every source there is a document of
     #[arg(long, conflicts_with_all = ["sources", "schedule"])]
     all: bool,
-    /// Without documents: capture this directory
+    /// Without documents: capture all of this directory (a Source document can leave things out)
     #[arg(long, value_name = "PATH", requires = "name", conflicts_with_all = ["sources", "schedule", "all"])]
     files: Option<PathBuf>,
-    /// Without documents: capture the etcd cluster with these client URLs
+    /// Without documents: capture the etcd cluster with these client URLs, without TLS keys or a password (for those, write
+    /// a Source document)
     #[arg(long, value_name = "URL,…", value_delimiter = ',', requires = "name",
           conflicts_with_all = ["sources", "schedule", "all", "files"])]
     etcd: Vec<String>,
