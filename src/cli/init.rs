@@ -54,7 +54,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     for (file, text) in &mut files {
         file.fill(text)?;
     }
-    files.iter_mut().for_each(|(file, _)| file.keep());
+    for (file, _) in &mut files {
+        file.keep();
+    }
     let created = tokio::select! {
         created = prepared.create(store) => created,
         () = context.interrupt.requested() => Err(RepoError::Stopped),
@@ -65,7 +67,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             return Err(Unknown { url: settings.url.to_string(), kit: args.kit, source: error }.into());
         }
         Err(error) => {
-            files.into_iter().for_each(|(file, _)| file.discard());
+            for (file, _) in files {
+                file.discard();
+            }
             return Err(error.into());
         }
     };

@@ -129,7 +129,7 @@ fn what_was_made_smaller_on_purpose_is_accepted_by_name_and_once() {
     let again = accept("docs@2").expect(2);
     assert!(again.err.contains("snapshot 4 came after it"), "{}", again.err);
     // From here on, that is the base.
-    assert_eq!(world.backup().expect(0).json()["backups"][0]["facts"]["details"]["accepted"], serde_json::Value::Null);
+    assert_eq!(world.backup().expect(0).json()["backups"][0]["facts"]["details"]["accepted"], Value::Null);
     keep(20);
     assert_eq!(world.backup().expect(3).json()["backups"][0]["state"], "quarantined");
 }

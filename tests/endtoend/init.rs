@@ -5,7 +5,7 @@ use crate::world::{World, finish, kill};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -27,12 +27,12 @@ impl Gate {
     fn to(server: &Server, hold: Hold) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, target) = (listener.local_addr().unwrap().port(), server.port);
-        let (told, held) = channel();
+        let (tell, held) = sync_channel(16);
         std::thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
                 let Ok(far) = TcpStream::connect(("127.0.0.1", target)) else { return };
-                let told = told.clone();
-                std::thread::spawn(move || pass(near, far, hold, &told));
+                let tell = tell.clone();
+                std::thread::spawn(move || pass(near, far, hold, &tell));
             }
         });
         Self { port, held }
@@ -44,10 +44,10 @@ impl Gate {
 }
 
 /// One question, one answer, until a connection ends.
-fn pass(mut near: TcpStream, mut far: TcpStream, hold: Hold, told: &Sender<()>) {
+fn pass(mut near: TcpStream, mut far: TcpStream, hold: Hold, told: &SyncSender<()>) {
     let mut answers = far.try_clone().unwrap();
     let mut back = near.try_clone().unwrap();
-    let (creating, is_creating) = channel();
+    let (creating, is_creating) = sync_channel(16);
     let told_too = told.clone();
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
