@@ -136,8 +136,10 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
     let label = source.to_string();
     let watch = |progress: Arc<Progress>| {
         bar = Some(progress::show(run.context, &label, None, move || Done {
-            entries: progress.entries.load(Ordering::Relaxed),
+            count: progress.entries.load(Ordering::Relaxed),
+            unit: "entries",
             bytes: progress.bytes.load(Ordering::Relaxed),
+            expected: 0,
         }));
     };
     tracing::info!(source = source.as_str(), "backup begins");
@@ -162,10 +164,10 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
             tracing::error!(source = source.as_str(), snapshot, reasons, hint, "snapshot is in quarantine");
         }
         if let Some(accepted) = committed.catalogue.facts.details.get(ACCEPTED) {
-            tracing::warn!(source = source.as_str(), snapshot = committed.sequence.0, accepted, "accepted by a person");
+            tracing::info!(source = source.as_str(), snapshot = committed.sequence.0, accepted, "accepted by a person");
         }
         if let Some(before) = not_compared_with {
-            tracing::warn!(
+            tracing::info!(
                 source = source.as_str(),
                 snapshot = committed.sequence.0,
                 before = before.0,

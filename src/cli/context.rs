@@ -1,6 +1,6 @@
 //! What a command works on: the documents, the repository, the keys.
 
-use super::fault::{Exit, Failure, Fault, classify};
+use super::fault::{Failure, Fault};
 use super::globals::Globals;
 use super::interrupt::Interrupt;
 use super::kit;
@@ -8,10 +8,7 @@ use crate::config::{self, Config, Encryption, LockMode, Schedule, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
 use crate::secret::SecretRef;
 use crate::store::{Limited, Local, Rates, ReadOnly, RetryPolicy, Retrying, S3, Store, StoreError, StoreErrorKind, s3};
-use crate::{
-    id::{RepositoryId, SourceName},
-    repo,
-};
+use crate::{id::SourceName, repo};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -23,15 +20,6 @@ pub struct Context {
     pub run: String,
     pub interrupt: Interrupt,
     config: OnceLock<Config>,
-    /// A recovery kit that was given and says that it is of another repository than the one that is open.
-    other_kit: OnceLock<OtherKit>,
-}
-
-#[derive(Debug)]
-struct OtherKit {
-    id: String,
-    url: Option<String>,
-    opened: RepositoryId,
 }
 
 /// What a command means to do with the store.
@@ -56,7 +44,7 @@ impl Opened {
 
 impl Context {
     pub fn new(globals: Globals, run: String, interrupt: Interrupt) -> Self {
-        Self { globals, run, interrupt, config: OnceLock::new(), other_kit: OnceLock::new() }
+        Self { globals, run, interrupt, config: OnceLock::new() }
     }
 
     pub fn config(&self) -> Result<&Config, Failure> {
@@ -209,12 +197,12 @@ impl Context {
     }
 
     pub fn identity(&self, opened: &Opened) -> Result<Option<Identity>, Failure> {
-        let text = self.secret(opened, self.globals.identity.as_deref(), opened.settings.identity.as_ref())?;
+        let text = secret(opened, self.globals.identity.as_deref(), opened.settings.identity.as_ref())?;
         Ok(text.map(|text| Identity::from_text(&text)).transpose().map_err(Fault::BadKey)?)
     }
 
     pub fn writer_key(&self, opened: &Opened) -> Result<Option<WriterKey>, Failure> {
-        let text = self.secret(opened, self.globals.writer_key.as_deref(), opened.settings.writer_key.as_ref())?;
+        let text = secret(opened, self.globals.writer_key.as_deref(), opened.settings.writer_key.as_ref())?;
         let key = text.map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX)));
         Ok(key.transpose().map_err(Fault::BadKey)?)
     }
@@ -260,7 +248,7 @@ impl Context {
     /// The keeper key, given or unlocked.
     pub fn require_keeper(&self, opened: &Opened) -> Result<KeeperKey, Failure> {
         let (file, document) = (self.globals.keeper_key.as_deref(), opened.settings.keeper_key.as_ref());
-        if let Some(text) = self.secret(opened, file, document)? {
+        if let Some(text) = secret(opened, file, document)? {
             let key = KeeperKey::from_text(line_with(&text, KeeperKey::PREFIX)).map_err(Fault::BadKey)?;
             opened.repository.root().accept_keeper(&key)?;
             return Ok(key);
@@ -270,34 +258,6 @@ impl Context {
             None => {
                 Err(Fault::usage("no keeper key is given", "give it with --keeper-key FILE, or in the document").into())
             }
-        }
-    }
-
-    /// A secret from a file that was named on the command line, else from where the document says.
-    fn secret(
-        &self,
-        opened: &Opened,
-        file: Option<&Path>,
-        document: Option<&SecretRef>,
-    ) -> Result<Option<Zeroizing<String>>, Failure> {
-        let given = file.map(|file| SecretRef::File(PathBuf::from(file)));
-        let text = given.as_ref().or(document).map(SecretRef::read).transpose()?;
-        let opened = opened.repository.root().id;
-        if let Some((id, url)) = text.as_deref().and_then(|text| kit::repository(text))
-            && id != opened.to_string()
-        {
-            self.other_kit.get_or_init(|| OtherKit { id, url, opened });
-        }
-        Ok(text)
-    }
-
-    /// Says so if a key does not fit because it came from another repository's kit.
-    pub fn explain(&self, failure: Failure) -> Failure {
-        match self.other_kit.get() {
-            Some(OtherKit { id, url, opened }) if classify(failure.as_ref()).0 == Exit::WrongKey => {
-                Fault::OtherKit { kit: id.clone(), place: url.clone(), opened: *opened, source: failure }.into()
-            }
-            _ => failure,
         }
     }
 
@@ -324,6 +284,24 @@ fn by_url(text: &str) -> Result<config::Repository, Failure> {
         hint: None,
     })?;
     Ok(config::Repository::at(url))
+}
+
+/// A secret from a file that was named on the command line, else from where the document says.
+fn secret(
+    opened: &Opened,
+    file: Option<&Path>,
+    document: Option<&SecretRef>,
+) -> Result<Option<Zeroizing<String>>, Failure> {
+    let given = file.map(|file| SecretRef::File(PathBuf::from(file)));
+    let text = given.as_ref().or(document).map(SecretRef::read).transpose()?;
+    if let Some((kit, url)) = text.as_deref().and_then(|text| kit::repository(text)) {
+        let opened = opened.repository.root().id;
+        // Even if its identity opens this one: whoever made it knew the recipient, and may have put it here instead.
+        if kit != opened.to_string() {
+            return Err(Fault::OtherKit { kit, url, opened }.into());
+        }
+    }
+    Ok(text)
 }
 
 /// The line that holds a key, so that the recovery kit can be given where a key is asked for.

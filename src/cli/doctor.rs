@@ -41,7 +41,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             Ok(opened) => {
                 let root = opened.repository.root();
                 add("repository", Ok(format!("{} at {}", root.id, opened.settings.url)));
-                add("keys", keys(context, &opened).map_err(|failure| context.explain(failure)));
+                add("keys", keys(context, &opened));
                 if !args.read_only {
                     add("writing and clock", write(context, opened.repository.store().as_ref()).await);
                 }

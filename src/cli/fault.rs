@@ -47,8 +47,8 @@ pub enum Fault {
     File { attempt: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     BadKey(RepoError),
-    #[error("the kit at hand is that of repository {kit}{}; this is repository {opened}", place.as_ref().map_or_else(String::new, |url| format!(" at {url}")))]
-    OtherKit { kit: String, place: Option<String>, opened: RepositoryId, source: Failure },
+    #[error("the kit at hand is that of repository {kit} at {url}; this is repository {opened}")]
+    OtherKit { kit: String, url: String, opened: RepositoryId },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
 }
@@ -96,7 +96,9 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::File { .. } => return None,
             Fault::BadKey(_) => (Exit::WrongKey, Some("the recovery kit has it, and can be given as it is".into())),
             Fault::OtherKit { .. } => {
-                (Exit::WrongKey, Some("give the kit of this repository, or the kit's own repository with -r".into()))
+                let hint = "give the kit of this repository, or the kit's own repository with -r; if another is wanted \
+                            here on purpose, give a file with its AGE-SECRET-KEY line alone";
+                (Exit::WrongKey, Some(hint.into()))
             }
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });

@@ -60,9 +60,9 @@ pub fn text(
 }
 
 /// Of which repository, and where, a kit says that it is.
-pub fn repository(text: &str) -> Option<(String, Option<String>)> {
+pub fn repository(text: &str) -> Option<(String, String)> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
-    Some((field("# Repository:")?, field("# URL:")))
+    Some((field("# Repository:")?, field("# URL:").unwrap_or_default()))
 }
 
 fn options(settings: &config::Repository) -> String {

@@ -39,7 +39,7 @@ pub use pipeline::Progress;
 pub use prune::{Plan as PrunePlan, Pruned};
 pub use reader::{Item, ReadError, Reader};
 pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};
-pub use verify::{Depth, Finding, Verified};
+pub use verify::{Depth, Finding, Verified, Verifying};
 pub use writer::{Committed, Options, SnapshotWriter, Summary};
 
 use crate::id::SourceName;

@@ -23,6 +23,12 @@ fn mistakes_are_told_with_what_to_do() {
     world.as_owner(&["ls", "docs@7"]).expect(1);
     world.run(&["ls", "docs@yesterday"]).expect(2);
     world.run(&["no-such-command"]).expect(2);
+    for wrong in [&["no-such-command", "--json"][..], &["--json", "ls"], &["backup", "--json", "--paralel", "3"]] {
+        let error: Value = serde_json::from_str(&world.run(wrong).expect(2).err).unwrap();
+        assert_eq!(error["code"], 2);
+        let text = error["error"].as_str().unwrap();
+        assert!(!text.is_empty() && !text.starts_with("error:") && error["hint"].is_string(), "{error}");
+    }
     world.document("bad.yaml", "apiVersion: lifeboat.dev/v1\nkind: Suorce\nmetadata: {name: x}\nspec: {}\n");
     let bad = world.run(&["--config", "bad.yaml", "backup", "--all"]).expect(2);
     assert!(bad.err.contains("bad.yaml:2") && bad.err.contains("\"Source\""), "{}", bad.err);

@@ -4,6 +4,7 @@ use crate::world::{World, tool};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::time::Duration;
 
 #[test]
 fn a_newcomer_gets_everything_back() {
@@ -130,4 +131,28 @@ fn a_lost_pack_costs_the_files_in_it_and_no_more() {
     assert_eq!(fs::read(world.path("back/sub/b")).unwrap(), vec![7; 300_000]);
     let scrub = world.run(&["verify", "--scrub", "--json"]).expect(1).json();
     assert_eq!(scrub["sources"]["docs"]["findings"][0]["snapshots"], serde_json::json!([2]));
+}
+
+#[test]
+fn a_diff_sees_contents_behind_equal_sizes_and_times() {
+    let world = World::with_repository();
+    world.backup().expect(0);
+    let path = world.path("tree/sub/b");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let mut content = fs::read(&path).unwrap();
+    content[150_000] = 8;
+    fs::write(&path, &content).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    let touched = fs::File::options().write(true).open(world.path("tree/a")).unwrap();
+    touched.set_modified(modified + Duration::from_secs(5)).unwrap();
+    world.backup().expect(0);
+    let diff = world.as_owner(&["diff", "docs@1", "docs@2"]).expect(0).out;
+    assert!(diff.contains("M sub/b (content)\n") && diff.contains("M a (time)\n"), "{diff}");
+    assert!(diff.contains("0 added, 0 removed, 2 changed") && !diff.contains("not compared"), "{diff}");
+    // Under another writer key the same content has other ids.
+    world.as_owner(&["keys", "rotate-writer", "--out", "new.key"]).expect(0);
+    world.run(&["--writer-key", "new.key", "backup", "--files", "tree", "--name", "docs"]).expect(0);
+    let diff = world.as_owner(&["diff", "docs@2", "docs@3"]).expect(0).out;
+    assert!(diff.contains("0 changed") && diff.contains("the contents of 2 files"), "{diff}");
+    assert_eq!(world.as_owner(&["diff", "docs@2", "docs", "--json"]).expect(0).json()["contentsNotCompared"], 2);
 }

@@ -20,14 +20,14 @@ enum Hold {
 /// A way to a server on which something is held back for ever.
 struct Gate {
     port: u16,
-    held: Receiver<()>,
+    reached: Receiver<()>,
 }
 
 impl Gate {
     fn to(server: &Server, hold: Hold) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, target) = (listener.local_addr().unwrap().port(), server.port);
-        let (tell, held) = sync_channel(16);
+        let (tell, reached) = sync_channel(16);
         std::thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
                 let Ok(far) = TcpStream::connect(("127.0.0.1", target)) else { return };
@@ -35,11 +35,11 @@ impl Gate {
                 std::thread::spawn(move || pass(near, far, hold, &tell));
             }
         });
-        Self { port, held }
+        Self { port, reached }
     }
 
     fn wait(&self) {
-        self.held.recv_timeout(DEADLINE).unwrap();
+        self.reached.recv_timeout(DEADLINE).unwrap();
     }
 }
 
