@@ -1,12 +1,16 @@
 //! One run of one source: begin a snapshot, capture, hold the capture against the one before, commit.
 //!
 //! Invariants: nothing is committed unless the whole capture was taken; what looks empty, younger or foreign is committed
-//! into quarantine. Deliberately absent: schedules, and several sources at once (their runs know nothing of each other).
+//! into quarantine, unless a person has accepted an earlier capture that looked the same; what was accepted is recorded in
+//! the snapshot's facts. Deliberately absent: schedules, and several sources at once (their runs know nothing of each other).
 
 use crate::entry::Facts;
-use crate::id::SourceName;
+use crate::id::{Sequence, SourceName};
 use crate::policy::guard;
-use crate::repo::{Access, Committed, Options, Progress, RepoError, Repository, SnapshotWriter, Summary, WriterKey};
+use crate::repo::{
+    Access, Committed, Lineage, Options, Progress, RepoError, Repository, Selector, SnapshotWriter, State, Summary,
+    WriterKey,
+};
 use crate::source::{Cancel, Context, SourceError, Spec};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -19,6 +23,8 @@ pub struct Plan {
     pub source: SourceName,
     pub capture: Spec,
     pub guard: guard::Rules,
+    /// A snapshot in quarantine that shows the source as it is meant to be now: the capture is compared with it too.
+    pub accept: Option<Sequence>,
     pub options: Options,
     /// A run that takes longer is stopped.
     pub max_duration: Duration,
@@ -29,7 +35,12 @@ pub struct Plan {
 pub struct Report {
     pub committed: Committed,
     pub took: Duration,
+    /// The snapshot before, if an earlier writer key sealed it: the guard could not compare with it.
+    pub not_compared_with: Option<Sequence>,
 }
+
+/// The fact that says what a person accepted.
+pub const ACCEPTED: &str = "accepted";
 
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
@@ -37,6 +48,8 @@ pub enum BackupError {
     Repo(#[from] RepoError),
     #[error("capture source {name}")]
     Source { name: SourceName, source: SourceError },
+    #[error("{name}@{number} cannot be accepted: {why}")]
+    NotAcceptable { name: SourceName, number: Sequence, why: String },
     #[error("the run was interrupted; nothing was committed")]
     Cancelled,
     #[error("the capture of {0} crashed (a defect of Lifeboat); nothing was committed")]
@@ -62,9 +75,13 @@ pub async fn run(
     let mut source = plan.capture.open().map_err(failed)?;
     let kind = source.kind();
     let lineage = Arc::new(repository.lineage(&plan.source, Access::Writer(key.clone())));
+    let accepted = match plan.accept {
+        Some(number) => Some(Accepted { number, facts: acceptable(&lineage, number).await? }),
+        None => None,
+    };
     let writer = lineage.begin(plan.options, started).await?;
     watch(writer.progress());
-    let stop = writer.stopper();
+    let (stop, not_compared_with) = (writer.stopper(), writer.sealed_base());
     let context =
         Context { runtime: Handle::current(), cancel: cancel.clone(), started, deadline: clock + plan.max_duration };
     let work = async {
@@ -74,7 +91,7 @@ pub async fn run(
             (writer, facts)
         });
         let (writer, facts) = captured.await.map_err(|_| BackupError::Crashed(name.clone()))?;
-        let facts = match facts {
+        let mut facts = match facts {
             Ok(facts) => facts,
             // The repository's side failed first; the source only noticed.
             Err(SourceError::Stopped(_)) => return Err(writer.abandon().await.into()),
@@ -83,7 +100,7 @@ pub async fn run(
                 return Err(BackupError::Source { name: name.clone(), source: error });
             }
         };
-        let reasons = judge(&writer, &facts, plan.guard);
+        let reasons = judge(&writer, &mut facts, plan.guard, accepted.as_ref());
         let summary = Summary { kind: kind.into(), started, facts, reasons, run: run.into() };
         Ok(writer.commit(summary).await?)
     };
@@ -96,16 +113,44 @@ pub async fn run(
         }
     };
     match result {
-        Ok(committed) => Ok(Report { committed, took: clock.elapsed() }),
+        Ok(committed) => Ok(Report { committed, took: clock.elapsed(), not_compared_with }),
         Err(_) if cancel.is_cancelled() => Err(BackupError::Cancelled),
         Err(error) => Err(error),
     }
 }
 
-/// Why the capture goes to quarantine.
-fn judge(writer: &SnapshotWriter, now: &Facts, rules: guard::Rules) -> Vec<String> {
-    let previous = writer.base().and_then(|base| base.catalogue.as_ref());
-    previous.map_or_else(Vec::new, |previous| guard::judge(&previous.facts, now, &rules))
+struct Accepted {
+    number: Sequence,
+    facts: Facts,
+}
+
+/// The facts of a snapshot that may be accepted: one in quarantine, and none that is not has come after it. So an order
+/// that is repeated by mistake accepts nothing a second time.
+async fn acceptable(lineage: &Lineage, number: Sequence) -> Result<Facts, BackupError> {
+    let refuse = |why: &str| BackupError::NotAcceptable { name: lineage.source().clone(), number, why: why.into() };
+    let (snapshot, _) = lineage.find(&Selector::Number(number)).await?;
+    if snapshot.state() != State::Quarantined {
+        return Err(refuse("it is not in quarantine"));
+    }
+    let newest = lineage.newest().await?.snapshot;
+    if let Some(newer) = newest.map(|snapshot| snapshot.sequence()).filter(|newer| *newer > number) {
+        return Err(refuse(&format!("snapshot {newer} came after it and is not in quarantine")));
+    }
+    let catalogue = snapshot.catalogue.ok_or_else(|| refuse("it is sealed with a writer key that was rotated away"))?;
+    Ok(catalogue.facts)
+}
+
+/// Why the capture goes to quarantine. What is accepted instead is noted among its facts.
+fn judge(writer: &SnapshotWriter, now: &mut Facts, rules: guard::Rules, accepted: Option<&Accepted>) -> Vec<String> {
+    let Some(previous) = writer.base().and_then(|base| base.catalogue.as_ref()) else { return Vec::new() };
+    let reasons = guard::judge(&previous.facts, now, &rules);
+    let Some(Accepted { number, facts }) = accepted.filter(|_| !reasons.is_empty()) else { return reasons };
+    let differs = guard::judge(facts, now, &rules);
+    if differs.is_empty() {
+        now.details.insert(ACCEPTED.into(), format!("as snapshot {number}: {}", reasons.join("; ")));
+        return Vec::new();
+    }
+    differs.into_iter().map(|why| format!("it is not as snapshot {number}, which was accepted: {why}")).collect()
 }
 
 /// Waits until the run is cancelled.

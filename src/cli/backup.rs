@@ -5,10 +5,11 @@ use super::fault::{Exit, Failure, Fault, chain, classify};
 use super::globals::LogFormat;
 use super::output::{bytes, clock, print, print_json};
 use super::progress::{self, Done, pace};
-use super::snapshots::state;
-use crate::backup::{self, BackupError, Plan, Report};
+use super::reference::numbered;
+use super::snapshots::{state, way_out};
+use crate::backup::{self, ACCEPTED, BackupError, Plan, Report};
 use crate::config::{Config, Schedule, nearest};
-use crate::id::SourceName;
+use crate::id::{Sequence, SourceName};
 use crate::policy::guard;
 use crate::repo::{Progress, Repository, State, WriterKey};
 use crate::source::{self, Cancel, Spec};
@@ -30,16 +31,21 @@ pub struct Args {
     /// Every source there is a document of
     #[arg(long, conflicts_with_all = ["sources", "schedule"])]
     all: bool,
-    /// Without documents: capture this directory
+    /// Without documents: capture all of this directory (a Source document can leave things out)
     #[arg(long, value_name = "PATH", requires = "name", conflicts_with_all = ["sources", "schedule", "all"])]
     files: Option<PathBuf>,
-    /// Without documents: capture the etcd cluster with these client URLs
+    /// Without documents: capture the etcd cluster with these client URLs, without TLS keys or a password (for those, write
+    /// a Source document)
     #[arg(long, value_name = "URL,…", value_delimiter = ',', requires = "name",
           conflicts_with_all = ["sources", "schedule", "all", "files"])]
     etcd: Vec<String>,
     /// The source's name in the repository, with --files or --etcd
     #[arg(long, value_name = "NAME")]
     name: Option<SourceName>,
+    /// A snapshot in quarantine that shows the one source to be captured as it is meant to be from now on (rebuilt, moved,
+    /// made smaller): the new capture is good if it looks like that one. Holds once
+    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = numbered, conflicts_with_all = ["schedule", "all"])]
+    accept: Option<(SourceName, Sequence)>,
     /// How many sources are captured at once
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
@@ -50,11 +56,15 @@ struct Job {
     source: SourceName,
     capture: Spec,
     guard: guard::Rules,
+    accept: Option<Sequence>,
     max_duration: Option<Duration>,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let jobs = jobs(context, &args)?;
+    let mut jobs = jobs(context, &args)?;
+    if let Some(accept) = args.accept {
+        accept_into(&mut jobs, accept)?;
+    }
     let schedule = args.schedule.as_deref().map(|name| context.schedule(name)).transpose()?;
     let opened = context.open_for(schedule, Use::Write).await?;
     if let Some(schedule) = schedule {
@@ -84,6 +94,20 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     finish(context, results)
 }
 
+/// Accepting concerns one source that somebody named.
+fn accept_into(jobs: &mut [Job], (source, number): (SourceName, Sequence)) -> Result<(), Failure> {
+    match jobs {
+        [only] if only.source == source => {
+            only.accept = Some(number);
+            Ok(())
+        }
+        _ => {
+            let hint = format!("back up {source} alone: lifeboat backup {source} --accept {source}@{number}");
+            Err(Fault::usage(format!("--accept {source}@{number} is not about what is to be backed up"), hint).into())
+        }
+    }
+}
+
 /// A backup that comes too seldom is still better than none; `schedule check` refuses it.
 fn warn_too_slow(schedule: &Schedule) {
     let worst = schedule.worst_case(clock(), None);
@@ -102,7 +126,8 @@ struct Run<'a> {
 fn plan(opened: &Opened, job: Job, threads: usize) -> Plan {
     let options = Context::write_options(&opened.settings, threads);
     let max_duration = job.max_duration.map_or(options.run_limit, |limit| limit.min(options.run_limit));
-    Plan { source: job.source, capture: job.capture, guard: job.guard, options, max_duration }
+    let Job { source, capture, guard, accept, .. } = job;
+    Plan { source, capture, guard, accept, options, max_duration }
 }
 
 async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName, Result<Report, BackupError>) {
@@ -111,15 +136,17 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
     let label = source.to_string();
     let watch = |progress: Arc<Progress>| {
         bar = Some(progress::show(run.context, &label, None, move || Done {
-            entries: progress.entries.load(Ordering::Relaxed),
+            count: progress.entries.load(Ordering::Relaxed),
+            unit: "entries",
             bytes: progress.bytes.load(Ordering::Relaxed),
+            expected: 0,
         }));
     };
     tracing::info!(source = source.as_str(), "backup begins");
     let context = run.context;
     let result = backup::run(repository, run.key, plan, &context.run, clock(), run.cancel, watch).await;
     drop(bar);
-    if let Ok(Report { committed, took }) = &result {
+    if let Ok(Report { committed, took, not_compared_with }) = &result {
         tracing::info!(
             source = source.as_str(),
             snapshot = committed.sequence.0,
@@ -133,7 +160,19 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
         if committed.state == State::Quarantined {
             let reasons = committed.catalogue.reasons.join("; ");
             let snapshot = committed.sequence.0;
-            tracing::error!(source = source.as_str(), snapshot, reasons, "snapshot is in quarantine");
+            let hint = way_out(&source, committed.sequence);
+            tracing::error!(source = source.as_str(), snapshot, reasons, hint, "snapshot is in quarantine");
+        }
+        if let Some(accepted) = committed.catalogue.facts.details.get(ACCEPTED) {
+            tracing::info!(source = source.as_str(), snapshot = committed.sequence.0, accepted, "accepted by a person");
+        }
+        if let Some(before) = not_compared_with {
+            tracing::info!(
+                source = source.as_str(),
+                snapshot = committed.sequence.0,
+                before = before.0,
+                "not compared with the snapshot before, which an earlier writer key sealed"
+            );
         }
     }
     (source, result)
@@ -193,7 +232,7 @@ fn say(context: &Context, results: &[(SourceName, Result<Report, BackupError>)])
     print(&text)
 }
 
-fn sentence(source: &SourceName, Report { committed, took }: &Report) -> String {
+fn sentence(source: &SourceName, Report { committed, took, not_compared_with }: &Report) -> String {
     let catalogue = &committed.catalogue;
     let mut text = format!(
         "{source}@{}: {} entries, {}; {} new, stored as {}\n",
@@ -214,6 +253,19 @@ fn sentence(source: &SourceName, Report { committed, took }: &Report) -> String 
     for reason in &catalogue.reasons {
         text += &format!("  in quarantine, never `latest`: {reason}\n");
     }
+    let this = committed.sequence;
+    if committed.state == State::Quarantined {
+        text += &format!("  {}\n", way_out(source, this));
+    }
+    if let Some(accepted) = catalogue.facts.details.get(ACCEPTED) {
+        text += &format!("  accepted {accepted}\n");
+    }
+    if let Some(before) = not_compared_with {
+        text += &format!(
+            "  not compared with snapshot {before}, which an earlier writer key sealed; look at it once, with the kit: \
+             lifeboat diff {source}@{before} {source}@{this}\n"
+        );
+    }
     text
 }
 
@@ -225,7 +277,7 @@ fn describe(source: &SourceName, result: &Result<Report, BackupError>) -> Value 
             let (exit, hint) = classify(error);
             json!({"source": name, "error": texts[0], "because": texts[1..], "code": exit as u8, "hint": hint})
         }
-        Ok(Report { committed, took }) => {
+        Ok(Report { committed, took, not_compared_with }) => {
             let catalogue = &committed.catalogue;
             let problems =
                 committed.problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
@@ -241,6 +293,8 @@ fn describe(source: &SourceName, result: &Result<Report, BackupError>) -> Value 
                 "seconds": took.as_secs_f64(),
                 "facts": catalogue.facts,
                 "reasons": catalogue.reasons,
+                "notComparedWith": not_compared_with.map(|number| number.0),
+                "hint": (committed.state == State::Quarantined).then(|| way_out(source, committed.sequence)),
                 "problems": problems.collect::<Vec<_>>(),
             })
         }
@@ -261,13 +315,19 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
             }
             None => Spec::Etcd(source::etcd::Spec { endpoints: args.etcd.clone(), tls: None, user: None }),
         };
-        return Ok(vec![Job { source: name.clone(), capture, guard: guard::Rules::default(), max_duration: None }]);
+        return Ok(vec![Job {
+            source: name.clone(),
+            capture,
+            guard: guard::Rules::default(),
+            accept: None,
+            max_duration: None,
+        }]);
     }
     let config = context.config()?;
     let (names, max_duration) = names(context, args)?;
     let jobs = names.into_iter().map(|name| {
         let known = config.sources.get(&name).ok_or_else(|| unknown(config, &name))?;
-        Ok(Job { source: name, capture: known.capture.clone(), guard: known.guard, max_duration })
+        Ok(Job { source: name, capture: known.capture.clone(), guard: known.guard, accept: None, max_duration })
     });
     jobs.collect()
 }
@@ -288,6 +348,11 @@ fn names(context: &Context, args: &Args) -> Result<(Vec<SourceName>, Option<Dura
             return Err(Fault::usage("there are no Source documents", "give them with --config FILE").into());
         }
         return Ok((config.sources.keys().cloned().collect(), None));
+    }
+    if args.sources.is_empty()
+        && let Some((source, _)) = &args.accept
+    {
+        return Ok((vec![source.clone()], None));
     }
     if args.sources.is_empty() {
         return Err(Fault::usage(

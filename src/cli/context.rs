@@ -3,6 +3,7 @@
 use super::fault::{Failure, Fault};
 use super::globals::Globals;
 use super::interrupt::Interrupt;
+use super::kit;
 use crate::config::{self, Config, Encryption, LockMode, Schedule, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
 use crate::secret::SecretRef;
@@ -195,30 +196,28 @@ impl Context {
         Ok(Opened { settings, repository })
     }
 
-    pub fn identity(&self, settings: &config::Repository) -> Result<Option<Identity>, Failure> {
-        let text = secret(self.globals.identity.as_deref(), settings.identity.as_ref())?;
+    pub fn identity(&self, opened: &Opened) -> Result<Option<Identity>, Failure> {
+        let text = secret(opened, self.globals.identity.as_deref(), opened.settings.identity.as_ref())?;
         Ok(text.map(|text| Identity::from_text(&text)).transpose().map_err(Fault::BadKey)?)
     }
 
-    pub fn writer_key(&self, settings: &config::Repository) -> Result<Option<WriterKey>, Failure> {
-        let text = secret(self.globals.writer_key.as_deref(), settings.writer_key.as_ref())?;
-        Ok(text
-            .map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX)))
-            .transpose()
-            .map_err(Fault::BadKey)?)
+    pub fn writer_key(&self, opened: &Opened) -> Result<Option<WriterKey>, Failure> {
+        let text = secret(opened, self.globals.writer_key.as_deref(), opened.settings.writer_key.as_ref())?;
+        let key = text.map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX)));
+        Ok(key.transpose().map_err(Fault::BadKey)?)
     }
 
     /// The best key at hand for reading.
-    pub fn access(&self, settings: &config::Repository) -> Result<Access, Failure> {
-        if let Some(identity) = self.identity(settings)? {
+    pub fn access(&self, opened: &Opened) -> Result<Access, Failure> {
+        if let Some(identity) = self.identity(opened)? {
             return Ok(Access::Recipient(identity));
         }
-        Ok(self.writer_key(settings)?.map_or(Access::None, Access::Writer))
+        Ok(self.writer_key(opened)?.map_or(Access::None, Access::Writer))
     }
 
     /// A key for names and contents. A writer key does not open them; that is for the repository to refuse.
-    pub fn access_to_contents(&self, settings: &config::Repository) -> Result<Access, Failure> {
-        match self.access(settings)? {
+    pub fn access_to_contents(&self, opened: &Opened) -> Result<Access, Failure> {
+        match self.access(opened)? {
             Access::None => Err(Fault::usage(
                 "no key is given",
                 "names and contents need the recovery identity: --identity FILE (the recovery kit will do)",
@@ -228,17 +227,17 @@ impl Context {
         }
     }
 
-    pub fn require_identity(&self, settings: &config::Repository) -> Result<Identity, Failure> {
+    pub fn require_identity(&self, opened: &Opened) -> Result<Identity, Failure> {
         let hint = "give it with --identity FILE (the recovery kit will do)";
-        self.identity(settings)?.ok_or_else(|| Fault::usage("this needs the recovery identity", hint).into())
+        self.identity(opened)?.ok_or_else(|| Fault::usage("this needs the recovery identity", hint).into())
     }
 
     /// The writer key, given or unlocked.
     pub fn require_writer(&self, opened: &Opened) -> Result<WriterKey, Failure> {
-        if let Some(key) = self.writer_key(&opened.settings)? {
+        if let Some(key) = self.writer_key(opened)? {
             return Ok(key);
         }
-        match self.identity(&opened.settings)? {
+        match self.identity(opened)? {
             Some(identity) => Ok(opened.repository.root().unlock(&identity)?.writer),
             None => {
                 Err(Fault::usage("no writer key is given", "give it with --writer-key FILE, or in the document").into())
@@ -248,13 +247,13 @@ impl Context {
 
     /// The keeper key, given or unlocked.
     pub fn require_keeper(&self, opened: &Opened) -> Result<KeeperKey, Failure> {
-        let settings = &opened.settings;
-        if let Some(text) = secret(self.globals.keeper_key.as_deref(), settings.keeper_key.as_ref())? {
+        let (file, document) = (self.globals.keeper_key.as_deref(), opened.settings.keeper_key.as_ref());
+        if let Some(text) = secret(opened, file, document)? {
             let key = KeeperKey::from_text(line_with(&text, KeeperKey::PREFIX)).map_err(Fault::BadKey)?;
             opened.repository.root().accept_keeper(&key)?;
             return Ok(key);
         }
-        match self.identity(settings)? {
+        match self.identity(opened)? {
             Some(identity) => Ok(opened.repository.root().unlock(&identity)?.keeper),
             None => {
                 Err(Fault::usage("no keeper key is given", "give it with --keeper-key FILE, or in the document").into())
@@ -288,9 +287,21 @@ fn by_url(text: &str) -> Result<config::Repository, Failure> {
 }
 
 /// A secret from a file that was named on the command line, else from where the document says.
-fn secret(file: Option<&Path>, document: Option<&SecretRef>) -> Result<Option<Zeroizing<String>>, Failure> {
+fn secret(
+    opened: &Opened,
+    file: Option<&Path>,
+    document: Option<&SecretRef>,
+) -> Result<Option<Zeroizing<String>>, Failure> {
     let given = file.map(|file| SecretRef::File(PathBuf::from(file)));
-    Ok(given.as_ref().or(document).map(SecretRef::read).transpose()?)
+    let text = given.as_ref().or(document).map(SecretRef::read).transpose()?;
+    if let Some((kit, url)) = text.as_deref().and_then(|text| kit::repository(text)) {
+        let opened = opened.repository.root().id;
+        // Even if its identity opens this one: whoever made it knew the recipient, and may have put it here instead.
+        if kit != opened.to_string() {
+            return Err(Fault::OtherKit { kit, url, opened }.into());
+        }
+    }
+    Ok(text)
 }
 
 /// The line that holds a key, so that the recovery kit can be given where a key is asked for.

@@ -1,12 +1,12 @@
-//! `lifeboat diff REF REF`: by names and metadata; contents are not read.
+//! `lifeboat diff REF REF`: by names, metadata and the ids of contents; contents themselves are not read.
 
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure};
 use super::ls::describe;
 use super::output::{bytes, name, print, print_json};
 use super::reference::Reference;
-use crate::entry::Entry;
-use crate::repo::{Catalogue, Reader, RepoError};
+use crate::entry::{Entry, Kind};
+use crate::repo::{Catalogue, Item, Reader, RepoError};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -28,16 +28,16 @@ enum Change {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access_to_contents(&opened.settings)?;
+    let access = context.access_to_contents(&opened)?;
     let (lineage, snapshot) = args.from.find(&opened, &access).await?;
     let from = Reader::open(lineage, snapshot).await?;
     let (lineage, snapshot) = args.to.find(&opened, &access).await?;
     let to = Reader::open(lineage, snapshot).await?;
-    let changes = changes(&from, &to).await?;
+    let (changes, not_compared) = changes(&from, &to).await?;
     let facts = facts(from.catalogue(), to.catalogue());
     if context.globals.json {
         let all: Vec<_> = changes.iter().map(document).collect();
-        print_json(&json!({ "changes": all, "facts": facts }))?;
+        print_json(&json!({ "changes": all, "facts": facts, "contentsNotCompared": not_compared }))?;
         return Ok(Exit::Ok);
     }
     let mut text: String = changes.iter().map(line).collect();
@@ -49,32 +49,59 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let differ = changes.len() - added - removed;
     let (was, is) = (bytes(from.catalogue().bytes), bytes(to.catalogue().bytes));
     text += &format!("{added} added, {removed} removed, {differ} changed; {was} -> {is}\n");
+    if not_compared > 0 {
+        text += &format!(
+            "the contents of {not_compared} files that kept their size were not compared: other keys made their ids\n"
+        );
+    }
     print(&text)?;
     Ok(Exit::Ok)
 }
 
-async fn changes(from: &Reader, to: &Reader) -> Result<Vec<Change>, RepoError> {
-    let mut before: HashMap<Vec<u8>, Entry> =
-        from.items().await?.into_iter().map(|item| (item.entry.path.clone(), item.entry)).collect();
-    let mut changes = Vec::new();
+/// Two files of one name and one size, whose contents lie in different places.
+struct Pair {
+    old: Item,
+    new: Item,
+    what: Vec<&'static str>,
+}
+
+/// What differs, and how many contents could not be compared.
+async fn changes(from: &Reader, to: &Reader) -> Result<(Vec<Change>, usize), RepoError> {
+    let mut before: HashMap<Vec<u8>, Item> =
+        from.items().await?.into_iter().map(|item| (item.entry.path.clone(), item)).collect();
+    let (mut changes, mut pairs) = (Vec::new(), Vec::new());
     to.segments::<RepoError>(|items| {
-        for entry in items.into_iter().map(|item| item.entry) {
-            match before.remove(&entry.path) {
-                None => changes.push(Change::Added(entry)),
-                Some(old) => {
-                    let what = differences(&old, &entry);
-                    if !what.is_empty() {
-                        changes.push(Change::Changed(entry, what));
-                    }
-                }
+        for new in items {
+            let Some(old) = before.remove(&new.entry.path) else {
+                changes.push(Change::Added(new.entry));
+                continue;
+            };
+            let what = differences(&old.entry, &new.entry);
+            let file = |item: &Item| item.entry.kind == Kind::File;
+            let same_size = file(&old) && file(&new) && old.entry.size == new.entry.size;
+            if same_size && !from.same_chunks(&old, to, &new) {
+                pairs.push(Pair { old, new, what });
+            } else if !what.is_empty() {
+                changes.push(Change::Changed(new.entry, what));
             }
         }
         Ok(())
     })
     .await?;
-    changes.extend(before.into_values().map(Change::Removed));
+    changes.extend(before.into_values().map(|item| Change::Removed(item.entry)));
+    let mut not_compared = 0;
+    for Pair { old, new, mut what } in pairs {
+        match from.same_content(&old, to, &new).await? {
+            Some(true) => {}
+            Some(false) => what.push("content"),
+            None => not_compared += 1,
+        }
+        if !what.is_empty() {
+            changes.push(Change::Changed(new.entry, what));
+        }
+    }
     changes.sort_by(|a, b| entry(a).path.cmp(&entry(b).path));
-    Ok(changes)
+    Ok((changes, not_compared))
 }
 
 fn differences(a: &Entry, b: &Entry) -> Vec<&'static str> {

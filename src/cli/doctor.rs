@@ -76,11 +76,11 @@ fn configuration(context: &Context) -> Result<String, Failure> {
 fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {
     let root = opened.repository.root();
     let mut said = Vec::new();
-    if let Some(key) = context.writer_key(&opened.settings)? {
+    if let Some(key) = context.writer_key(opened)? {
         root.accept_writer(&key)?;
         said.push("the writer key fits");
     }
-    if let Access::Recipient(identity) = context.access(&opened.settings)? {
+    if let Access::Recipient(identity) = context.access(opened)? {
         root.unlock(&identity)?;
         said.push("the recovery identity fits");
     }

@@ -194,6 +194,7 @@ impl Partial {
 
     fn keep(self) -> Result<(), Fault> {
         self.file.sync_all().map_err(Fault::file("write", &self.temporary))?;
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // A link refuses to replace what came in between, which a rename would not.
         std::fs::hard_link(&self.temporary, &self.path)
             .or_else(|_| {
@@ -203,6 +204,7 @@ impl Partial {
                     std::fs::rename(&self.temporary, &self.path)
                 }
             })
+            .and_then(|()| File::open(directory)?.sync_all())
             .map_err(Fault::file("create", &self.path))
     }
 }

@@ -1,7 +1,9 @@
 //! How commands end: exit codes, and errors as people and programs read them.
 
 use super::globals::LogFormat;
+use crate::backup::BackupError;
 use crate::config::Mistake;
+use crate::id::RepositoryId;
 use crate::repo::{ReadError, RepoError};
 use crate::store::{StoreError, StoreErrorKind};
 use std::error::Error;
@@ -45,6 +47,8 @@ pub enum Fault {
     File { attempt: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     BadKey(RepoError),
+    #[error("the kit at hand is that of repository {kit} at {url}; this is repository {opened}")]
+    OtherKit { kit: String, url: String, opened: RepositoryId },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
 }
@@ -91,14 +95,24 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::Interrupted { .. } => (Exit::Interrupted, None),
             Fault::File { .. } => return None,
             Fault::BadKey(_) => (Exit::WrongKey, Some("the recovery kit has it, and can be given as it is".into())),
+            Fault::OtherKit { .. } => {
+                let hint = "give the kit of this repository, or the kit's own repository with -r; if another is wanted \
+                            here on purpose, give a file with its AGE-SECRET-KEY line alone";
+                (Exit::WrongKey, Some(hint.into()))
+            }
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });
     }
     if let Some(ReadError::Repo(error)) = error.downcast_ref::<ReadError>() {
         return Some(of_repository(error));
     }
-    if let Some(crate::backup::BackupError::Repo(error)) = error.downcast_ref() {
-        return Some(of_repository(error));
+    match error.downcast_ref() {
+        Some(BackupError::Repo(error)) => return Some(of_repository(error)),
+        Some(BackupError::NotAcceptable { .. }) => {
+            let hint = "see `lifeboat status` for the snapshot that is in quarantine now, if one is";
+            return Some((Exit::Usage, Some(hint.into())));
+        }
+        _ => {}
     }
     if let Some(crate::restore::RestoreError::Repo(error)) = error.downcast_ref() {
         return Some(of_repository(error));
@@ -130,6 +144,10 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
             Exit::WrongKey,
             "names and contents need --identity FILE, backups --writer-key FILE, pruning --keeper-key FILE; all are in the recovery kit",
         ),
+        RepoError::RotatedKey { .. } => (
+            Exit::WrongKey,
+            "give the agent the new one; whoever holds the kit gets it with `lifeboat keys show-writer`",
+        ),
         RepoError::NoSnapshot { .. } => (Exit::Failed, "see what there is: lifeboat snapshots"),
         RepoError::Busy(_) => (Exit::Busy, "another writer is at work on this source; try again later"),
         RepoError::PastRunLimit { .. } => {
@@ -152,7 +170,9 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
 fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     let hint = match error.kind {
         StoreErrorKind::Denied => "check the credentials and their rights on this place (lifeboat store check)",
-        StoreErrorKind::Full => "make room; nothing partial is visible, and the next backup goes on from here",
+        StoreErrorKind::Full => {
+            "make room and run the command again; `lifeboat prune` clears away what a failed run left"
+        }
         StoreErrorKind::Unavailable => "check the network and the endpoint, then run the command again",
         StoreErrorKind::NotFound if error.action == "open" => "check the URL; perhaps a file system is not mounted",
         _ => return (Exit::Failed, None),

@@ -1,10 +1,11 @@
 //! `lifeboat init`
 
 use super::context::{Context, Use};
-use super::fault::{Exit, Failure, Fault, chain};
+use super::fault::{Exit, Failure, Fault};
 use super::kit::{self, SecretFile};
 use super::output::{clock, print, print_json};
-use crate::repo::{Identity, Recipient, Repository, Role};
+use crate::repo::{Identity, Prepared, Recipient, RepoError, Repository, Role};
+use crate::store::StoreErrorKind;
 use serde_json::json;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -27,34 +28,71 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.settings()?;
-    // The files first: a repository whose keys cannot be saved must not come to be.
-    let kit_file = SecretFile::create(&args.kit)?;
-    let writer_file = args.writer_key_out.as_deref().map(SecretFile::create).transpose()?;
-    let keeper_file = args.keeper_key_out.as_deref().map(SecretFile::create).transpose()?;
     let identity = args.recipient.is_none().then(Identity::generate);
     let recipient = match (&identity, args.recipient) {
         (Some(identity), _) => identity.public(),
         (None, given) => given.unwrap_or_default(),
     };
     let recipients = vec![Recipient { name: "recovery".into(), role: Role::Recovery, key: recipient.clone() }];
-    let store = context.store(&settings, Use::Create).await?;
-    let (repository, keys) = Repository::create(store, recipients, clock()).await?;
-
-    let kit = kit::text(&settings, &repository, &recipient, identity.as_ref(), &keys);
-    let saved = kit_file
-        .fill(&kit)
-        .and_then(|()| writer_file.map_or(Ok(()), |file| file.fill(&format!("{}\n", keys.writer.to_text()))))
-        .and_then(|()| keeper_file.map_or(Ok(()), |file| file.fill(&format!("{}\n", keys.keeper.to_text()))));
-    if let Err(why) = saved {
-        // The keys exist nowhere else.
-        print(&kit)?;
-        let hint =
-            Some("the repository was created; keep what was printed on standard output: it is all there is".into());
-        return Err(Fault::Failed { message: chain(&why).join(": "), hint }.into());
+    let prepared = Prepared::new(recipients, clock())?;
+    let kit = kit::text(&settings, &prepared, &recipient, identity.as_ref());
+    let line = |key: String| format!("{key}\n");
+    let secrets = [
+        (Some(&args.kit), kit.clone()),
+        (args.writer_key_out.as_ref(), line(prepared.keys.writer.to_text())),
+        (args.keeper_key_out.as_ref(), line(prepared.keys.keeper.to_text())),
+    ];
+    let mut files = Vec::new();
+    for (path, text) in secrets {
+        files.extend(path.map(|path| SecretFile::create(path)).transpose()?.map(|file| (file, text)));
     }
+    let store = tokio::select! {
+        store = context.store(&settings, Use::Create) => store?,
+        () = context.interrupt.requested() => return Err(Fault::Interrupted { left: None }.into()),
+    };
+    // The keys first: a repository that nobody has keys for must not come to be, whatever happens to this process.
+    for (file, text) in &mut files {
+        file.fill(text)?;
+    }
+    for (file, _) in &mut files {
+        file.keep();
+    }
+    let created = tokio::select! {
+        created = prepared.create(store) => created,
+        () = context.interrupt.requested() => Err(RepoError::Stopped),
+    };
+    let repository = match created {
+        Ok((repository, _)) => repository,
+        Err(error) if may_have_been_carried_out(&error) => {
+            return Err(Unknown { url: settings.url.to_string(), kit: args.kit, source: error }.into());
+        }
+        Err(error) => {
+            for (file, _) in files {
+                file.discard();
+            }
+            return Err(error.into());
+        }
+    };
     tracing::info!(repository = %repository.root().id, url = %settings.url, "created a repository");
     report(context, &args.kit, &kit, &settings.url.to_string(), &repository)?;
     Ok(Exit::Ok)
+}
+
+/// Not refused, but without an answer: the root may have been written, or yet be.
+fn may_have_been_carried_out(error: &RepoError) -> bool {
+    match error {
+        RepoError::Store(error) => matches!(error.kind, StoreErrorKind::Unavailable | StoreErrorKind::Other),
+        RepoError::Stopped => true,
+        _ => false,
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it is not known whether a repository was created at {url}; the kit in {} fits it if it was", kit.display())]
+struct Unknown {
+    url: String,
+    kit: PathBuf,
+    source: RepoError,
 }
 
 fn report(context: &Context, path: &std::path::Path, kit: &str, url: &str, made: &Repository) -> Result<(), Failure> {

@@ -66,18 +66,18 @@ fn shown(role: Role) -> &'static str {
 pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     let writes = !matches!(command, Command::List | Command::ShowWriter);
     let opened = context.open(if writes { Use::Write } else { Use::Read }).await?;
-    let (settings, repository) = (&opened.settings, &opened.repository);
+    let repository = &opened.repository;
     let json = context.globals.json;
     match command {
         Command::List => list(repository.root().recipients(), json)?,
         Command::AddRecipient(Add { name, key, role }) => {
-            let identity = context.require_identity(settings)?;
+            let identity = context.require_identity(&opened)?;
             let recipient = Recipient { name, role, key };
             let changed = repository.add_recipient(&identity, recipient, clock()).await?;
             list(changed.root().recipients(), json)?;
         }
         Command::RemoveRecipient(Remove { name }) => {
-            let identity = context.require_identity(settings)?;
+            let identity = context.require_identity(&opened)?;
             let changed = repository.remove_recipient(&identity, &name, clock()).await?;
             list(changed.root().recipients(), json)?;
             if !json {
@@ -87,24 +87,25 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
             }
         }
         Command::RotateWriter(Rotate { out }) => {
-            let identity = context.require_identity(settings)?;
+            let identity = context.require_identity(&opened)?;
             // The file first: a key that cannot be saved must not replace the one in use.
-            let file = SecretFile::create(&out)?;
+            let mut file = SecretFile::create(&out)?;
             let (changed, keys) = repository.rotate_writer(&identity, clock()).await?;
             // Should this fail, `show-writer` has the key.
             file.fill(&format!("{}\n", keys.writer.to_text()))?;
+            file.keep();
             if json {
                 print_json(&json!({ "repository": changed.root().id.to_string(), "writerKey": out }))?;
             } else {
                 print(&format!(
-                    "Saved the new writer key: {}\nGive it to the agents; the old one adds nothing any more. The next backup \
-                     of every source is a full one.\n",
+                    "Saved the new writer key: {}\nGive it to the agents; the old one adds nothing any more.\nThe next backup of \
+                     every source is a full one, and is not compared with the one before: look at it with `lifeboat diff`.\n",
                     out.display()
                 ))?;
             }
         }
         Command::ShowWriter => {
-            let keys = repository.root().unlock(&context.require_identity(settings)?)?;
+            let keys = repository.root().unlock(&context.require_identity(&opened)?)?;
             let text = keys.writer.to_text();
             if json {
                 print_json(&json!({ "writerKey": text }))?;

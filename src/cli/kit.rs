@@ -2,7 +2,7 @@
 
 use super::fault::Fault;
 use crate::config;
-use crate::repo::{Identity, Repository, RootKeys};
+use crate::repo::{Identity, Prepared};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -11,12 +11,11 @@ use std::path::{Path, PathBuf};
 /// Writes the kit. `identity` is `None` when the recipient's private half is somebody else's.
 pub fn text(
     settings: &config::Repository,
-    repository: &Repository,
+    prepared: &Prepared,
     recipient: &str,
     identity: Option<&Identity>,
-    keys: &RootKeys,
 ) -> String {
-    let root = repository.root();
+    let Prepared { root, keys, .. } = prepared;
     let (id, url, created) = (root.id, &settings.url, root.created());
     let identity = match identity {
         Some(identity) => identity.to_text(),
@@ -60,6 +59,12 @@ pub fn text(
     )
 }
 
+/// Of which repository, and where, a kit says that it is.
+pub fn repository(text: &str) -> Option<(String, String)> {
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+    Some((field("# Repository:")?, field("# URL:").unwrap_or_default()))
+}
+
 fn options(settings: &config::Repository) -> String {
     let Some(s3) = &settings.s3 else { return String::new() };
     let mut options = String::new();
@@ -75,41 +80,46 @@ fn options(settings: &config::Repository) -> String {
     options
 }
 
-/// A file that only its owner may read. It must not be there yet, and is removed again unless it is filled.
+/// A file that only its owner may read. It must not be there yet, and is removed again unless it is kept.
 pub struct SecretFile {
     path: PathBuf,
-    file: Option<File>,
+    file: File,
+    kept: bool,
 }
 
 impl SecretFile {
     pub fn create(path: &Path) -> Result<Self, Fault> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         match file {
-            Ok(file) => Ok(Self { path: path.into(), file: Some(file) }),
+            Ok(file) => Ok(Self { path: path.into(), file, kept: false }),
             Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => Err(Fault::usage(
                 format!("{} exists already", path.display()),
-                "it may hold the keys of another repository: choose another file",
+                "it may hold the only keys of a repository: choose another file, or see what its keys open before it goes",
             )),
             Err(why) => Err(Fault::file("create", path)(why)),
         }
     }
 
-    /// Writes the file for good, its name included.
-    pub fn fill(mut self, text: &str) -> Result<(), Fault> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+    /// Makes the content, and the file's name, durable.
+    pub fn fill(&mut self, text: &str) -> Result<(), Fault> {
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-            .and_then(|()| File::open(parent)?.sync_all())
-            .map_err(Fault::file("write", &self.path))?;
-        self.file = None;
-        Ok(())
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_all());
+        written.and_then(|()| File::open(parent)?.sync_all()).map_err(Fault::file("write", &self.path))
+    }
+
+    /// From now on it stays, unless it is discarded.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    pub fn discard(mut self) {
+        self.kept = false;
     }
 }
 
 impl Drop for SecretFile {
     fn drop(&mut self) {
-        if self.file.is_some() {
+        if !self.kept {
             let _ = std::fs::remove_file(&self.path);
         }
     }

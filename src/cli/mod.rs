@@ -127,17 +127,33 @@ pub fn main() -> ExitCode {
     forbid_core_dumps();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // `--help` and `--version` come this way too, to standard output.
-            let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Ok.into() };
-        }
+        Err(error) => return refuse(&error).into(),
     };
     let form = if cli.globals.json { fault::Form::Json } else { cli.globals.log_format.into() };
     match execute(cli) {
         Ok(exit) => exit.into(),
         Err(failure) => fault::report(failure.as_ref(), form).into(),
     }
+}
+
+/// What the command line itself gets wrong. `--help` and `--version` come this way too, to standard output.
+fn refuse(error: &clap::Error) -> Exit {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return Exit::Ok;
+    }
+    let json = std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    let text = error.render().to_string();
+    if json {
+        let (what, usage) = text.trim().split_once("\n\n").unwrap_or((text.trim(), ""));
+        let failure = fault::Fault::Usage {
+            message: what.trim_start_matches("error: ").into(),
+            hint: (!usage.is_empty()).then(|| usage.into()),
+        };
+        return fault::report(&failure, fault::Form::Json);
+    }
+    let _ = error.print();
+    Exit::Usage
 }
 
 fn execute(cli: Cli) -> Result<Exit, Failure> {

@@ -13,8 +13,12 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 /// What has been done so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Done {
-    pub entries: u64,
+    pub count: u64,
+    /// What is counted.
+    pub unit: &'static str,
     pub bytes: u64,
+    /// The bytes there are to do; 0 if that is not known yet.
+    pub expected: u64,
 }
 
 /// Shows `read`'s answers until dropped.
@@ -23,7 +27,7 @@ pub struct Shown {
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
-/// `expected` bytes in all, if that is known.
+/// Of `expected` bytes in all, if that is known or will be.
 pub fn show(context: &Context, label: &str, expected: Option<u64>, read: impl Fn() -> Done + Send + 'static) -> Shown {
     let quiet = context.globals.quiet || context.globals.json || !std::io::stderr().is_terminal();
     if quiet {
@@ -42,12 +46,12 @@ pub fn show(context: &Context, label: &str, expected: Option<u64>, read: impl Fn
     let task = tokio::spawn(async move {
         loop {
             let done = read();
-            // A source may have grown since it was last seen.
-            if expected.is_some_and(|expected| done.bytes > expected) {
-                shown.set_length(done.bytes);
+            if let Some(expected) = expected {
+                // A source may have grown since it was last seen.
+                shown.set_length(expected.max(done.expected).max(done.bytes));
             }
             shown.set_position(done.bytes);
-            shown.set_message(format!("{} entries", done.entries));
+            shown.set_message(format!("{} {}", done.count, done.unit));
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });

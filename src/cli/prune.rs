@@ -3,6 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault};
 use super::output::{bytes, clock, print, print_json, time};
+use super::reference::numbered;
 use crate::config::{Config, Schedule};
 use crate::id::{Sequence, SourceName};
 use crate::policy::duration::Shown;
@@ -21,14 +22,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     schedule: Option<String>,
     /// A manifest that cannot be read and that you have found to be foreign: it is taken to need nothing (repeatable)
-    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = foreign)]
+    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = numbered)]
     foreign: Vec<(SourceName, Sequence)>,
-}
-
-fn foreign(text: &str) -> Result<(SourceName, Sequence), String> {
-    let (source, number) = text.split_once('@').ok_or("expected SOURCE@NUMBER")?;
-    let source = source.parse().map_err(|e: crate::id::InvalidId| e.to_string())?;
-    Ok((source, Sequence(number.parse().map_err(|_| format!("{number:?} is not a snapshot's number"))?)))
 }
 
 struct Outcome {

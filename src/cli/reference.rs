@@ -50,6 +50,17 @@ impl FromStr for Reference {
     }
 }
 
+/// `SOURCE@NUMBER`, where a slip of the finger must not mean another snapshot.
+pub fn numbered(text: &str) -> Result<(SourceName, Sequence), String> {
+    let (source, number) = text.split_once('@').ok_or("expected SOURCE@NUMBER")?;
+    let source = source.parse().map_err(|e: crate::id::InvalidId| e.to_string())?;
+    let number = number.parse().ok().filter(|n| (1..=Sequence::MAX).contains(n));
+    Ok((
+        source,
+        Sequence(number.ok_or("expected SOURCE@NUMBER, a snapshot's number as `lifeboat snapshots` lists it")?),
+    ))
+}
+
 /// A snapshot's id: the digest of its manifest.
 pub fn id(snapshot: &Snapshot) -> String {
     snapshot.manifest.digest.iter().map(|b| format!("{b:02x}")).collect()
@@ -141,7 +152,7 @@ async fn by_id(lineage: &Lineage, prefix: &str) -> Result<(Snapshot, Vec<Stepped
 /// Opens a snapshot for reading names and contents.
 pub async fn open_reader(context: &Context, reference: &Reference) -> Result<(Opened, Arc<Reader>), Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access_to_contents(&opened.settings)?;
+    let access = context.access_to_contents(&opened)?;
     let (lineage, snapshot) = reference.find(&opened, &access).await?;
     let reader = Arc::new(Reader::open(lineage.clone(), snapshot).await?);
     warn_missing(&lineage).await?;

@@ -61,8 +61,10 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     let bar = progress::show(context, "restore", expected, {
         let progress = progress.clone();
         move || Done {
-            entries: progress.entries.load(Ordering::Relaxed),
+            count: progress.entries.load(Ordering::Relaxed),
+            unit: "entries",
             bytes: progress.bytes.load(Ordering::Relaxed),
+            expected: 0,
         }
     });
     let work = tokio::task::spawn_blocking({

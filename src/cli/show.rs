@@ -4,10 +4,10 @@ use super::context::{Context, Use};
 use super::fault::{Exit, Failure};
 use super::output::{bytes, name, print, print_json, time};
 use super::reference::{Reference, id};
-use super::snapshots::{describe, state};
+use super::snapshots::{describe, state, way_out};
 use crate::entry::Problem;
 use crate::id::SourceName;
-use crate::repo::{Access, Reader, Snapshot};
+use crate::repo::{Access, Reader, Snapshot, State};
 use serde_json::json;
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let (lineage, snapshot) = args.reference.find(&opened, &access).await?;
     let problems = match access {
         Access::Recipient(_) => Some(Reader::open(lineage, snapshot.clone()).await?.problems()?),
@@ -81,6 +81,9 @@ fn text(source: &SourceName, snapshot: &Snapshot, problems: Option<&[Problem]>) 
     line("Run", format!("{} ({})", catalogue.run, catalogue.agent));
     for reason in &catalogue.reasons {
         line("In quarantine", reason.clone());
+    }
+    if snapshot.state() == State::Quarantined {
+        line("What to do", way_out(source, snapshot.sequence()));
     }
     match problems {
         Some(problems) => {

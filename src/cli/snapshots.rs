@@ -4,7 +4,7 @@ use super::context::{Context, Use};
 use super::fault::{Exit, Failure, chain};
 use super::output::{bytes, print, print_json, table, time};
 use super::reference::{check_source, id};
-use crate::id::SourceName;
+use crate::id::{Sequence, SourceName};
 use crate::repo::{Snapshot, State};
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let sources = match &args.source {
         Some(source) => vec![source.clone()],
         None => opened.repository.sources().await?,
@@ -76,6 +76,11 @@ pub fn state(state: State) -> &'static str {
         State::Incomplete => "incomplete",
         State::Quarantined => "quarantined",
     }
+}
+
+/// What a person can do about a snapshot in quarantine.
+pub fn way_out(source: &SourceName, number: Sequence) -> String {
+    format!("if this is what {source} is now, accept it: lifeboat backup {source} --accept {source}@{number}")
 }
 
 /// What anyone may know of a snapshot, and what the key at hand opens of its catalogue.

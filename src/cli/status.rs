@@ -4,7 +4,7 @@ use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, chain};
 use super::output::{bytes, clock, print, print_json, table, time};
 use super::reference::numbers;
-use super::snapshots::state;
+use super::snapshots::{state, way_out};
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
@@ -40,7 +40,7 @@ struct Report {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let mut memory = Memory::load(&opened);
     let mut reports = Vec::new();
     for source in sources(context, &opened, &memory, &args).await? {
@@ -132,7 +132,8 @@ async fn quarantine(lineage: &Lineage, newest: &Newest, warnings: &mut Vec<Strin
     let Some((tip, _)) = newest.tip.filter(|(tip, _)| Some(*tip) != good) else { return Ok(()) };
     let (snapshot, _) = lineage.find(&Selector::Number(tip)).await?;
     let reasons = snapshot.catalogue.map_or_else(|| "give a key to see why".into(), |c| c.reasons.join("; "));
-    warnings.push(format!("snapshot {tip} is in quarantine: {reasons}"));
+    let what_to_do = way_out(lineage.source(), tip);
+    warnings.push(format!("snapshot {tip} is in quarantine: {reasons}; {what_to_do}"));
     Ok(())
 }
 

@@ -3,10 +3,13 @@
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure, Fault};
 use super::output::{bytes, print, print_json};
+use super::progress::{self, Done};
 use super::reference::check_source;
 use crate::id::SourceName;
-use crate::repo::{Access, Depth, Verified};
+use crate::repo::{Access, Depth, Verified, Verifying};
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -35,7 +38,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened.settings)?;
+    let access = context.access(&opened)?;
     let (depth, share) = match (args.read_data, args.scrub) {
         (Some(share), _) => (Depth::Data, share),
         (None, true) => (Depth::Scrub, 1.0),
@@ -54,7 +57,20 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     for source in sources {
         check_source(&opened.repository, &source).await?;
         let lineage = opened.lineage(&source, &access);
-        all.push((source, lineage.verify(depth, share, u64::from_le_bytes(lot)).await?));
+        let seen = Arc::new(Verifying::default());
+        let reads = (depth != Depth::Structure).then_some(0);
+        let bar = progress::show(context, &format!("verify {source}"), reads, {
+            let seen = seen.clone();
+            move || Done {
+                count: seen.packs.load(Ordering::Relaxed),
+                unit: "packs",
+                bytes: seen.bytes.load(Ordering::Relaxed),
+                expected: seen.expected.load(Ordering::Relaxed),
+            }
+        });
+        let verified = lineage.verify_watched(depth, share, u64::from_le_bytes(lot), &seen).await;
+        drop(bar);
+        all.push((source, verified?));
     }
     let sound = all.iter().all(|(_, verified)| verified.findings.is_empty());
     if context.globals.json {

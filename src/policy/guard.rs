@@ -20,7 +20,8 @@ impl Default for Rules {
     }
 }
 
-/// Why the capture belongs in quarantine; empty when it does not. `previous` is the newest good snapshot's.
+/// Why the capture belongs in quarantine; empty when it does not. `previous` is the newest good snapshot's, or that of one
+/// in quarantine which a person has accepted.
 #[must_use]
 pub fn judge(previous: &Facts, now: &Facts, rules: &Rules) -> Vec<String> {
     let mut reasons = Vec::new();

@@ -1,6 +1,6 @@
 //! What can go wrong in a repository, told so that the object and the next step are named.
 
-use crate::id::{InvalidId, SourceName};
+use crate::id::{InvalidId, RepositoryId, SourceName};
 use crate::store::StoreError;
 
 pub type Result<T, E = RepoError> = std::result::Result<T, E>;
@@ -20,6 +20,8 @@ pub enum RepoError {
     Foreign { object: String, reason: String },
     #[error("the {what} at hand does not open {object}")]
     WrongKey { what: &'static str, object: String },
+    #[error("this writer key was rotated away: repository {repository} takes nothing more from it")]
+    RotatedKey { repository: RepositoryId },
     #[error("source {source_name} has no snapshot that {wanted}")]
     NoSnapshot { source_name: SourceName, wanted: String },
     #[error("another writer keeps committing to source {0}; gave up after several attempts")]

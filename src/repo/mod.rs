@@ -39,11 +39,12 @@ pub use pipeline::Progress;
 pub use prune::{Plan as PrunePlan, Pruned};
 pub use reader::{Item, ReadError, Reader};
 pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};
-pub use verify::{Depth, Finding, Verified};
+pub use verify::{Depth, Finding, Verified, Verifying};
 pub use writer::{Committed, Options, SnapshotWriter, Summary};
 
 use crate::id::SourceName;
 use crate::store::Store;
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -55,14 +56,37 @@ pub struct Repository {
     root: Root,
 }
 
-impl Repository {
-    /// Makes a repository in an empty place.
-    ///
+/// A repository that does not exist yet. Its keys do, and can be saved before anything depends on them.
+#[derive(Debug)]
+pub struct Prepared {
+    pub root: Root,
+    pub keys: RootKeys,
+    bytes: Bytes,
+}
+
+impl Prepared {
+    /// # Errors
+    /// As [`Root::prepare`].
+    pub fn new(recipients: Vec<Recipient>, now: Timestamp) -> Result<Self> {
+        let (root, keys, bytes) = Root::prepare(recipients, now)?;
+        Ok(Self { root, keys, bytes })
+    }
+
     /// # Errors
     /// As [`Root::create`].
+    pub async fn create(self, store: Arc<dyn Store>) -> Result<(Repository, RootKeys)> {
+        Root::create(store.as_ref(), self.bytes).await?;
+        Ok((Repository { store, root: self.root }, self.keys))
+    }
+}
+
+impl Repository {
+    /// Makes a repository in an empty place, for whoever need not save the keys first.
+    ///
+    /// # Errors
+    /// As [`Root::prepare`] and [`Root::create`].
     pub async fn create(store: Arc<dyn Store>, recipients: Vec<Recipient>, now: Timestamp) -> Result<(Self, RootKeys)> {
-        let (root, keys) = Root::create(store.as_ref(), recipients, now).await?;
-        Ok((Self { store, root }, keys))
+        Prepared::new(recipients, now)?.create(store).await
     }
 
     /// # Errors

@@ -291,6 +291,53 @@ impl Reader {
         if size == item.entry.size { Ok(()) } else { Err(self.wrong_size(item, size)) }
     }
 
+    /// Whether an entry's content and that of `theirs`, an entry of the snapshot that `other` reads, are the very same
+    /// chunks. Costs no read; what is equal may also lie elsewhere.
+    #[must_use]
+    pub fn same_chunks(&self, item: &Item, other: &Self, theirs: &Item) -> bool {
+        let pack =
+            |reader: &Self, at: u32| reader.snapshot.manifest.header.packs.get(at as usize).map(|pack| pack.pack);
+        match (&item.place, &theirs.place) {
+            (Place::Nothing, Place::Nothing) => true,
+            (Place::Chunks(ours), Place::Chunks(theirs)) => {
+                ours.len() == theirs.len()
+                    && ours.iter().zip(theirs).all(|(a, b)| {
+                        (a.1, a.2) == (b.1, b.2) && pack(self, a.0).is_some_and(|a| Some(a) == pack(other, b.0))
+                    })
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the contents are equal, by the ids of what they are made of: only directories are read. `None` where ids do
+    /// not say, since other keys made them or the content was cut in another way.
+    ///
+    /// # Errors
+    /// `Damaged`, a store's.
+    pub async fn same_content(&self, item: &Item, other: &Self, theirs: &Item) -> Result<Option<bool>> {
+        if (&self.lineage.source, self.epoch.number) != (&other.lineage.source, other.epoch.number) {
+            return Ok(None);
+        }
+        match (&item.place, &theirs.place) {
+            (Place::Nothing, Place::Nothing) => Ok(Some(true)),
+            (Place::Pages(a), Place::Pages(b)) if a.size == b.size => Ok(Some(a.digest == b.digest)),
+            (Place::Chunks(a), Place::Chunks(b)) => Ok(Some(self.ids(a).await? == other.ids(b).await?)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn ids(&self, runs: &[(u32, u32, u32)]) -> Result<Vec<ChunkId>> {
+        let mut ids = Vec::new();
+        for &(pack, first, count) in runs {
+            let index = self.index(pack).await?;
+            for ordinal in first..first.saturating_add(count) {
+                let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
+                ids.push(index.id(ordinal).ok_or_else(bad)?);
+            }
+        }
+        Ok(ids)
+    }
+
     fn wrong_size(&self, item: &Item, size: u64) -> RepoError {
         let name = String::from_utf8_lossy(&item.entry.path);
         let reason = format!("{name} has {size} bytes in it and should have {}", item.entry.size);

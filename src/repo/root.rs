@@ -208,11 +208,11 @@ pub struct Root {
 }
 
 impl Root {
-    /// Creates the root of a new repository.
+    /// Makes the root of a new repository, and its keys: nothing is written until [`Root::create`].
     ///
     /// # Errors
-    /// `AlreadyInitialised`; `Refused` without a recovery recipient or with a bad one.
-    pub async fn create(store: &dyn Store, recipients: Vec<Recipient>, now: Timestamp) -> Result<(Self, RootKeys)> {
+    /// `Refused` without a recovery recipient or with a bad one.
+    pub fn prepare(recipients: Vec<Recipient>, now: Timestamp) -> Result<(Self, RootKeys, Bytes)> {
         check_recipients(&recipients)?;
         let keys = RootKeys { writer: WriterKey::random(), keeper: KeeperKey::random(), root: RootKey::random() };
         let public = keys.root.signer().public();
@@ -235,12 +235,19 @@ impl Root {
         };
         let bytes = sign_json(&keys.root.signer(), SIGNATURE, &record)?;
         let digest = *blake3::hash(&bytes).as_bytes();
-        match store.put(ROOT, Bytes::from(bytes), PutOptions::default()).await {
+        Ok((Self { id, created: now, record, digest, next: Sequence(2) }, keys, Bytes::from(bytes)))
+    }
+
+    /// Writes what [`Root::prepare`] made: from now on there is a repository.
+    ///
+    /// # Errors
+    /// `AlreadyInitialised`.
+    pub async fn create(store: &dyn Store, prepared: Bytes) -> Result<()> {
+        match store.put(ROOT, prepared, PutOptions::default()).await {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
                 Err(RepoError::AlreadyInitialised { url: store.url() })
             }
-            Err(e) => Err(e.into()),
-            Ok(()) => Ok((Self { id, created: now, record, digest, next: Sequence(2) }, keys)),
+            other => Ok(other?),
         }
     }
 
@@ -325,7 +332,7 @@ impl Root {
     /// Checks that `key` is the writer key of now and gives its generation.
     ///
     /// # Errors
-    /// `WrongKey`, and `Refused` when the key was rotated away.
+    /// `WrongKey`, and `RotatedKey` when it is one of before.
     pub fn accept_writer(&self, key: &WriterKey) -> Result<u32> {
         let public = hex(&key.signer(self.id).public());
         let current = self.current_writer()?;
@@ -333,9 +340,7 @@ impl Root {
             return Ok(current.generation);
         }
         if self.record.writers.iter().any(|w| w.verifying_key == public) {
-            return Err(RepoError::Refused(
-                "this writer key was rotated away; give the agent the new one (`lifeboat keys show-writer`)".into(),
-            ));
+            return Err(RepoError::RotatedKey { repository: self.id });
         }
         Err(RepoError::WrongKey { what: "writer key", object: format!("repository {}", self.id) })
     }

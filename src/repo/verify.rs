@@ -15,6 +15,7 @@ use crate::store::list_all;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,15 @@ pub struct Verified {
     pub findings: Vec<Finding>,
 }
 
+/// How far a verification is.
+#[derive(Debug, Default)]
+pub struct Verifying {
+    pub packs: AtomicU64,
+    /// Bytes read from packs, and how many are to be read in all.
+    pub bytes: AtomicU64,
+    pub expected: AtomicU64,
+}
+
 struct Needed {
     reference: PackRef,
     epoch: u32,
@@ -59,6 +69,20 @@ impl Lineage {
     /// # Errors
     /// Only a store that does not answer, or a key that is missing; what is wrong with the data is in the findings.
     pub async fn verify(self: &Arc<Self>, depth: Depth, share: f64, lot: u64) -> Result<Verified> {
+        self.verify_watched(depth, share, lot, &Verifying::default()).await
+    }
+
+    /// [`Lineage::verify`], while somebody looks on.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn verify_watched(
+        self: &Arc<Self>,
+        depth: Depth,
+        share: f64,
+        lot: u64,
+        seen: &Verifying,
+    ) -> Result<Verified> {
         let (snapshots, stepped_over) = self.snapshots().await?;
         let mut verified = Verified { snapshots: snapshots.len(), ..Verified::default() };
         verified.findings.extend(stepped_over.iter().map(finding_of));
@@ -76,15 +100,18 @@ impl Lineage {
                 u64::from_le_bytes(*pack.0.first_chunk().unwrap_or(&[0; 8])) ^ lot.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             depth != Depth::Structure && (draw as f64 / u64::MAX as f64) < share
         };
+        let to_read = packs.values().filter(|needed| read(&needed.reference.pack)).map(|needed| needed.reference.size);
+        seen.expected.fetch_add(to_read.sum(), Ordering::Relaxed);
         let mut checks = futures_util::stream::iter(packs.into_values())
             .map(|needed| {
                 let size = sizes.get(&pack::object(&self.source, needed.reference.pack)).copied();
                 let read = read(&needed.reference.pack);
-                async move { (self.check_pack(&needed, size, read, depth).await, needed) }
+                async move { (self.check_pack(&needed, size, read, depth, seen).await, needed) }
             })
             .buffer_unordered(2);
         while let Some((checked, needed)) = checks.next().await {
             let (bytes, problems) = checked?;
+            seen.packs.fetch_add(1, Ordering::Relaxed);
             verified.bytes_read += bytes;
             verified.findings.extend(problems.into_iter().map(|(object, problem)| Finding {
                 object,
@@ -154,6 +181,7 @@ impl Lineage {
         size: Option<u64>,
         read: bool,
         depth: Depth,
+        seen: &Verifying,
     ) -> Result<(u64, Vec<(String, String)>)> {
         let object = pack::object(&self.source, needed.reference.pack);
         let found = |problem: String| Ok((0, vec![(object.clone(), problem)]));
@@ -204,6 +232,7 @@ impl Lineage {
         for (number, frame) in (0..).zip(&plain.frames) {
             let frame_name = format!("{object} (frame {number})");
             bytes += u64::from(frame.sealed);
+            seen.bytes.fetch_add(u64::from(frame.sealed), Ordering::Relaxed);
             let sealed = match self.sealed(&object, frame).await {
                 Err(error) => {
                     problems.push((frame_name, broken(error)?.to_string()));

@@ -69,6 +69,7 @@ pub struct SnapshotWriter {
     epoch: Arc<Epoch>,
     options: Options,
     base: Option<Snapshot>,
+    sealed_base: Option<Sequence>,
     shared: Arc<Shared>,
     window: Arc<Window>,
     queues: Option<Queues>,
@@ -112,7 +113,10 @@ impl Lineage {
             let from = newest.next();
             self.remember(epoch::current(self.store.as_ref(), &self.root, &self.source, key, from).await?)
         };
-        let base = newest.snapshot.filter(|s| s.manifest.header.epoch == epoch.number);
+        let (base, sealed_base) = match newest.snapshot {
+            Some(snapshot) if snapshot.manifest.header.epoch == epoch.number => (Some(snapshot), None),
+            other => (None, other.map(|snapshot| snapshot.sequence())),
+        };
         let known = match &base {
             None => Known::nothing(),
             Some(base) => {
@@ -131,6 +135,7 @@ impl Lineage {
             epoch,
             options,
             base,
+            sealed_base,
             shared,
             window: Arc::default(),
             queues: None,
@@ -180,6 +185,12 @@ impl SnapshotWriter {
     #[must_use]
     pub fn base(&self) -> Option<&Snapshot> {
         self.base.as_ref()
+    }
+
+    /// The newest good snapshot, if an earlier writer key sealed it: it can neither be built on nor compared with.
+    #[must_use]
+    pub fn sealed_base(&self) -> Option<Sequence> {
+        self.sealed_base
     }
 
     /// Ends the run from elsewhere, soon: whoever captures is told so, and nothing can be committed any more.

@@ -4,7 +4,8 @@
 //! directory, which was reached from the root without following a symbolic link; nothing that exists is overwritten.
 //! Files are private (mode 0600, directories 0700) until their owner is right. All methods may be called from several
 //! threads, as long as a directory comes before its content and a file before its hard links. Memory is that of the
-//! directories' metadata, kept for [`Tree::finish`]. Deliberately absent: merging into files that exist, and syncing.
+//! directories' metadata, kept for [`Tree::finish`]. Deliberately absent: merging into files that exist, and syncing
+//! each of them: [`Tree::finish`] does so once for all.
 
 use crate::entry::{Entry, Kind, Problem, Xattr};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
@@ -161,7 +162,8 @@ impl Tree {
         fs::unlinkat(&*parent, name, AtFlags::empty()).map_err(|error| io_error("remove", &entry.path, error))
     }
 
-    /// Sets the directories' metadata, what lies below before what lies above, and says what could not be set on the way.
+    /// Sets the directories' metadata, what lies below before what lies above, makes everything durable, and says what could
+    /// not be set on the way.
     pub fn finish(self) -> Result<Vec<Problem>> {
         let mut directories = std::mem::take(&mut *lock(&self.directories));
         directories.sort_unstable_by(|a, b| b.path.cmp(&a.path));
@@ -171,6 +173,7 @@ impl Tree {
             let is = fs::fstat(&directory).map_err(|error| io_error("read the metadata of", &entry.path, error))?;
             self.dress(directory.as_fd(), &is, entry)?;
         }
+        fs::syncfs(&self.root).map_err(|error| io_error("make durable what was written to", b".", error))?;
         let (mut problems, more) = std::mem::take(&mut *lock(&self.problems));
         if more > 0 {
             problems.push(Problem { path: Vec::new(), text: format!("{more} more problems of these kinds") });

@@ -9,24 +9,18 @@ use lifeboat::id::Sequence;
 use lifeboat::store::s3::{Credentials, Settings};
 use serde_json::{Value, json};
 use std::fs;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 const DAYS: u32 = 3;
 
-/// What an agent needs, for one source of a repository that others use too.
-fn needed(settings: &Settings) -> Value {
-    let (bucket, prefix) = (&settings.bucket, &settings.prefix);
-    let object = |below: &str| format!("arn:aws:s3:::{bucket}/{prefix}/{below}");
-    let listed = ["docs/*", "lifeboat.json*", "_root/*"].map(|below| format!("{prefix}/{below}"));
-    json!([
-        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{bucket}")],
-         "Action": ["s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"]},
-        {"Effect": "Allow", "Resource": [format!("arn:aws:s3:::{bucket}")], "Action": ["s3:ListBucketVersions"],
-         "Condition": {"StringLike": {"s3:prefix": listed}}},
-        {"Effect": "Allow", "Resource": [object("docs/*"), object("lifeboat.json"), object("_root/*")],
-         "Action": ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObjectRetention"]},
-        {"Effect": "Allow", "Resource": [object("docs/*")], "Action": ["s3:PutObject", "s3:AbortMultipartUpload"]},
-    ])
+/// The policy that `docs/operations.md` gives for `whom`, for the source `docs`.
+fn documented(whom: &str, settings: &Settings) -> Value {
+    let text = include_str!("../../docs/operations.md");
+    let (_, rest) = text.split_once(&format!("```json {whom}\n")).unwrap();
+    let (policy, _) = rest.split_once("```").unwrap();
+    let policy = policy.replace("BUCKET", &settings.bucket).replace("PREFIX", &settings.prefix);
+    let policy: Value = serde_json::from_str(&policy.replace("SOURCE", "docs")).unwrap();
+    policy["Statement"].clone()
 }
 
 /// Far more than an agent should have, to show that it does no harm: all but lifting a lock.
@@ -178,7 +172,7 @@ async fn what_a_stolen_agent_does_to_a_locked_bucket_is_seen_past() {
     let minio = minio();
     let settings = bucket(&minio, "stolen", Bucket::Locked).await;
     let world = World::bucket(&settings, DAYS);
-    let agent = World::in_bucket(&limited(&minio, &settings, &needed(&settings)), DAYS);
+    let agent = World::in_bucket(&limited(&minio, &settings, &documented("agent", &settings)), DAYS);
     agent.take_keys(&world, &["writer.key"]);
     let mut pictures = Vec::new();
     for step in 0..2 {
@@ -258,6 +252,56 @@ async fn rubbish_under_new_names_is_told_and_stops_nothing() {
     let found = world.as_owner(&["verify", "--read-data"]).expect(1).out;
     assert!(found.contains(&format!("docs/snapshots/{}", number(2))), "{found}");
     world.as_writer(&["status"]).expect(1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_rights_suffice_and_allow_nothing_else() {
+    let minio = minio();
+    let settings = bucket(&minio, "rights", Bucket::Versioned).await;
+    let owner = World::bucket(&settings, 0);
+    let rights = |whom: &str| limited(&minio, &settings, &documented(whom, &settings));
+    let with = |whom: &str, keys: &[&str]| {
+        let world = World::in_bucket(&rights(whom), 0);
+        world.take_keys(&owner, keys);
+        world
+    };
+    let agent = with("agent", &["writer.key"]);
+    for step in 0..3 {
+        agent.file("a", noise(step, 300_000));
+        agent.backup();
+    }
+    let expected = picture(&agent.path("tree"));
+    agent.as_writer(&["status", "docs"]).expect(0);
+    agent.as_writer(&["doctor", "--read-only"]).expect(0);
+
+    let keeper = with("keeper", &["keeper.key"]);
+    let document = fs::read_to_string(keeper.path("config/repository.yaml")).unwrap();
+    keeper.document("repository.yaml", &format!("{document}  gracePeriod: 2s\n  runLimit: 1s\n"));
+    keeper.schedule("1s", "{last: 1}");
+    let prune =
+        || keeper.run(&["--keeper-key", "keeper.key", "prune", "--json"]).expect(0).json()["sources"][0].clone();
+    assert_eq!(prune()["pruned"]["removed"], json!([2, 1]));
+    std::thread::sleep(Duration::from_millis(3100));
+    assert!(prune()["pruned"]["deleted_packs"].as_u64().unwrap() > 0, "the keeper may not delete packs");
+    keeper.run(&["verify", "--scrub"]).expect(0);
+
+    let restorer = with("restorer", &["kit.txt"]);
+    restorer.assert_restores(3, &expected);
+    restorer.assert_sound();
+
+    for whom in ["agent", "keeper", "restorer"] {
+        let client = agent_client(&minio, &rights(whom));
+        for name in ["lifeboat.json", "_root/0", "docs/keys/0001/epoch.json"] {
+            let key = format!("{}/{name}", settings.prefix);
+            let gone = client.delete_object().bucket(&settings.bucket).key(&key).send().await;
+            assert!(gone.is_err(), "{whom} may delete {name}");
+            let put = client.put_object().bucket(&settings.bucket).key(&key).body(b"x".to_vec().into()).send().await;
+            assert!(put.is_err() || (whom, name) == ("agent", "docs/keys/0001/epoch.json"), "{whom} may write {name}");
+        }
+        let other = format!("{}/other/packs/x", settings.prefix);
+        let put = client.put_object().bucket(&settings.bucket).key(other).body(b"x".to_vec().into()).send().await;
+        assert!(put.is_err(), "{whom} may write to another source");
+    }
 }
 
 fn agent_client(server: &Server, settings: &Settings) -> aws_sdk_s3::Client {

@@ -27,18 +27,6 @@ fn at(world: &World, offset: &str, arguments: &[&str]) -> Ran {
     finish(with_its_own_clock(world, arguments).spawn().unwrap())
 }
 
-const SCHEDULE: &str = "
-apiVersion: lifeboat.dev/v1
-kind: Source
-metadata: {name: docs}
-spec: {files: {path: TREE}}
----
-apiVersion: lifeboat.dev/v1
-kind: Schedule
-metadata: {name: often}
-spec: {repository: main, tier: standard, cron: '*/10 * * * *', maxDuration: 5m, sources: [docs], retention: RETENTION}
-";
-
 #[test]
 fn snapshots_of_a_wrong_clock_read_back_and_push_nothing_out() {
     let world = World::local();
@@ -60,10 +48,7 @@ fn snapshots_of_a_wrong_clock_read_back_and_push_nothing_out() {
     world.assert_sound();
 
     // By the agents' clocks they are of three years, by the store's of one day.
-    let retention = |text: &str| {
-        let schedule = SCHEDULE.replace("TREE", &world.path("tree").display().to_string());
-        world.document("schedule.yaml", &schedule.replace("RETENTION", text));
-    };
+    let retention = |text: &str| world.schedule("5m", text);
     let prune = ["--keeper-key", "keeper.key", "prune", "--json"];
     let removed = |ran: Ran| ran.json()["sources"][0]["plan"]["remove"].as_array().unwrap().len();
     retention("{within: 1h}");

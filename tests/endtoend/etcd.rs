@@ -174,5 +174,19 @@ async fn an_etcd_under_load_comes_back_from_every_kind_of_store() {
     assert!(report["reasons"][0].as_str().unwrap().contains("it is another system"), "{report}");
     world.as_owner(&["export", "etcd@latest", "-o", "latest.db"]).expect(0);
     assert!(fs::read(world.path("latest.db")).unwrap() == fs::read(world.path("3.db")).unwrap());
+    // Unless a person says that this is the cluster now.
+    let url = restored.url();
+    let accepting = [&backup_of(&url)[..], &["--accept", "etcd@4"]].concat();
+    let accepted = world.run(&accepting).expect(0);
+    assert_eq!(made(&accepted).number, 5);
+    let facts = accepted.json()["backups"][0]["facts"].clone();
+    assert!(facts["details"]["accepted"].as_str().unwrap().contains("it is another system"), "{facts}");
+    world.run(&accepting).expect(2).says("snapshot 5 came after it");
+    assert_eq!(made(&world.run(&backup_of(&url)).expect(0)).number, 6);
+    world.as_owner(&["export", "etcd@latest", "-o", "new.db"]).expect(0);
+    etcdutl(&world, &["snapshot", "restore", "new.db", "--data-dir", "new.data"]);
+    drop(restored);
+    let again = etcd_on(&world.path("new.data"));
+    assert_eq!(read(&again, "base/").await.len() as u64, KEYS);
     world.assert_sound();
 }

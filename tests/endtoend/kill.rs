@@ -114,21 +114,9 @@ fn a_restore_that_was_killed_can_be_done_again() {
     assert!(partial > 0, "no restore was killed half-way");
 }
 
-const SCHEDULE: &str = "
-apiVersion: lifeboat.dev/v1
-kind: Source
-metadata: {name: docs}
-spec: {files: {path: TREE}}
----
-apiVersion: lifeboat.dev/v1
-kind: Schedule
-metadata: {name: often}
-spec: {repository: main, tier: standard, cron: '*/10 * * * *', maxDuration: 1s, sources: [docs], retention: {last: 1}}
-";
-
 /// `packs` counts what the store holds.
 fn prunes_are_killed(world: &World, moments: u32, packs: impl Fn() -> u64) {
-    world.document("schedule.yaml", &SCHEDULE.replace("TREE", &world.path("tree").display().to_string()));
+    world.schedule("1s", "{last: 1}");
     // Backups keep the repository's own limits; only the keeper does not wait here.
     let patient = fs::read_to_string(world.path("config/repository.yaml")).unwrap();
     let impatient = format!("{patient}  gracePeriod: 2s\n  runLimit: 1s\n");

@@ -8,6 +8,7 @@ mod support;
 mod agent;
 mod clock;
 mod etcd;
+mod init;
 mod kill;
 mod network;
 mod picture;

@@ -125,6 +125,18 @@ impl World {
         fs::write(self.path("config").join(name), text).unwrap();
     }
 
+    /// A schedule of `docs`, which is `tree`.
+    pub fn schedule(&self, max_duration: &str, retention: &str) {
+        let (tree, repository) = (self.path("tree"), "repository: main, tier: standard, cron: '*/10 * * * *'");
+        let text = format!(
+            "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: docs}}\nspec: {{files: {{path: {}}}}}\n---\n\
+             apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {{name: often}}\n\
+             spec: {{{repository}, maxDuration: {max_duration}, sources: [docs], retention: {retention}}}\n",
+            tree.display()
+        );
+        self.document("schedule.yaml", &text);
+    }
+
     /// Writes a file below `tree`.
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.path("tree").join(name);

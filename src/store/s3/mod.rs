@@ -38,6 +38,9 @@ use versions::FirstVersions;
 /// For one request; a body has as long again.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(5);
 
+/// Whoever waits longer for a store to answer is told why.
+const PATIENT_ATTEMPTS: u32 = 4;
+
 /// A bucket, or a part of one.
 #[derive(Clone, Debug)]
 pub struct S3 {
@@ -72,9 +75,13 @@ impl S3 {
             first: FirstVersions::default(),
             policy: RetryPolicy::default(),
         };
-        // Whoever waits for this would rather know soon.
-        let policy = RetryPolicy { attempts: 3, ..bucket.policy };
-        bucket.features = policy.run(|_| bucket.ask_features()).await?;
+        let asked = bucket.policy.run(|attempt| {
+            if attempt == PATIENT_ATTEMPTS {
+                tracing::warn!(url = bucket.url(), "the store does not answer; trying again for a while");
+            }
+            bucket.ask_features()
+        });
+        bucket.features = asked.await?;
         Ok(Self { bucket: Arc::new(bucket) })
     }
 }

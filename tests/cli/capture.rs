@@ -1,0 +1,135 @@
+//! Captures that fail, are incomplete or look wrong.
+
+use crate::world::World;
+use serde_json::Value;
+use std::fs;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+#[test]
+fn one_failing_source_does_not_keep_the_others_from_being_safe() {
+    let world = World::with_repository();
+    world.script("echo whole");
+    let failing = fs::read_to_string(world.path("source.yaml")).unwrap();
+    let failing = failing.replace("name: dump", "name: broken").replace("echo whole", "echo half; exit 1");
+    world.document("other.yaml", &failing);
+    let both = ["--writer-key", "writer.key", "--config", "source.yaml", "--config", "other.yaml", "backup", "--all"];
+    let report = world.run(&[&both[..], &["--json"]].concat()).expect(3).json();
+    assert_eq!(report["backups"][0]["source"], "broken");
+    assert!(report["backups"][0]["error"].is_string(), "{report}");
+    assert_eq!(report["backups"][1]["number"], 1);
+    assert!(world.manifests("broken").is_empty());
+    let text = world.run(&both).expect(3);
+    assert!(text.err.contains("broken") && text.out.contains("dump@2: 1 entries"), "{} {}", text.err, text.out);
+    let lines = world.run(&[&["--log-format", "json"], &both[..]].concat()).expect(3).err;
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["level"] == "error" && line["source"] == "broken"), "{lines:?}");
+}
+
+#[test]
+fn an_empty_capture_is_a_failure_and_commits_nothing() {
+    let world = World::with_repository();
+    fs::create_dir(world.path("empty")).unwrap();
+    let empty = world.as_writer(&["backup", "--files", "empty", "--name", "docs"]).expect(1);
+    assert!(empty.err.starts_with("error: "), "{}", empty.err);
+    world.as_writer(&["backup", "--files", "nowhere", "--name", "docs"]).expect(1);
+    assert!(world.manifests("docs").is_empty());
+}
+
+#[test]
+fn what_changes_while_it_is_read_makes_an_incomplete_snapshot() {
+    let world = World::with_repository();
+    let busy = world.path("tree/busy");
+    fs::write(&busy, vec![1; 64 << 20]).unwrap();
+    let mut file = fs::OpenOptions::new().append(true).open(&busy).unwrap();
+    let done = AtomicBool::new(false);
+    let ran = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                file.write_all(b"more").unwrap();
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let ran = world.backup();
+        done.store(true, Ordering::Relaxed);
+        ran
+    });
+    let report = ran.expect(3).json();
+    assert_eq!(report["backups"][0]["state"], "incomplete");
+    assert_eq!(report["backups"][0]["problems"][0]["path"], "busy");
+    // The rest is safe, and both know.
+    let shown = world.as_owner(&["show", "docs", "--json"]).expect(0).json();
+    assert_eq!(shown["problemList"][0]["path"], "busy");
+    world.as_owner(&["restore", "snapshot", "docs", "--to", "back", "sub"]).expect(0);
+    assert_eq!(fs::read(world.path("back/sub/b")).unwrap(), vec![7; 300_000]);
+}
+
+#[test]
+fn what_shrank_goes_to_quarantine() {
+    let world = World::with_repository();
+    for number in 0..40 {
+        fs::write(world.path(&format!("tree/f{number}")), "x").unwrap();
+    }
+    world.backup().expect(0);
+    for number in 0..39 {
+        fs::remove_file(world.path(&format!("tree/f{number}"))).unwrap();
+    }
+    let report = world.backup().expect(3).json();
+    assert_eq!(report["backups"][0]["state"], "quarantined");
+    // `latest` is the one before.
+    assert_eq!(world.as_owner(&["show", "docs", "--json"]).expect(0).json()["number"], 1);
+    let status = world.as_writer(&["status"]).expect(0);
+    assert!(status.out.contains("snapshot 2 is in quarantine: it has"), "{}", status.out);
+}
+
+#[test]
+fn what_was_made_smaller_on_purpose_is_accepted_by_name_and_once() {
+    let world = World::with_repository();
+    let keep = |wanted: usize| {
+        let _ = fs::remove_dir_all(world.path("tree/many"));
+        fs::create_dir(world.path("tree/many")).unwrap();
+        for number in 0..wanted {
+            fs::write(world.path("tree/many").join(number.to_string()), "x").unwrap();
+        }
+    };
+    let accept =
+        |what: &str| world.as_writer(&["backup", "--files", "tree", "--name", "docs", "--json", "--accept", what]);
+    keep(200);
+    world.backup().expect(0);
+    accept("docs@1").expect(2);
+    keep(80);
+    let told = world.as_writer(&["backup", "--files", "tree", "--name", "docs"]).expect(3);
+    let command = "lifeboat backup docs --accept docs@2";
+    assert!(told.out.contains(command) && told.err.contains(command), "{} {}", told.out, told.err);
+    assert!(world.as_writer(&["status"]).expect(0).out.contains(command));
+    assert!(world.as_writer(&["show", "docs@2"]).expect(0).out.contains(command));
+    // It says what it is about, and no schedule's order can.
+    for (wrong, says) in [("docs@1", "not in quarantine"), ("other@2", "not about what is to be backed up")] {
+        let refused = accept(wrong).expect(2);
+        assert!(refused.err.contains(says), "{}", refused.err);
+    }
+    assert_eq!(accept("docs@7").expect(1).out, "");
+    for all in [&["--all"][..], &["--schedule", "often"]] {
+        world.as_writer(&[&["backup", "--accept", "docs@2"], all].concat()).expect(2);
+    }
+    assert_eq!(world.manifests("docs").len(), 2);
+    // Smaller still: that is not what was looked at.
+    keep(30);
+    let smaller = accept("docs@2").expect(3).json()["backups"][0].clone();
+    assert_eq!(smaller["state"], "quarantined");
+    assert!(smaller["reasons"][0].as_str().unwrap().contains("not as snapshot 2, which was accepted"), "{smaller}");
+    keep(80);
+    let accepted = accept("docs@2").expect(0).json()["backups"][0].clone();
+    assert_eq!((&accepted["state"], &accepted["number"]), (&"good".into(), &4.into()));
+    let shown = world.as_owner(&["show", "docs", "--json"]).expect(0).json();
+    assert_eq!(shown["number"], 4);
+    assert!(shown["facts"]["details"]["accepted"].as_str().unwrap().starts_with("as snapshot 2: it has "), "{shown}");
+    // The same order again, from a shell's history: it accepts nothing more.
+    let again = accept("docs@2").expect(2);
+    assert!(again.err.contains("snapshot 4 came after it"), "{}", again.err);
+    // From here on, that is the base.
+    assert_eq!(world.backup().expect(0).json()["backups"][0]["facts"]["details"]["accepted"], Value::Null);
+    keep(20);
+    assert_eq!(world.backup().expect(3).json()["backups"][0]["state"], "quarantined");
+}
