@@ -221,11 +221,6 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    causes(error.to_string(), error.source())
-}
-
 /// `text` and the causes behind it, in one line.
 pub(crate) fn causes(mut text: String, mut next: Option<&(dyn std::error::Error + 'static)>) -> String {
     while let Some(cause) = next {

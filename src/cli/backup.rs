@@ -157,7 +157,9 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
             milliseconds = took.as_millis() as u64,
             "backup committed"
         );
-        if committed.state == State::Quarantined {
+        // People read it in what is printed.
+        let for_machines = context.globals.json || context.globals.log_format == LogFormat::Json;
+        if committed.state == State::Quarantined && for_machines {
             let reasons = committed.catalogue.reasons.join("; ");
             let snapshot = committed.sequence.0;
             let hint = way_out(&source, committed.sequence);

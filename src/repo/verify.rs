@@ -155,8 +155,10 @@ impl Lineage {
             let gap: Vec<u64> =
                 (expected..sequence.0).take(1000).filter(|n| !damaged.contains(&Sequence(*n))).collect();
             if let Some(first) = gap.first() {
-                let problem =
-                    format!("snapshots {first} to {} are missing: no prune record explains it", sequence.0 - 1);
+                let problem = match sequence.0 - 1 {
+                    last if last == *first => "it is missing, and no prune record explains it".into(),
+                    last => format!("snapshots {first} to {last} are missing, and no prune record explains it"),
+                };
                 missing(Sequence(*first), problem);
             }
             expected = sequence.0 + 1;
