@@ -221,10 +221,8 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+/// `text` and the causes behind it, in one line.
+pub(crate) fn causes(mut text: String, mut next: Option<&(dyn std::error::Error + 'static)>) -> String {
     while let Some(cause) = next {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {

@@ -3,7 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
 use super::globals::LogFormat;
-use super::output::{bytes, clock, print, print_json};
+use super::output::{bytes, clock, count, print, print_json};
 use super::progress::{self, Done, pace};
 use super::reference::numbered;
 use super::snapshots::{state, way_out};
@@ -157,7 +157,9 @@ async fn one(repository: &Repository, run: &Run<'_>, plan: Plan) -> (SourceName,
             milliseconds = took.as_millis() as u64,
             "backup committed"
         );
-        if committed.state == State::Quarantined {
+        // People read it in what is printed.
+        let for_machines = context.globals.json || context.globals.log_format == LogFormat::Json;
+        if committed.state == State::Quarantined && for_machines {
             let reasons = committed.catalogue.reasons.join("; ");
             let snapshot = committed.sequence.0;
             let hint = way_out(&source, committed.sequence);
@@ -235,9 +237,9 @@ fn say(context: &Context, results: &[(SourceName, Result<Report, BackupError>)])
 fn sentence(source: &SourceName, Report { committed, took, not_compared_with }: &Report) -> String {
     let catalogue = &committed.catalogue;
     let mut text = format!(
-        "{source}@{}: {} entries, {}; {} new, stored as {}\n",
+        "{source}@{}: {}, {}; {} new, stored as {}\n",
         committed.sequence,
-        catalogue.entries,
+        count(catalogue.entries, "entry", "entries"),
         pace(catalogue.bytes, *took),
         bytes(catalogue.new_bytes),
         bytes(catalogue.stored_bytes),
@@ -262,8 +264,8 @@ fn sentence(source: &SourceName, Report { committed, took, not_compared_with }: 
     }
     if let Some(before) = not_compared_with {
         text += &format!(
-            "  not compared with snapshot {before}, which an earlier writer key sealed; look at it once, with the kit: \
-             lifeboat diff {source}@{before} {source}@{this}\n"
+            "  not compared with snapshot {before}, which an earlier writer key sealed; look at it once: \
+             lifeboat diff {source}@{before} {source}@{this} --identity KIT\n"
         );
     }
     text

@@ -215,7 +215,7 @@ impl Context {
         Ok(self.writer_key(opened)?.map_or(Access::None, Access::Writer))
     }
 
-    /// A key for names and contents. A writer key does not open them; that is for the repository to refuse.
+    /// A key for names and contents. A writer key does not open them.
     pub fn access_to_contents(&self, opened: &Opened) -> Result<Access, Failure> {
         match self.access(opened)? {
             Access::None => Err(Fault::usage(
@@ -223,7 +223,10 @@ impl Context {
                 "names and contents need the recovery identity: --identity FILE (the recovery kit will do)",
             )
             .into()),
-            access => Ok(access),
+            Access::Writer(_) => {
+                Err(RepoError::WrongKey { what: "writer key", object: "names and contents of snapshots".into() }.into())
+            }
+            access @ Access::Recipient(_) => Ok(access),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
-use super::output::{clock, print, print_json};
+use super::output::{clock, count, print, print_json};
 use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::source;
@@ -69,8 +69,8 @@ fn configuration(context: &Context) -> Result<String, Failure> {
     if !mistakes.is_empty() {
         return Err(Fault::Mistakes(mistakes).into());
     }
-    let (sources, schedules) = (config.sources.len(), config.schedules.len());
-    Ok(format!("{sources} sources, {schedules} schedules"))
+    let sources = count(config.sources.len() as u64, "source", "sources");
+    Ok(format!("{sources}, {}", count(config.schedules.len() as u64, "schedule", "schedules")))
 }
 
 fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {

@@ -5,6 +5,7 @@ use crate::backup::BackupError;
 use crate::config::Mistake;
 use crate::id::RepositoryId;
 use crate::repo::{ReadError, RepoError};
+use crate::secret::SecretError;
 use crate::store::{StoreError, StoreErrorKind};
 use std::error::Error;
 use std::path::PathBuf;
@@ -96,12 +97,15 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::File { .. } => return None,
             Fault::BadKey(_) => (Exit::WrongKey, Some("the recovery kit has it, and can be given as it is".into())),
             Fault::OtherKit { .. } => {
-                let hint = "give the kit of this repository, or the kit's own repository with -r; if another is wanted \
-                            here on purpose, give a file with its AGE-SECRET-KEY line alone";
+                let hint = "give this repository's own kit (--identity FILE), or name the kit's repository with -r; if the \
+                            other's identity is wanted here on purpose, give a file with its AGE-SECRET-KEY line alone";
                 (Exit::WrongKey, Some(hint.into()))
             }
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });
+    }
+    if error.is::<SecretError>() {
+        return Some((Exit::Usage, Some("check the path, or the variable, that the key is to come from".into())));
     }
     if let Some(ReadError::Repo(error)) = error.downcast_ref::<ReadError>() {
         return Some(of_repository(error));
@@ -171,7 +175,7 @@ fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     let hint = match error.kind {
         StoreErrorKind::Denied => "check the credentials and their rights on this place (lifeboat store check)",
         StoreErrorKind::Full => {
-            "make room and run the command again; `lifeboat prune` clears away what a failed run left"
+            "make room, then run the command again; what a failed backup left is cleared away by `lifeboat prune`"
         }
         StoreErrorKind::Unavailable => "check the network and the endpoint, then run the command again",
         StoreErrorKind::NotFound if error.action == "open" => "check the URL; perhaps a file system is not mounted",

@@ -4,11 +4,12 @@ use super::context::{Context, Use};
 use super::fault::{Exit, Failure, Fault};
 use super::kit::{self, SecretFile};
 use super::output::{clock, print, print_json};
+use crate::config;
 use crate::repo::{Identity, Prepared, Recipient, RepoError, Repository, Role};
 use crate::store::StoreErrorKind;
 use serde_json::json;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -74,7 +75,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     };
     tracing::info!(repository = %repository.root().id, url = %settings.url, "created a repository");
-    report(context, &args.kit, &kit, &settings.url.to_string(), &repository)?;
+    let saved = (args.kit.as_path(), args.writer_key_out.as_deref());
+    report(context, &settings, saved, &kit, &repository)?;
     Ok(Exit::Ok)
 }
 
@@ -95,8 +97,27 @@ struct Unknown {
     source: RepoError,
 }
 
-fn report(context: &Context, path: &std::path::Path, kit: &str, url: &str, made: &Repository) -> Result<(), Failure> {
-    let id = made.root().id.to_string();
+/// What to do now.
+fn next(kit: &Path, repository: &str, writer_key: Option<&Path>) -> String {
+    let mut text = String::new();
+    if writer_key.is_none() {
+        text += &format!(
+            "For agents, the writer key alone: lifeboat {repository} --identity '{}' keys show-writer >writer.key\n",
+            kit.display()
+        );
+    }
+    let key = writer_key.unwrap_or(Path::new("writer.key")).display();
+    text + &format!("A first backup: lifeboat {repository} --writer-key '{key}' backup --files DIRECTORY --name NAME\n")
+}
+
+fn report(
+    context: &Context,
+    settings: &config::Repository,
+    (path, writer_key): (&Path, Option<&Path>),
+    kit: &str,
+    made: &Repository,
+) -> Result<(), Failure> {
+    let (id, url) = (made.root().id.to_string(), settings.url.to_string());
     if context.globals.json {
         return print_json(&json!({ "repository": id, "url": url, "kit": path }));
     }
@@ -107,7 +128,8 @@ fn report(context: &Context, path: &std::path::Path, kit: &str, url: &str, made:
     print(&format!(
         "Created repository {id} at {url}\n\
          Saved the recovery kit: {}\n\
-         Without it nothing can be restored. Put copies where they survive what this machine does not.\n",
-        path.display()
+         Without it nothing can be restored. Put copies where they survive what this machine does not.\n{}",
+        path.display(),
+        next(path, &kit::place(settings), writer_key),
     ))
 }

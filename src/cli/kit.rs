@@ -22,7 +22,7 @@ pub fn text(
         None => format!("(not here: whoever gave {recipient} holds it)"),
     };
     let (writer, keeper) = (keys.writer.to_text(), keys.keeper.to_text());
-    let options = options(settings);
+    let place = place(settings);
     format!(
         "\
 # LIFEBOAT RECOVERY KIT
@@ -49,11 +49,11 @@ pub fn text(
 # 1. Save this page as kit.txt, readable for you alone.
 # 2. For s3:// set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to credentials that may read the bucket.
 # 3. See what there is:
-#      lifeboat -r '{url}'{options} --identity kit.txt snapshots
+#      lifeboat {place} --identity kit.txt snapshots
 # 4. Bring files back into a new directory:
-#      lifeboat -r '{url}'{options} --identity kit.txt restore snapshot SOURCE@latest --to DIRECTORY
+#      lifeboat {place} --identity kit.txt restore snapshot SOURCE@latest --to DIRECTORY
 # 5. Or take data out in its system's own format (etcd: for `etcdutl snapshot restore`; files: tar; command: its output):
-#      lifeboat -r '{url}'{options} --identity kit.txt export SOURCE@latest -o FILE
+#      lifeboat {place} --identity kit.txt export SOURCE@latest -o FILE
 #    An earlier state: SOURCE@2026-03-01T12:00:00Z (the newest snapshot at or before that time).
 "
     )
@@ -65,9 +65,10 @@ pub fn repository(text: &str) -> Option<(String, String)> {
     Some((field("# Repository:")?, field("# URL:").unwrap_or_default()))
 }
 
-fn options(settings: &config::Repository) -> String {
-    let Some(s3) = &settings.s3 else { return String::new() };
-    let mut options = String::new();
+/// The options that name a repository.
+pub fn place(settings: &config::Repository) -> String {
+    let mut options = format!("-r '{}'", settings.url);
+    let Some(s3) = &settings.s3 else { return options };
     if let Some(endpoint) = &s3.endpoint {
         options += &format!(" --s3-endpoint '{endpoint}'");
     }

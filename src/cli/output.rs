@@ -55,6 +55,11 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
+/// "1 pack", "2 packs".
+pub fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// "2026-03-01 12:00:00Z".
 pub fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()

@@ -48,7 +48,7 @@ pub fn show(context: &Context, label: &str, expected: Option<u64>, read: impl Fn
             let done = read();
             if let Some(expected) = expected {
                 // A source may have grown since it was last seen.
-                shown.set_length(expected.max(done.expected).max(done.bytes));
+                shown.set_length(expected.max(done.expected).max(done.bytes).max(1));
             }
             shown.set_position(done.bytes);
             shown.set_message(format!("{} {}", done.count, done.unit));

@@ -2,7 +2,7 @@
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, clock, print, print_json, time};
+use super::output::{bytes, clock, count, print, print_json, time};
 use super::reference::numbered;
 use crate::config::{Config, Schedule};
 use crate::id::{Sequence, SourceName};
@@ -139,7 +139,8 @@ fn decide(snapshots: &[Snapshot], schedules: &[&Schedule], now: Timestamp) -> Ve
 
 fn text(outcome: &Outcome, grace: std::time::Duration) -> String {
     let Outcome { source, decisions, times, plan, pruned } = outcome;
-    let mut text = format!("{source}: {} of {} snapshots go\n", plan.remove.len(), decisions.len());
+    let mut text =
+        format!("{source}: {} of {} go\n", plan.remove.len(), count(decisions.len() as u64, "snapshot", "snapshots"));
     for decision in decisions {
         let at = times.get(&decision.sequence).map_or_else(String::new, |at| time(*at));
         let why: Vec<_> = decision.reasons.iter().map(ToString::to_string).collect();

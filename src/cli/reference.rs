@@ -94,12 +94,15 @@ pub fn warn_stepped_over(source: &SourceName, stepped_over: &[SteppedOver]) {
     }
 }
 
-/// "snapshots 3, 4 and 17 more".
-pub fn numbers(sequences: &[Sequence]) -> String {
+/// "snapshots 3, 4 and 17 more are missing".
+pub fn missing_text(sequences: &[Sequence]) -> String {
     let first: Vec<_> = sequences.iter().take(5).map(ToString::to_string).collect();
     let more = sequences.len().saturating_sub(first.len());
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("snapshots {}{more}", first.join(", "))
+    match sequences {
+        [only] => format!("snapshot {only} is missing"),
+        _ => format!("snapshots {}{more} are missing", first.join(", ")),
+    }
 }
 
 /// Logs which snapshots of a source somebody took away, before one of the others is relied on.
@@ -107,7 +110,7 @@ pub async fn warn_missing(lineage: &Lineage) -> Result<(), Failure> {
     let missing = lineage.missing().await?;
     if !missing.is_empty() {
         let source = lineage.source().as_str();
-        tracing::warn!(source, "{} are missing, and no prune record explains it", numbers(&missing));
+        tracing::warn!(source, "{}, and no prune record explains it", missing_text(&missing));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{name, print, print_json};
+use super::output::{count, name, print, print_json};
 use super::progress::{self, Done, pace};
 use super::reference::{Reference, open_reader};
 use crate::config::Url;
@@ -121,7 +121,8 @@ fn say(
             "seconds": took.as_secs_f64(), "problems": problems.collect::<Vec<_>>(),
         }));
     }
-    let mut text = format!("Restored {what} into {}: {entries} entries, {}\n", target.display(), pace(*bytes, took));
+    let (entries, pace) = (count(*entries, "entry", "entries"), pace(*bytes, took));
+    let mut text = format!("Restored {what} into {}: {entries}, {pace}\n", target.display());
     if state != State::Good {
         text += &format!("The snapshot itself is {}: see `lifeboat show {what}`\n", super::snapshots::state(state));
     }

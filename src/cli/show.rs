@@ -2,7 +2,7 @@
 
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure};
-use super::output::{bytes, name, print, print_json, time};
+use super::output::{bytes, count, name, print, print_json, time};
 use super::reference::{Reference, id};
 use super::snapshots::{describe, state, way_out};
 use crate::entry::Problem;
@@ -56,13 +56,13 @@ fn text(source: &SourceName, snapshot: &Snapshot, problems: Option<&[Problem]>) 
         line("Builds on", format!("{source}@{}", parent.sequence));
     }
     let packs: u64 = header.packs.iter().map(|p| p.size).sum();
-    line("Needs", format!("{} packs of {} in all", header.packs.len(), bytes(packs)));
+    line("Needs", format!("{} of {} in all", count(header.packs.len() as u64, "pack", "packs"), bytes(packs)));
     let Some(catalogue) = &snapshot.catalogue else {
         line("Contents", "sealed; give --writer-key or --identity to see more".into());
         return text;
     };
     line("Kind", catalogue.kind.clone());
-    line("Contents", format!("{} entries, {}", catalogue.entries, bytes(catalogue.bytes)));
+    line("Contents", format!("{}, {}", count(catalogue.entries, "entry", "entries"), bytes(catalogue.bytes)));
     let (new, stored) = (bytes(catalogue.new_bytes), bytes(catalogue.stored_bytes));
     line("Added", format!("{new}, stored as {stored}"));
     let facts = &catalogue.facts;

@@ -3,7 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, chain};
 use super::output::{bytes, clock, print, print_json, table, time};
-use super::reference::numbers;
+use super::reference::missing_text;
 use super::snapshots::{state, way_out};
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
@@ -108,7 +108,7 @@ async fn look(
     }
     let missing = lineage.missing().await?;
     if !missing.is_empty() {
-        warnings.push(format!("{} are missing, and no prune record explains it", numbers(&missing)));
+        warnings.push(format!("{}, and no prune record explains it", missing_text(&missing)));
     }
     quarantine(&lineage, &newest, &mut warnings).await?;
     let growth = match &newest.snapshot {

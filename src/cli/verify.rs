@@ -2,7 +2,7 @@
 
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, print, print_json};
+use super::output::{bytes, count, print, print_json};
 use super::progress::{self, Done};
 use super::reference::check_source;
 use crate::id::SourceName;
@@ -84,11 +84,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 
 fn text(source: &SourceName, verified: &Verified) -> String {
     let Verified { snapshots, packs, bytes_read, findings } = verified;
-    let mut text = format!("{source}: {snapshots} snapshots, {packs} packs, {} read: ", bytes(*bytes_read));
+    let (snapshots, packs) = (count(*snapshots as u64, "snapshot", "snapshots"), count(*packs as u64, "pack", "packs"));
+    let mut text = format!("{source}: {snapshots}, {packs}, {} read: ", bytes(*bytes_read));
     if findings.is_empty() {
         return text + "sound\n";
     }
-    text += &format!("{} findings\n", findings.len());
+    text += &(count(findings.len() as u64, "finding", "findings") + "\n");
     for finding in findings {
         let hurt: Vec<_> = finding.snapshots.iter().map(ToString::to_string).collect();
         text += &format!("  {}: {}\n", finding.object, finding.problem);
@@ -96,5 +97,6 @@ fn text(source: &SourceName, verified: &Verified) -> String {
             text += &format!("    concerns snapshots {}\n", hurt.join(", "));
         }
     }
-    text
+    text + "  what is damaged can be put back from a copy of the repository; later backups rely on it, unless they begin afresh\n  \
+            (docs/operations.md, \"Damage\")\n"
 }

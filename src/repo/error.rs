@@ -63,6 +63,15 @@ impl RepoError {
         }
     }
 
+    /// What is wrong, for whoever has named the object already.
+    pub(crate) fn problem(&self) -> String {
+        match self {
+            Self::Damaged { reason, .. } => format!("damaged: {reason}"),
+            Self::Foreign { reason, .. } => format!("does not belong here: {reason}"),
+            _ => self.to_string(),
+        }
+    }
+
     pub(crate) fn damaged(object: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Damaged { object: object.into(), reason: reason.to_string() }
     }

@@ -138,7 +138,7 @@ impl Lineage {
         let (pruned, others) = prune::records(self).await?;
         verified.findings.extend(others.into_iter().map(|(object, error)| Finding {
             object: object.key,
-            problem: error.to_string(),
+            problem: error.problem(),
             snapshots: Vec::new(),
         }));
         let removed: BTreeMap<Sequence, [u8; 32]> = pruned.iter().flat_map(prune::Record::removed).collect();
@@ -155,8 +155,10 @@ impl Lineage {
             let gap: Vec<u64> =
                 (expected..sequence.0).take(1000).filter(|n| !damaged.contains(&Sequence(*n))).collect();
             if let Some(first) = gap.first() {
-                let problem =
-                    format!("snapshots {first} to {} are missing: no prune record explains it", sequence.0 - 1);
+                let problem = match sequence.0 - 1 {
+                    last if last == *first => "it is missing, and no prune record explains it".into(),
+                    last => format!("snapshots {first} to {last} are missing, and no prune record explains it"),
+                };
                 missing(Sequence(*first), problem);
             }
             expected = sequence.0 + 1;
@@ -194,17 +196,17 @@ impl Lineage {
         }
         let epoch = self.epoch_of(&object, needed.epoch).await?;
         let tail = match self.tail(&needed.reference).await {
-            Err(error) => return broken(error).and_then(|e| found(e.to_string())),
+            Err(error) => return broken(error).and_then(|e| found(e.problem())),
             Ok(tail) => tail,
         };
         let plain = match PlainTail::parse(&object, &tail, needed.reference.size) {
-            Err(error) => return found(error.to_string()),
+            Err(error) => return found(error.problem()),
             Ok(plain) => plain,
         };
         let index = match &epoch.writer {
             None => None,
             Some(keys) => match PackIndex::open(object.clone(), &tail, needed.reference.size, keys) {
-                Err(error) => return broken(error).and_then(|e| found(e.to_string())),
+                Err(error) => return broken(error).and_then(|e| found(e.problem())),
                 Ok(index) => Some(index),
             },
         };
@@ -235,7 +237,7 @@ impl Lineage {
             seen.bytes.fetch_add(u64::from(frame.sealed), Ordering::Relaxed);
             let sealed = match self.sealed(&object, frame).await {
                 Err(error) => {
-                    problems.push((frame_name, broken(error)?.to_string()));
+                    problems.push((frame_name, broken(error)?.problem()));
                     continue;
                 }
                 Ok(sealed) => sealed,
@@ -248,7 +250,7 @@ impl Lineage {
             };
             match index.open_frame(number, sealed, pack_keys) {
                 Err(error @ RepoError::WrongKey { .. }) => return Err(error),
-                Err(error) => problems.push((frame_name, error.to_string())),
+                Err(error) => problems.push((frame_name, error.problem())),
                 Ok(plain) => {
                     let wrong = index
                         .frame_items(number)
@@ -275,11 +277,11 @@ impl Lineage {
         let reader = Reader::open(self.clone(), snapshot).await?;
         let mut problems = Vec::new();
         match reader.items().await {
-            Err(error) => problems.push(broken(error)?.to_string()),
+            Err(error) => problems.push(broken(error)?.problem()),
             Ok(items) => {
                 for item in &items {
                     if let Err(error) = reader.locate(item).await {
-                        problems.push(broken(error)?.to_string());
+                        problems.push(broken(error)?.problem());
                     }
                 }
                 let (entries, stated) = (items.len() as u64, reader.catalogue().entries);
@@ -317,7 +319,7 @@ fn needed(snapshots: &[Snapshot], verified: &mut Verified) -> BTreeMap<PackId, N
 }
 
 fn finding_of(over: &SteppedOver) -> Finding {
-    let problem = over.error.to_string();
+    let problem = over.error.problem();
     let object = over.error.object().unwrap_or(&over.object).to_owned();
     Finding { object, problem, snapshots: vec![over.sequence] }
 }

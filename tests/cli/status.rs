@@ -91,9 +91,9 @@ fn a_snapshot_that_somebody_took_away_is_noticed() {
     }
     fs::remove_file(&world.manifests("docs")[1]).unwrap();
     let status = world.as_writer(&["status"]).expect(1);
-    assert!(status.out.contains("snapshots 2 are missing"), "{}", status.out);
+    assert!(status.out.contains("snapshot 2 is missing"), "{}", status.out);
     let restored = world.as_owner(&["restore", "snapshot", "docs", "--to", "back"]).expect(0);
-    assert!(restored.err.contains("snapshots 2 are missing"), "{}", restored.err);
+    assert!(restored.err.contains("snapshot 2 is missing"), "{}", restored.err);
     let verified = world.run(&["verify"]).expect(1);
     assert!(verified.out.contains("missing"), "{}", verified.out);
 }

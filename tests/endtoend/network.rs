@@ -22,6 +22,21 @@ fn begin(world: &World, arguments: &[&str], wire: &Wire, bytes: u64) -> Child {
     child
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_begins_while_the_wire_is_cut_waits_for_it() {
+    let minio = minio();
+    let wire = Wire::to(&minio).await;
+    let mut settings = bucket(&minio, "later", Bucket::Versioned).await;
+    settings.endpoint = Some(format!("http://127.0.0.1:{}", wire.port));
+    let world = World::bucket(&settings, 0);
+    world.file("a", "content");
+    wire.cut(true);
+    let backup = world.program(World::BACKUP).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    wire.cut(false);
+    assert_eq!(made(&finish(backup).expect(0)).number, 1);
+}
+
 fn cut_for_a_second(wire: &Wire) {
     wire.cut(true);
     std::thread::sleep(Duration::from_secs(1));

@@ -1,8 +1,7 @@
 //! Which member to take the snapshot from.
 
-use super::REQUEST;
+use super::{REQUEST, told};
 use crate::entry::Facts;
-use crate::exec::chain;
 use crate::source::SourceError;
 use etcd_client::{Client, ConnectOptions, GetOptions, StatusResponse};
 use futures_util::future::join_all;
@@ -75,7 +74,7 @@ impl Member {
                 Some((id, cluster)) => Ok(Self { endpoint: endpoint.to_owned(), client, id, cluster, status }),
                 None => Err(format!("{endpoint}: its status has no header; is this an etcd client port?")),
             },
-            Ok(Err(error)) => Err(format!("{endpoint}: {}", chain(&error))),
+            Ok(Err(error)) => Err(format!("{endpoint}: {}", told(&error))),
             Err(_) => Err(format!("{endpoint}: no answer within {} s", REQUEST.as_secs())),
         }
     }
@@ -125,7 +124,7 @@ impl Member {
         });
         let status = timeout(REQUEST, self.client.maintenance_client().status()).await;
         let status =
-            status.map_err(|_| format!("no status within {} s", REQUEST.as_secs()))?.map_err(|error| chain(&error))?;
+            status.map_err(|_| format!("no status within {} s", REQUEST.as_secs()))?.map_err(|error| told(&error))?;
         let revision = status.header().and_then(|header| u64::try_from(header.revision()).ok());
         let mut details = vec![
             ("endpoint", self.endpoint.clone()),

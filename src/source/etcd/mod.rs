@@ -16,12 +16,25 @@ pub use stream::page_size;
 use super::command::plain_file;
 use super::{Context, Source, SourceError};
 use crate::entry::{Facts, Input, Layout, OnError, Sink};
+use crate::exec::causes;
 use crate::secret::SecretRef;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use member::Member;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// What went wrong, for people: a status by itself shows its cause as programmers see it.
+fn told(error: &etcd_client::Error) -> String {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => {
+            let text =
+                if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() };
+            causes(text, std::error::Error::source(status))
+        }
+        error => causes(error.to_string(), std::error::Error::source(error)),
+    }
+}
 
 /// For a connection, a status, any small request.
 const REQUEST: Duration = Duration::from_secs(5);

@@ -3,10 +3,9 @@
 //! etcd sends the bbolt file and behind it the SHA-256 of the file. The first message tells the file's size; what comes
 //! after that many bytes must be exactly the digest.
 
-use super::REQUEST;
 use super::member::Member;
+use super::{REQUEST, told};
 use crate::entry::{Content, Open, Verdict};
-use crate::exec::chain;
 use crate::source::{Cancel, Context, SourceError};
 use aws_lc_rs::digest;
 use etcd_client::{SnapshotResponse, SnapshotStreaming};
@@ -59,9 +58,9 @@ pub async fn start(member: &mut Member, context: &Context) -> Result<Started, So
         Ok(Ok((stream, Some(first)))) => (stream, first),
         Ok(Ok((_, None))) => return Err(fail("the stream was empty".to_owned())),
         Ok(Err(error)) if is_denied(&error) => {
-            return Err(SourceError::Denied { endpoint: endpoint.clone(), text: chain(&error) });
+            return Err(SourceError::Denied { endpoint: endpoint.clone(), text: told(&error) });
         }
-        Ok(Err(error)) => return Err(fail(chain(&error))),
+        Ok(Err(error)) => return Err(fail(told(&error))),
         Err(_) => return Err(fail(format!("nothing came within {} s", STALL.as_secs()))),
     };
     let size = first.remaining_bytes() + first.blob().len() as u64;
@@ -96,7 +95,7 @@ async fn pump(mut stream: SnapshotStreaming, send: mpsc::Sender<Piece>) {
         let piece = match timeout(STALL, stream.message()).await {
             Ok(Ok(Some(message))) => Ok(take(&message)),
             Ok(Ok(None)) => return,
-            Ok(Err(error)) => Err(io::Error::other(format!("the snapshot stream broke: {}", chain(&error)))),
+            Ok(Err(error)) => Err(io::Error::other(format!("the snapshot stream broke: {}", told(&error)))),
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("the snapshot stream stalled for {} s", STALL.as_secs()),

@@ -1,8 +1,9 @@
 //! From the SDK's errors to the store's. What is kept of them is text: codes and messages, never requests.
 
 use crate::store::{StoreError, StoreErrorKind};
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
 
 /// What the server answered.
@@ -44,7 +45,20 @@ where
         }
         _ => StoreErrorKind::Other,
     };
-    StoreError::new(kind, action, object).because(DisplayErrorContext(error).to_string())
+    // Without a service's answer there are only layers of the client, which say little but in their texts.
+    let (mut texts, mut cause): (Vec<String>, _) = (Vec::new(), Some(error as &dyn std::error::Error));
+    let mut kind = kind;
+    while let Some(this) = cause {
+        if this.is::<CredentialsError>() {
+            kind = StoreErrorKind::Denied;
+        }
+        let text = this.to_string();
+        if texts.last().is_none_or(|last| !last.contains(&text)) {
+            texts.push(text);
+        }
+        cause = this.source();
+    }
+    StoreError::new(kind, action, object).because(texts.join(": "))
 }
 
 fn classify(status: u16, code: &str, message: &str) -> StoreErrorKind {
