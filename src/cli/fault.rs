@@ -50,6 +50,9 @@ pub enum Fault {
     BadKey(RepoError),
     #[error("the kit at hand is that of repository {kit} at {url}; this is repository {opened}")]
     OtherKit { kit: String, url: String, opened: RepositoryId },
+    /// A repository may have been created; `place` names it on a command line.
+    #[error("it is not known whether the repository was created; its keys are kept in {}", kit.display())]
+    Unsure { place: String, kit: PathBuf, source: RepoError },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
 }
@@ -100,6 +103,14 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
                 let hint = "give this repository's own kit (--identity FILE), or name the kit's repository with -r; if the \
                             other's identity is wanted here on purpose, give a file with its AGE-SECRET-KEY line alone";
                 (Exit::WrongKey, Some(hint.into()))
+            }
+            Fault::Unsure { place, kit, source } => {
+                let hint = format!(
+                    "see whether it is there: lifeboat {place} --identity '{}' snapshots; if there is none (exit code 10), \
+                     remove the kit and run init again",
+                    kit.display()
+                );
+                (of_repository(source).0, Some(hint))
             }
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });

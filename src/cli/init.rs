@@ -65,7 +65,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let repository = match created {
         Ok((repository, _)) => repository,
         Err(error) if may_have_been_carried_out(&error) => {
-            return Err(Unknown { url: settings.url.to_string(), kit: args.kit, source: error }.into());
+            return Err(Fault::Unsure { place: kit::place(&settings), kit: args.kit, source: error }.into());
         }
         Err(error) => {
             for (file, _) in files {
@@ -87,14 +87,6 @@ fn may_have_been_carried_out(error: &RepoError) -> bool {
         RepoError::Stopped => true,
         _ => false,
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("it is not known whether a repository was created at {url}; the kit in {} fits it if it was", kit.display())]
-struct Unknown {
-    url: String,
-    kit: PathBuf,
-    source: RepoError,
 }
 
 /// What to do now.

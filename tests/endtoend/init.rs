@@ -138,7 +138,7 @@ async fn a_repository_that_may_have_come_to_be_keeps_its_kit() {
     gate.wait();
     let pid = rustix::process::Pid::from_child(&program);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    finish(program).expect(130).says("kit.txt");
+    finish(program).expect(130).says("not known whether").says("kept in kit.txt").says("snapshots; if there is none");
     world.document("repository.yaml", &direct);
     world.file("a", "content");
     world.backup();
