@@ -12,6 +12,7 @@ use lifeboat::entry::Facts;
 use lifeboat::secret::SecretRef;
 use lifeboat::source::{SourceError, Spec, etcd};
 use server::{Cluster, free_ports, output, tool};
+use std::io::Write as _;
 use std::process::Command;
 
 fn spec(cluster: &Cluster) -> etcd::Spec {
@@ -46,9 +47,10 @@ fn etcds_own_tools_accept_what_was_captured() {
     assert_eq!(facts.position, Some(21));
     assert_eq!(facts.details["member_name"], "m0");
     let file = cluster.directory.path().join("exported.db");
-    let mut out = std::fs::File::create(&file).unwrap();
-    let written = etcd::export(&mut content.as_slice(), &mut out).unwrap();
-    assert_eq!(written, content.len() as u64 + 32);
+    let mut export = etcd::Export::new(std::fs::File::create(&file).unwrap());
+    export.write_all(&content).unwrap();
+    export.finish().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), content.len() as u64 + 32);
     cluster.ctl(&["snapshot", "save", "official.db"]);
     let status = |file: &str| -> serde_json::Value {
         let mut etcdutl = Command::new(tool("etcdutl"));

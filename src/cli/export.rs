@@ -134,23 +134,9 @@ fn write(reader: &Reader, format: Format, out: impl Write + Send) -> Result<(&'s
 }
 
 fn etcd_snapshot(reader: &Reader, item: &Item, out: &mut dyn Write) -> Result<(), RestoreError> {
-    let (mut database, mut content) = io::pipe().map_err(RestoreError::Export)?;
-    let runtime = tokio::runtime::Handle::current();
-    std::thread::scope(|scope| {
-        let reading = scope.spawn(move || {
-            let _inside = runtime.enter();
-            stream::copy(reader, item, &mut content)
-        });
-        let exported = etcd::export(&mut database, out);
-        drop(database);
-        // A reader that failed closes its end early: its error is the true one, and the file is not kept.
-        match (reading.join(), exported) {
-            (Ok(Err(error)), Ok(_)) => Err(error),
-            (_, Err(why)) => Err(RestoreError::Export(why)),
-            (Ok(Ok(())), Ok(_)) => Ok(()),
-            (Err(_), Ok(_)) => Err(RestoreError::Export(io::Error::other("a thread crashed (a defect of Lifeboat)"))),
-        }
-    })
+    let mut file = etcd::Export::new(out);
+    stream::copy(reader, item, &mut file)?;
+    file.finish().map_err(RestoreError::Export)
 }
 
 struct Counting<W> {

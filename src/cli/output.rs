@@ -15,7 +15,7 @@ pub fn clock() -> Timestamp {
 pub fn random_id() -> String {
     let mut bytes = [0; 8];
     // Without random numbers the id says nothing, and whatever needs keys will fail by itself.
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -49,7 +49,12 @@ impl Window {
     }
 }
 
-type Captured = (Entry, Stored, Option<Fingerprint>);
+struct Captured {
+    name: u64,
+    entry: Entry,
+    stored: Stored,
+    fingerprint: Option<Fingerprint>,
+}
 
 struct Pending {
     first: u64,
@@ -113,15 +118,11 @@ impl Assembler {
     }
 
     /// Takes entries until there are no more, then finishes the packs. `None` when the run has failed.
-    pub fn run(mut self, done: &Receiver<Done>) -> Option<Assembled> {
-        for entry in done {
-            self.early.insert(entry.index, entry);
-            while let Some(done) = self.early.remove(&self.next) {
-                self.next += 1;
-                if let Err(error) = self.take(done) {
-                    self.shared.fail(error);
-                    return None;
-                }
+    pub fn run(mut self, done: &Receiver<Vec<Done>>) -> Option<Assembled> {
+        for batch in done {
+            if let Err(error) = batch.into_iter().try_for_each(|entry| self.sort(entry)) {
+                self.shared.fail(error);
+                return None;
             }
             self.window.advance(self.next);
         }
@@ -132,17 +133,31 @@ impl Assembler {
         self.finish().map_err(|error| shared.fail(error)).ok()
     }
 
+    /// Takes an entry when its turn has come, and those that waited for it.
+    fn sort(&mut self, entry: Done) -> Result<()> {
+        if entry.index != self.next {
+            self.early.insert(entry.index, entry);
+            return Ok(());
+        }
+        self.next += 1;
+        self.take(entry)?;
+        while let Some(entry) = self.early.remove(&self.next) {
+            self.next += 1;
+            self.take(entry)?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, done: Done) -> Result<()> {
         self.problems.extend(done.problem);
         let Some((entry, stored, fingerprint)) = done.entry else { return Ok(()) };
         self.entries += 1;
         self.bytes += entry.size;
-        let boundary = is_boundary(self.shared.keys()?.path_name(&entry.path));
-        if boundary || self.current.len() >= MAX_ENTRIES || self.current_len >= MAX_LIST {
+        if is_boundary(done.name) || self.current.len() >= MAX_ENTRIES || self.current_len >= MAX_LIST {
             self.cut()?;
         }
         self.current_len += estimate(&entry, &stored);
-        self.current.push((entry, stored, fingerprint));
+        self.current.push(Captured { name: done.name, entry, stored, fingerprint });
         Ok(())
     }
 
@@ -161,7 +176,7 @@ impl Assembler {
     /// Writes the segments at the head of the line whose chunks all have places.
     fn write_ready(&mut self) -> Result<()> {
         while let Some(first) = self.waiting.front() {
-            if !self.shared.packer.all_placed(first.iter().flat_map(|(_, stored, _)| stretches(stored))) {
+            if !self.shared.packer.all_placed(first.iter().flat_map(|captured| stretches(&captured.stored))) {
                 return Ok(());
             }
             if let Some(captured) = self.waiting.pop_front() {
@@ -176,11 +191,11 @@ impl Assembler {
         let keys = shared.keys()?;
         let (mut packs, mut entries) = (PackTable::default(), Vec::with_capacity(captured.len()));
         let (mut hint_packs, mut hints) = (PackTable::default(), Vec::new());
-        let first = captured.first().map_or(0, |(entry, ..)| keys.path_name(&entry.path));
-        for (entry, stored, fingerprint) in captured {
+        let first = captured.first().map_or(0, |captured| captured.name);
+        for Captured { name, entry, stored, fingerprint } in captured {
             let placed = self.place(&stored)?;
             if let Some(f) = fingerprint.filter(|f| f.ctime_ns.max(f.mtime_ns) <= self.racy_after_ns) {
-                hints.push(Hint::new(keys.path_name(&entry.path), &f, runs(&placed, &mut hint_packs)));
+                hints.push(Hint::new(name, &f, runs(&placed, &mut hint_packs)));
             }
             let body = match stored {
                 Stored::Nothing => Body::None,

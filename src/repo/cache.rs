@@ -52,6 +52,17 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         Ok(value.clone())
     }
 
+    /// Drops a value that nobody will ask for again.
+    pub fn forget(&self, key: K) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before it is in line it is not counted either.
+        if let Some(at) = inner.order.iter().position(|held| *held == key) {
+            inner.order.remove(at);
+            let gone = inner.slots.remove(&key);
+            inner.held -= gone.and_then(|slot| slot.get().map(|(_, bytes)| *bytes)).unwrap_or(0);
+        }
+    }
+
     fn keep(&self, key: K, bytes: usize) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.held += bytes;

@@ -1,6 +1,7 @@
 //! Compression of frames and documents: zstd, or nothing where that does not pay.
 
 use crate::repo::seal::SealBroken;
+use std::cell::RefCell;
 use std::io::Read;
 
 /// How a frame's plaintext is stored before sealing.
@@ -26,14 +27,16 @@ impl Compressor {
         zstd::bulk::Compressor::new(level).map(Self)
     }
 
-    /// Compresses, or leaves the bytes as they are when that saves less than 1/32. Also gives back the buffer of `raw`
-    /// when it is free again.
-    pub fn compress(&mut self, raw: Vec<u8>) -> std::io::Result<(Codec, Vec<u8>, Option<Vec<u8>>)> {
-        let packed = self.0.compress(&raw)?;
+    /// Compresses into `packed`, or leaves the bytes as they are when that saves less than 1/32. The buffer that is free
+    /// then comes back as the last.
+    pub fn compress(&mut self, raw: Vec<u8>, mut packed: Vec<u8>) -> std::io::Result<(Codec, Vec<u8>, Vec<u8>)> {
+        packed.clear();
+        packed.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        self.0.compress_to_buffer(&raw, &mut packed)?;
         Ok(if packed.len() < raw.len() - raw.len() / 32 {
-            (Codec::Zstd, packed, Some(raw))
+            (Codec::Zstd, packed, raw)
         } else {
-            (Codec::Raw, raw, None)
+            (Codec::Raw, raw, packed)
         })
     }
 }
@@ -41,19 +44,32 @@ impl Compressor {
 /// No document needs a larger window to be unpacked, 2^n bytes.
 const MAX_WINDOW_LOG: u32 = 24;
 
-/// Restores `raw_len` bytes.
+/// Restores `raw_len` bytes into `raw`. `unsealed` puts what is stored in the buffer that it is given.
 ///
 /// # Errors
-/// The stored bytes do not hold exactly that many.
-pub(crate) fn decompress(codec: Codec, stored: Vec<u8>, raw_len: usize) -> Result<Vec<u8>, SealBroken> {
+/// `unsealed`'s own; the stored bytes do not hold exactly that many.
+pub(crate) fn decompress(
+    codec: Codec,
+    raw_len: usize,
+    raw: &mut Vec<u8>,
+    unsealed: impl FnOnce(&mut Vec<u8>) -> Result<(), SealBroken>,
+) -> Result<(), SealBroken> {
+    thread_local! {
+        static TOOLS: RefCell<(Vec<u8>, zstd::bulk::Decompressor<'static>)> = RefCell::default();
+    }
     if raw_len > MAX_RAW {
         return Err(SealBroken);
     }
-    let raw = match codec {
-        Codec::Raw => stored,
-        Codec::Zstd => zstd::bulk::decompress(&stored, raw_len).map_err(|_| SealBroken)?,
-    };
-    if raw.len() == raw_len { Ok(raw) } else { Err(SealBroken) }
+    match codec {
+        Codec::Raw => unsealed(raw)?,
+        Codec::Zstd => TOOLS.with_borrow_mut(|(stored, decompressor)| {
+            unsealed(stored)?;
+            raw.clear();
+            raw.reserve(raw_len);
+            decompressor.decompress_to_buffer(stored, raw).map(drop).map_err(|_| SealBroken)
+        })?,
+    }
+    if raw.len() == raw_len { Ok(()) } else { Err(SealBroken) }
 }
 
 /// Reads a record: one CBOR item and nothing after it.

@@ -6,7 +6,9 @@ use crate::repo::seal::Class;
 
 /// A frame is closed when it holds this many bytes: enough pages at once for zstd to see their likeness.
 pub(crate) const FRAME: usize = 1 << 20;
-/// … or this many items.
+/// … or when the next chunk would make it larger than this, which bounds the buffers.
+pub(crate) const MAX_FRAME: usize = FRAME + FRAME / 2;
+/// … or at this many items.
 pub(crate) const MAX_ITEMS: usize = 4_096;
 
 /// Where a chunk is: an ordinal in a pack of the base snapshot, or an item in a frame of this run. Consecutive items

@@ -10,13 +10,16 @@
 use crate::id::{ChunkId, RepositoryId, SourceName};
 use crate::repo::error::{RepoError, Result};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use rustix::rand::GetRandomFlags;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Fills `N` bytes from the operating system's generator.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // A machine that cannot give random numbers must not make keys.
-    aws_lc_rs::rand::fill(&mut bytes).expect("the operating system's random numbers");
+    // The kernel's own: a generator in the process first gathers entropy for tens of milliseconds. A machine that cannot
+    // give random numbers must not make keys.
+    let filled = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty());
+    assert_eq!(filled, Ok(N), "the operating system's random numbers");
     bytes
 }
 

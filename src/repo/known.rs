@@ -116,6 +116,7 @@ impl Known {
         while let Some(bytes) = lists.try_next().await? {
             let hints: Hints = decode("a hint list", &bytes)?;
             let packs: Vec<Option<u32>> = hints.packs.iter().map(|p| self.usable_pack(*p)).collect();
+            table.by_path.reserve(hints.hints.len());
             for hint in &hints.hints {
                 let start = table.stretches.len();
                 let places = hint.runs.iter().map(|run| {

@@ -525,16 +525,16 @@ impl PackIndex {
         place.map_or_else(Vec::new, |f| (f.first..f.first + f.count).filter_map(|o| self.locate(o)).collect())
     }
 
-    /// Opens a frame's sealed bytes.
+    /// Opens a frame's sealed bytes into `plain`, in place of what that held.
     ///
     /// # Errors
     /// `Damaged`.
-    pub fn open_frame(&self, frame: u32, mut bytes: Vec<u8>, keys: &PackKeys) -> Result<Vec<u8>> {
+    pub fn open_frame(&self, frame: u32, bytes: &[u8], keys: &PackKeys, plain: &mut Vec<u8>) -> Result<()> {
         let name = || format!("{} (frame {frame})", self.object);
         let (Some(seal), Some(place)) = (self.tail.frames.get(frame as usize), self.frames.get(frame as usize)) else {
             return Err(RepoError::damaged(name(), "the pack has no such frame"));
         };
-        if bytes.len() != seal.sealed as usize || bytes.len() < OVERHEAD || digest16(&bytes) != seal.digest {
+        if bytes.len() != seal.sealed as usize || bytes.len() < OVERHEAD || digest16(bytes) != seal.digest {
             return Err(RepoError::damaged(name(), "its bytes do not have the digest they should"));
         }
         let key = match seal.class {
@@ -544,8 +544,7 @@ impl PackIndex {
             }
         };
         let aad = frame_aad(self.tail.pack, frame, seal.class);
-        key.open(frame, &aad, &mut bytes)
-            .and_then(|()| decompress(place.codec, bytes, place.raw as usize))
+        decompress(place.codec, place.raw as usize, plain, |buffer| key.open(frame, &aad, bytes, buffer))
             .map_err(|why| RepoError::damaged(name(), why))
     }
 }

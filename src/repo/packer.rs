@@ -11,6 +11,7 @@ use crate::repo::lineage::Lineage;
 use crate::repo::manifest::PackRef;
 use crate::repo::pack::{self, Finished, Frame, PackWriter, ZeroPages};
 use crate::store::PutOptions;
+use crate::store::pool::{Pool, Pooled};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,7 @@ const MAX_ITEMS: u32 = 65_536;
 const UPLOADS: usize = 2;
 /// Bytes handed to an upload at a time, and how many such pieces may wait.
 const PIECE: usize = 1 << 20;
-const PIECES: usize = 4;
+const PIECES: usize = 2;
 
 enum Piece {
     Bytes(Bytes),
@@ -67,6 +68,7 @@ pub(crate) struct Packer {
     options: PutOptions,
     /// Packs of the base snapshot come before those of this run.
     base: u32,
+    pool: Arc<Pool>,
     inner: Mutex<Inner>,
 }
 
@@ -81,7 +83,20 @@ impl Packer {
             uploads: VecDeque::new(),
             sealed_bytes: 0,
         };
-        Self { runtime: Handle::current(), lineage, epoch, options, base, inner: Mutex::new(inner) }
+        Self {
+            runtime: Handle::current(),
+            lineage,
+            epoch,
+            options,
+            base,
+            pool: Arc::default(),
+            inner: Mutex::new(inner),
+        }
+    }
+
+    /// Where the buffers of frames come from and go back to.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -114,7 +129,7 @@ impl Packer {
         inner.placed[slot] = Some((open.index, open.writer.items()));
         let bytes = open.writer.append(frame);
         inner.sealed_bytes += bytes.len() as u64;
-        self.push(&mut open, &bytes)?;
+        self.push(&mut open, bytes)?;
         if open.writer.size() >= MAX_SEALED || open.writer.raw() >= MAX_RAW || open.writer.items() >= MAX_ITEMS {
             self.end(inner, open)
         } else {
@@ -123,18 +138,29 @@ impl Packer {
         }
     }
 
-    fn push(&self, open: &mut OpenPack, bytes: &[u8]) -> Result<()> {
-        open.buffer.extend_from_slice(bytes);
-        if open.buffer.len() >= PIECE {
-            self.flush(open)?;
+    /// Small frames are gathered; a large one goes as it is.
+    fn push(&self, open: &mut OpenPack, bytes: Vec<u8>) -> Result<()> {
+        if bytes.len() < PIECE / 2 {
+            open.buffer.extend_from_slice(&bytes);
+            self.pool.give(bytes);
+            return if open.buffer.len() >= PIECE { self.flush(open) } else { Ok(()) };
         }
-        Ok(())
+        self.flush(open)?;
+        self.send(open, bytes)
     }
 
     fn flush(&self, open: &mut OpenPack) -> Result<()> {
-        let piece = std::mem::replace(&mut open.buffer, Vec::with_capacity(PIECE + PIECE / 4));
+        if open.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut open.buffer, self.pool.take_empty());
+        self.send(open, piece)
+    }
+
+    fn send(&self, open: &OpenPack, piece: Vec<u8>) -> Result<()> {
+        let piece = Bytes::from_owner(Pooled::new(piece, &self.pool));
         // A closed channel: the upload has failed, and says why when it is awaited.
-        open.pieces.blocking_send(Piece::Bytes(piece.into())).map_err(|_| self.upload_failed(open.index))
+        open.pieces.blocking_send(Piece::Bytes(piece)).map_err(|_| self.upload_failed(open.index))
     }
 
     fn upload_failed(&self, index: u32) -> RepoError {

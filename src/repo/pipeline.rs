@@ -8,12 +8,13 @@ use crate::repo::chunking::{Cutter, MAX_CHUNK, MIN_CHUNK};
 use crate::repo::codec::Compressor;
 use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
-use crate::repo::frame::{FRAME, OpenFrame, Stretch, push_place};
+use crate::repo::frame::{FRAME, MAX_FRAME, OpenFrame, Stretch, push_place};
 use crate::repo::keys::WriterKeys;
 use crate::repo::known::{Known, PageState};
 use crate::repo::pack::{Frame, Items, ZeroPages};
 use crate::repo::packer::Packer;
 use crate::repo::seal::Class;
+use crate::store::pool::Pool;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -39,6 +40,8 @@ pub(crate) enum Stored {
 #[derive(Debug)]
 pub(crate) struct Done {
     pub index: u64,
+    /// The path's keyed hash.
+    pub name: u64,
     /// `None`: it could not be captured and is left out.
     pub entry: Option<(Entry, Stored, Option<crate::entry::Fingerprint>)>,
     pub problem: Option<Problem>,
@@ -47,6 +50,7 @@ pub(crate) struct Done {
 /// Contents to read.
 pub(crate) struct Job {
     pub index: u64,
+    pub name: u64,
     pub entry: Entry,
     pub input: Input,
     /// Keeps the compression queue open while contents are being read.
@@ -84,17 +88,15 @@ pub(crate) struct Shared {
     error: Mutex<Option<RepoError>>,
     /// One open frame of chunks per worker. Here, so that whoever needs a frame's place can close it.
     open: Vec<Mutex<Option<OpenFrame>>>,
-    buffers: Mutex<Vec<Vec<u8>>>,
+    pool: Arc<Pool>,
     /// Page files of this run: a page may be in a pack only once.
     spaces: Mutex<HashSet<u64>>,
 }
 
-/// Buffers kept for the next frame.
-const SPARE_BUFFERS: usize = 8;
-
 impl Shared {
     pub fn new(epoch: Arc<Epoch>, known: Known, packer: Packer, level: i32, workers: usize) -> Result<Self> {
         let cutter = Cutter::new(epoch.writer_keys()?.gear_table());
+        let pool = packer.pool().clone();
         Ok(Self {
             epoch,
             known,
@@ -107,7 +109,7 @@ impl Shared {
             stopped: AtomicBool::new(false),
             error: Mutex::new(None),
             open: (0..workers).map(|_| Mutex::new(None)).collect(),
-            buffers: Mutex::new(Vec::new()),
+            pool,
             spaces: Mutex::default(),
         })
     }
@@ -134,22 +136,9 @@ impl Shared {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn buffer(&self) -> Vec<u8> {
-        let spare = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.unwrap_or_else(|| Vec::with_capacity(FRAME + FRAME / 4))
-    }
-
-    fn give_back(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        let mut spare = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARE_BUFFERS {
-            spare.push(buffer);
-        }
-    }
-
     pub fn open_frame(&self, class: Class, items: Items) -> OpenFrame {
         let number = self.frames.fetch_add(1, Ordering::Relaxed);
-        OpenFrame { number, class, items, ids: Vec::new(), raw: self.buffer() }
+        OpenFrame { number, class, items, ids: Vec::new(), raw: self.pool.take_empty() }
     }
 
     /// Gives a full frame its place in line. Every ticket must reach the packer.
@@ -162,10 +151,8 @@ impl Shared {
         let Closed { ticket, frame } = closed;
         self.progress.new_bytes.fetch_add(frame.raw.len() as u64, Ordering::Relaxed);
         let broken = |why: io::Error| RepoError::Refused(format!("compress a frame: {why}"));
-        let (codec, stored, spare) = compressor.compress(frame.raw).map_err(broken)?;
-        if let Some(spare) = spare {
-            self.give_back(spare);
-        }
+        let (codec, stored, spare) = compressor.compress(frame.raw, self.pool.take()).map_err(broken)?;
+        self.pool.give(spare);
         let (class, items, ids) = (frame.class, frame.items, frame.ids);
         self.packer.submit(ticket, frame.number, Frame { class, codec, items, ids, stored })
     }
@@ -193,12 +180,12 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     slot: usize,
     compressor: Compressor,
-    done: Sender<Done>,
+    done: Sender<Vec<Done>>,
     buffer: Vec<u8>,
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, slot: usize, done: Sender<Done>) -> Result<Self> {
+    pub fn new(shared: Arc<Shared>, slot: usize, done: Sender<Vec<Done>>) -> Result<Self> {
         let compressor = shared.compressor()?;
         Ok(Self { shared, slot, compressor, done, buffer: Vec::new() })
     }
@@ -244,20 +231,20 @@ impl Worker {
         if self.shared.is_stopped() {
             return;
         }
-        let Job { index, mut entry, input, closed } = job;
+        let Job { index, name, mut entry, input, closed } = job;
         let (on_error, fingerprint, layout) = (input.on_error, input.fingerprint, input.layout);
         let read = self.content(&mut entry, input.open, layout, &closed);
         let done = match read {
             Ok((stored, Verdict::Consistent)) => {
-                Done { index, entry: Some((entry, stored, fingerprint)), problem: None }
+                Done { index, name, entry: Some((entry, stored, fingerprint)), problem: None }
             }
             Ok((stored, Verdict::Changed(text))) => {
                 let problem = Some(Problem { path: entry.path.clone(), text });
-                Done { index, entry: Some((entry, stored, None)), problem }
+                Done { index, name, entry: Some((entry, stored, None)), problem }
             }
             Err(Failure::Content(why)) if on_error == OnError::Report => {
                 let text = why.to_string();
-                Done { index, entry: None, problem: Some(Problem { path: entry.path, text }) }
+                Done { index, name, entry: None, problem: Some(Problem { path: entry.path, text }) }
             }
             Err(Failure::Content(source)) => {
                 let what = String::from_utf8_lossy(&entry.path).into_owned();
@@ -266,7 +253,7 @@ impl Worker {
             Err(Failure::Repo(error)) => return self.shared.fail(error),
         };
         // The receiver is gone only when the run has failed.
-        let _ = self.done.send(done);
+        let _ = self.done.send(vec![done]);
     }
 
     fn content(
@@ -342,6 +329,11 @@ impl Worker {
         closed: &Sender<Closed>,
     ) -> Result<()> {
         let shared = self.shared.clone();
+        let crowded = |frame: &mut OpenFrame| !frame.ids.is_empty() && frame.raw.len() + range.len() > MAX_FRAME;
+        let full = shared.open[self.slot].lock().unwrap_or_else(PoisonError::into_inner).take_if(crowded);
+        if let Some(full) = full {
+            self.hand_over(full, closed)?;
+        }
         let bytes = &self.buffer[range];
         let length = bytes.len() as u64;
         let id = shared.keys()?.chunk_id(bytes);

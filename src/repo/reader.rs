@@ -13,6 +13,8 @@ use crate::repo::lineage::{Lineage, Snapshot};
 use crate::repo::manifest::{Catalogue, Ref};
 use crate::repo::pack::{MAX_PAGE, MAX_PAGES, MIN_PAGE, PackIndex, PackKeys, PageRun};
 use crate::repo::segment::{Body, Entries, decode};
+use crate::store::pool::{Pool, Pooled};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -20,8 +22,12 @@ use tokio::sync::OnceCell;
 
 /// Neighbouring frames are fetched together up to this many sealed bytes.
 const EXTENT: u64 = 2 << 20;
-/// Memory for fetched extents and for opened frames, bytes each.
-const CACHE: usize = 48 << 20;
+/// Memory for fetched extents and for opened frames, bytes.
+const EXTENTS: usize = 48 << 20;
+const FRAMES: usize = 32 << 20;
+/// Chunks that are read by one thread; but a file has no more parts than this.
+const PART: u64 = 32;
+const PARTS: u64 = 64;
 /// Pages whose places are looked up at a time.
 const WINDOW: u64 = 4_096;
 
@@ -36,7 +42,13 @@ impl Item {
     /// Whether [`Reader::read`] gives every byte, from start to end.
     #[must_use]
     pub fn is_stream(&self) -> bool {
-        !matches!(self.place, Place::Pages { .. })
+        self.page_size().is_none()
+    }
+
+    /// Of what is laid out in pages.
+    #[must_use]
+    pub fn page_size(&self) -> Option<u64> {
+        if let Place::Pages(pages) = &self.place { Some(pages.size.into()) } else { None }
     }
 }
 
@@ -72,8 +84,9 @@ pub struct Reader {
     catalogue: Catalogue,
     epoch: Arc<Epoch>,
     packs: Vec<OnceCell<OpenPack>>,
-    extents: Cache<(u32, u32), Vec<u8>>,
-    frames: Cache<(u32, u32), Vec<u8>>,
+    extents: Cache<(u32, u32), Bytes>,
+    frames: Cache<(u32, u32), Pooled>,
+    pool: Arc<Pool>,
 }
 
 /// A content chunk or page on its way out: offset in the file, bytes.
@@ -100,8 +113,9 @@ impl Reader {
             .clone()
             .ok_or_else(|| RepoError::WrongKey { what: "key", object: snapshot.manifest.object.clone() })?;
         let packs = header.packs.iter().map(|_| OnceCell::new()).collect();
-        let (extents, frames) = (Cache::new(CACHE), Cache::new(CACHE));
-        Ok(Self { runtime: Handle::current(), lineage, snapshot, catalogue, epoch, packs, extents, frames })
+        let (runtime, pool) = (Handle::current(), Arc::default());
+        let (extents, frames) = (Cache::new(EXTENTS), Cache::new(FRAMES));
+        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, frames, pool })
     }
 
     #[must_use]
@@ -162,7 +176,7 @@ impl Reader {
     }
 
     /// The plaintext of a frame.
-    async fn frame(&self, pack: u32, frame: u32) -> Result<Arc<Vec<u8>>> {
+    async fn frame(&self, pack: u32, frame: u32) -> Result<Arc<Pooled>> {
         let open = self.pack(pack).await?;
         let get = || async {
             let extent = open.extents.partition_point(|first| *first <= frame) - 1;
@@ -170,20 +184,26 @@ impl Reader {
             let bad = || RepoError::damaged(&open.index.object, format!("it has no frame {frame}"));
             let info = open.index.tail.frames.get(frame as usize).ok_or_else(bad)?;
             let start = open.index.tail.frames[first as usize].offset;
+            let last = open.extents.get(extent + 1).map_or(open.index.tail.frames.len(), |next| *next as usize) - 1;
             let fetch = || async {
-                let last = open.extents.get(extent + 1).map_or(open.index.tail.frames.len(), |next| *next as usize) - 1;
                 let last = &open.index.tail.frames[last];
                 let length = last.offset + u64::from(last.sealed) - start;
                 let bytes = self.lineage.store.get_range(&open.index.object, start, length).await?;
                 let size = bytes.len();
-                Ok::<_, RepoError>((bytes.into(), size))
+                Ok::<_, RepoError>((bytes, size))
             };
-            let bytes: Arc<Vec<u8>> = self.extents.get((pack, extent as u32), fetch).await?;
+            let extent = (pack, extent as u32);
+            let bytes = self.extents.get(extent, fetch).await?;
             let at = (info.offset - start) as usize;
             let sealed = bytes.get(at..at + info.sealed as usize).ok_or_else(bad)?;
-            let plain = open.index.open_frame(frame, sealed.to_vec(), &open.keys)?;
-            let size = plain.len();
-            Ok((plain, size))
+            let mut plain = self.pool.take();
+            open.index.open_frame(frame, sealed, &open.keys, &mut plain)?;
+            if frame as usize == last {
+                // Whoever reads forward does not come back.
+                self.extents.forget(extent);
+            }
+            let size = plain.capacity();
+            Ok((Pooled::new(plain, &self.pool), size))
         };
         self.frames.get((pack, frame), get).await
     }
@@ -344,7 +364,8 @@ impl Reader {
         RepoError::damaged(&self.snapshot.manifest.object, reason)
     }
 
-    /// Cuts an entry's content into ranges that can be read on their own: `(from, to)` in bytes.
+    /// Cuts an entry's content, in order, into parts that can be read on their own: `(from, to)` in bytes for pages, else
+    /// in chunks.
     #[must_use]
     pub fn parts(&self, item: &Item) -> Vec<(u64, u64)> {
         const MOST: u64 = 4_096;
@@ -355,39 +376,55 @@ impl Reader {
                 let step = window * (size / window / MOST).max(4);
                 (0..size.div_ceil(step)).map(|i| (i * step, size.min((i + 1) * step))).collect()
             }
-            _ => vec![(0, size)],
+            Place::Chunks(runs) => {
+                let chunks = runs.iter().map(|run| u64::from(run.2)).sum::<u64>();
+                let step = chunks.div_ceil(PARTS).max(PART);
+                (0..chunks.div_ceil(step).max(1)).map(|i| (i * step, chunks.min((i + 1) * step))).collect()
+            }
+            Place::Nothing => vec![(0, 0)],
         }
     }
 
-    /// Reads the content of `item` between `part.0` and `part.1` (from [`Reader::parts`]) and gives it to `emit`, in any
-    /// order for pages, else from start to end. Runs of zeros may be left out: the receiver begins with zeros. Blocks.
+    /// Reads one of [`Reader::parts`] and gives it to `emit`, in any order for pages, else from start to end. Of pages,
+    /// any range of whole pages will do, and zeros are left out: the receiver begins with zeros. Blocks.
     ///
     /// # Errors
     /// `Damaged`, a store's, the receiver's.
     pub fn read(&self, item: &Item, part: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
         match &item.place {
             Place::Nothing => Ok(()),
-            Place::Chunks(runs) => self.read_chunks(item, runs, emit),
+            Place::Chunks(runs) => self.read_chunks(item, runs, part, emit),
             Place::Pages(pages) => self.read_pages(item, pages, part, emit),
         }
     }
 
-    fn read_chunks(&self, item: &Item, runs: &[(u32, u32, u32)], emit: &mut Emit<'_>) -> Result<(), ReadError> {
-        let mut offset = 0;
+    fn read_chunks(
+        &self,
+        item: &Item,
+        runs: &[(u32, u32, u32)],
+        part: (u64, u64),
+        emit: &mut Emit<'_>,
+    ) -> Result<(), ReadError> {
+        let (mut offset, mut number) = (0, 0);
         for &(pack, first, count) in runs {
             let index = self.runtime.block_on(self.index(pack))?;
-            let mut frame: Option<(u32, Arc<Vec<u8>>)> = None;
+            let mut frame: Option<(u32, Arc<Pooled>)> = None;
             for ordinal in first..first.saturating_add(count) {
                 let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
                 let at = index.locate(ordinal).ok_or_else(bad)?;
+                let start = offset;
+                offset += u64::from(at.length);
+                number += 1;
+                if !(part.0 < number && number <= part.1) {
+                    continue;
+                }
                 let open = match frame.take() {
                     Some((number, open)) if number == at.frame => open,
                     _ => self.runtime.block_on(self.frame(pack, at.frame))?,
                 };
                 let bytes = &open[at.offset as usize..][..at.length as usize];
                 self.check(&index, at.id, bytes)?;
-                emit(offset, bytes).map_err(ReadError::Emit)?;
-                offset += bytes.len() as u64;
+                emit(start, bytes).map_err(ReadError::Emit)?;
                 frame = Some((at.frame, open));
             }
         }
@@ -476,7 +513,7 @@ impl Reader {
         emit: &mut Emit<'_>,
     ) -> Result<(), ReadError> {
         let size = u64::from(pages.size);
-        let mut frame: Option<(u32, u32, Arc<Vec<u8>>)> = None;
+        let mut frame: Option<(u32, u32, Arc<Pooled>)> = None;
         for (pack, index, run) in self.runtime.block_on(self.window(pages.space, window))? {
             let Some(first) = run.ordinal else { continue };
             for i in 0..run.count {

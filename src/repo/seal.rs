@@ -50,11 +50,12 @@ impl SealKey {
         self.0.seal_in_place_append_tag(Self::nonce(number), Aad::from(aad), bytes).expect("frames are below 64 GiB");
     }
 
-    /// Opens in place.
-    pub fn open(&self, number: u32, aad: &[u8], bytes: &mut Vec<u8>) -> Result<(), SealBroken> {
-        let plain = self.0.open_in_place(Self::nonce(number), Aad::from(aad), bytes).map_err(|_| SealBroken)?.len();
-        bytes.truncate(plain);
-        Ok(())
+    /// Opens `sealed` into `plain`, in place of what that held.
+    pub fn open(&self, number: u32, aad: &[u8], sealed: &[u8], plain: &mut Vec<u8>) -> Result<(), SealBroken> {
+        let (body, tag) = sealed.split_last_chunk::<OVERHEAD>().ok_or(SealBroken)?;
+        plain.resize(body.len(), 0);
+        let opened = self.0.open_separate_gather(Self::nonce(number), Aad::from(aad), body, tag, plain);
+        opened.map_err(|_| SealBroken)
     }
 }
 
@@ -143,10 +144,11 @@ mod tests {
         key.seal(7, &aad, &mut sealed);
         assert_eq!(sealed.len(), 5 + OVERHEAD);
         for wrong in [(8, aad), (7, frame_aad(PackId([1; 16]), 7, Class::Writer))] {
-            assert!(key.open(wrong.0, &wrong.1, &mut sealed.clone()).is_err());
+            assert!(key.open(wrong.0, &wrong.1, &sealed, &mut Vec::new()).is_err());
         }
-        key.open(7, &aad, &mut sealed).unwrap();
-        assert_eq!(sealed, b"hello");
+        let mut plain = b"something longer".to_vec();
+        key.open(7, &aad, &sealed, &mut plain).unwrap();
+        assert_eq!(plain, b"hello");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::repo::pack::{self, FrameInfo, PackIndex, PackKeys, PlainTail};
 use crate::repo::prune;
 use crate::repo::reader::Reader;
 use crate::store::list_all;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -223,7 +224,7 @@ impl Lineage {
             }
             _ => None,
         };
-        let (mut bytes, mut problems) = (pack::HEADER, Vec::new());
+        let (mut bytes, mut problems, mut opened_frame) = (pack::HEADER, Vec::new(), Vec::new());
         match self.store.get_range(&object, 0, pack::HEADER).await.map_err(RepoError::from) {
             Err(error) => problems.push((object.clone(), broken(error)?.to_string())),
             Ok(head) if head != pack::head(plain.pack)[..] => {
@@ -248,14 +249,14 @@ impl Lineage {
                 }
                 continue;
             };
-            match index.open_frame(number, sealed, pack_keys) {
+            match index.open_frame(number, &sealed, pack_keys, &mut opened_frame) {
                 Err(error @ RepoError::WrongKey { .. }) => return Err(error),
                 Err(error) => problems.push((frame_name, error.problem())),
-                Ok(plain) => {
+                Ok(()) => {
                     let wrong = index
                         .frame_items(number)
                         .into_iter()
-                        .filter(|at| keys.chunk_id(&plain[at.offset as usize..][..at.length as usize]) != at.id);
+                        .filter(|at| keys.chunk_id(&opened_frame[at.offset as usize..][..at.length as usize]) != at.id);
                     let wrong = wrong.count();
                     if wrong > 0 {
                         problems.push((frame_name, format!("{wrong} of its chunks are not what their ids say")));
@@ -266,8 +267,8 @@ impl Lineage {
         Ok((bytes, problems))
     }
 
-    async fn sealed(&self, object: &str, frame: &FrameInfo) -> Result<Vec<u8>> {
-        Ok(self.store.get_range(object, frame.offset, u64::from(frame.sealed)).await?.into())
+    async fn sealed(&self, object: &str, frame: &FrameInfo) -> Result<Bytes> {
+        Ok(self.store.get_range(object, frame.offset, u64::from(frame.sealed)).await?)
     }
 
     /// That every entry finds all its bytes; their content was checked with the packs.

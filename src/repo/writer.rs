@@ -27,6 +27,9 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Entries that are handed to the assembler at a time.
+const BATCH: u64 = 64;
+
 /// How a snapshot is written.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -76,6 +79,8 @@ pub struct SnapshotWriter {
     threads: Vec<JoinHandle<()>>,
     assembler: Option<JoinHandle<Option<Assembled>>>,
     problems: Vec<Problem>,
+    /// Entries that are done already, on their way to the assembler.
+    ready: Vec<Done>,
     next: u64,
     /// The wall clock is asked once; from then on only the steady one counts.
     began: Timestamp,
@@ -85,7 +90,7 @@ pub struct SnapshotWriter {
 struct Queues {
     jobs: Sender<Job>,
     closed: Sender<Closed>,
-    done: Sender<Done>,
+    done: Sender<Vec<Done>>,
 }
 
 impl Lineage {
@@ -142,6 +147,7 @@ impl Lineage {
             threads: Vec::new(),
             assembler: None,
             problems: Vec::new(),
+            ready: Vec::new(),
             next: 0,
             began: now,
             clock,
@@ -152,6 +158,14 @@ impl Lineage {
 }
 
 impl SnapshotWriter {
+    fn pass_on(&mut self) -> Result<(), Stopped> {
+        let batch = std::mem::take(&mut self.ready);
+        match &self.queues {
+            Some(queues) if !batch.is_empty() => queues.done.send(batch).map_err(|_| Stopped),
+            _ => Ok(()),
+        }
+    }
+
     fn start(&mut self, workers: usize, now: Timestamp) -> Result<()> {
         let spawn = |name: String, run: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name).spawn(run);
@@ -159,7 +173,7 @@ impl SnapshotWriter {
         };
         let (jobs, job) = bounded::<Job>(256);
         let (closed, frame) = bounded::<Closed>(workers);
-        let (done, entry) = bounded::<Done>(1024);
+        let (done, entry) = bounded::<Vec<Done>>(256);
         for slot in 0..workers {
             let worker = Worker::new(self.shared.clone(), slot, done.clone())?;
             let (job, frame) = (job.clone(), frame.clone());
@@ -231,6 +245,7 @@ impl SnapshotWriter {
 
     /// Ends the threads. An error if anything failed.
     fn join(&mut self) -> Result<Assembled> {
+        let _ = self.pass_on(); // an error means that the run has failed, which is asked below
         self.queues = None;
         let mut crashed = false;
         for thread in self.threads.drain(..) {
@@ -363,23 +378,29 @@ impl Sink for SnapshotWriter {
     fn add(&mut self, entry: Entry, input: Option<Input>) -> Result<(), Stopped> {
         let index = self.next;
         self.next += 1;
+        // What the window waits for must not wait here.
+        if self.ready.first().is_some_and(|first| first.index + BATCH <= index) {
+            self.pass_on()?;
+        }
         let shared = &self.shared;
         self.window.wait(index, || shared.is_stopped());
         let Some(queues) = self.queues.as_ref().filter(|_| !shared.is_stopped()) else { return Err(Stopped) };
         shared.progress.entries.fetch_add(1, Ordering::Relaxed);
+        let name = self.epoch.writer_keys().map_err(|_| Stopped)?.path_name(&entry.path);
         let Some(input) = input else {
-            let done = Done { index, entry: Some((entry, Stored::Nothing, None)), problem: None };
-            return queues.done.send(done).map_err(|_| Stopped);
+            self.ready.push(Done { index, name, entry: Some((entry, Stored::Nothing, None)), problem: None });
+            return Ok(());
         };
-        if let (Some(fingerprint), Layout::Content, Ok(keys)) = (input.fingerprint, input.layout, shared.keys())
-            && let Some(hinted) = shared.known.hint(keys.path_name(&entry.path))
+        if let (Some(fingerprint), Layout::Content) = (input.fingerprint, input.layout)
+            && let Some(hinted) = shared.known.hint(name)
             && hinted.fingerprint == fingerprint
         {
             shared.progress.bytes.fetch_add(entry.size, Ordering::Relaxed);
             let entry = Some((entry, Stored::Chunks(hinted.stretches), Some(fingerprint)));
-            return queues.done.send(Done { index, entry, problem: None }).map_err(|_| Stopped);
+            self.ready.push(Done { index, name, entry, problem: None });
+            return Ok(());
         }
-        queues.jobs.send(Job { index, entry, input, closed: queues.closed.clone() }).map_err(|_| Stopped)
+        queues.jobs.send(Job { index, name, entry, input, closed: queues.closed.clone() }).map_err(|_| Stopped)
     }
 
     fn problem(&mut self, problem: Problem) {

@@ -113,7 +113,7 @@ pub enum SourceError {
 pub enum NativeExport {
     /// Entries as they are.
     Plain,
-    /// [`etcd::export`] puts the digest behind the database.
+    /// [`etcd::Export`] puts the digest behind the database.
     EtcdSnapshot,
 }
 

@@ -8,19 +8,24 @@
 mod listing;
 
 use super::key::{check_key, check_prefix};
+use super::pool::{Pool, Pooled};
 use super::{Features, MAX_WHOLE, ObjectMeta, PutOptions, Result, Store, StoreError, StoreErrorKind, Upload};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use rustix::fs::{CWD, RenameFlags};
+use rustix::rand::GetRandomFlags;
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 const TEMPORARY: &str = ".tmp";
+/// A range of so many bytes is worth a buffer that is used again.
+const POOLED: u64 = 256 << 10;
 const LEFT_OVER_AFTER: Duration = Duration::from_hours(24);
 
 /// A store in a local (or mounted) directory.
@@ -35,6 +40,7 @@ struct Shared {
     /// Directories known to survive a crash: made, and synced into their parent.
     durable: Mutex<HashSet<PathBuf>>,
     left_overs: Once,
+    pool: Arc<Pool>,
 }
 
 impl Local {
@@ -49,7 +55,9 @@ impl Local {
         if !found.is_dir() {
             return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
         }
-        Ok(Self { shared: Arc::new(Shared { root, durable: Mutex::default(), left_overs: Once::new() }) })
+        Ok(Self {
+            shared: Arc::new(Shared { root, durable: Mutex::default(), left_overs: Once::new(), pool: Arc::default() }),
+        })
     }
 
     /// Opens a directory, making it first if it is absent.
@@ -170,7 +178,7 @@ impl Shared {
 
 fn random_name() -> io::Result<String> {
     let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("the system gave no random numbers"))?;
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
@@ -261,15 +269,20 @@ impl Store for Local {
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {
         self.blocking("read", key, move |shared, key| {
-            let (mut file, size) = shared.object(key)?;
+            let (file, size) = shared.object(key)?;
             // Before anything is allocated: the length may be nonsense.
             if offset.checked_add(length).is_none_or(|end| end > size) {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let mut body = Vec::with_capacity(length as usize);
-            file.seek(SeekFrom::Start(offset))?;
-            file.take(length).read_to_end(&mut body)?;
-            if body.len() as u64 == length { Ok(body.into()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            if length < POOLED {
+                let mut body = vec![0; length as usize];
+                file.read_exact_at(&mut body, offset)?;
+                return Ok(body.into());
+            }
+            let mut body = shared.pool.take();
+            body.resize(length as usize, 0);
+            file.read_exact_at(&mut body, offset)?;
+            Ok(Bytes::from_owner(Pooled::new(body, &shared.pool)))
         })
         .await
     }

@@ -13,6 +13,7 @@ mod limit;
 mod local;
 mod location;
 mod memory;
+pub(crate) mod pool;
 mod read_only;
 mod retry;
 pub mod s3;

@@ -8,6 +8,7 @@ use super::{Features, ObjectMeta, PutOptions, Result, Store, StoreError, StoreEr
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use rustix::rand::GetRandomFlags;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -66,7 +67,7 @@ impl RetryPolicy {
 fn random_share() -> u32 {
     let mut bytes = [0; 4];
     // Without random numbers there is no jitter, only the longest pause.
-    aws_lc_rs::rand::fill(&mut bytes).map_or(u32::MAX, |()| u32::from_be_bytes(bytes))
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty()).map_or(u32::MAX, |_| u32::from_be_bytes(bytes))
 }
 
 /// A decorator that tries again.

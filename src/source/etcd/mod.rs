@@ -1,7 +1,7 @@
 //! An etcd cluster, through its Maintenance API.
 //!
 //! The snapshot comes from one healthy member, a follower where one has caught up with the leader. It is one entry,
-//! `db`: the bbolt file, in its own pages. The SHA-256 that etcd sends behind it is checked and not kept; [`export`]
+//! `db`: the bbolt file, in its own pages. The SHA-256 that etcd sends behind it is checked and not kept; [`Export`]
 //! computes it again, so that etcd's own tools accept the file. The revision recorded is the member's just before the
 //! snapshot began: the snapshot holds that revision and perhaps a few later ones; likewise the recovery point is no
 //! later than the moment that the stream began. Deliberately absent: reading members' data directories.
@@ -9,7 +9,7 @@
 mod member;
 mod stream;
 
-pub use stream::export;
+pub use stream::Export;
 #[doc(hidden)]
 pub use stream::page_size;
 

@@ -8,8 +8,8 @@ use super::{REQUEST, told};
 use crate::entry::{Content, Open, Verdict};
 use crate::source::{Cancel, Context, SourceError};
 use aws_lc_rs::digest;
-use etcd_client::{SnapshotResponse, SnapshotStreaming};
-use std::io::{self, Read, Write};
+use etcd_client::SnapshotStreaming;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -18,6 +18,8 @@ use tokio::time::timeout;
 /// The stream is given up when nothing comes for so long.
 const STALL: Duration = Duration::from_mins(1);
 const TICK: Duration = Duration::from_millis(200);
+/// Bytes that the reading thread gets at a time.
+const PIECE: usize = 512 << 10;
 const DIGEST: usize = digest::SHA256_OUTPUT_LEN;
 /// Of bbolt's meta page: 16 bytes of page header, then magic, version and page size as little-endian u32.
 const META: usize = 28;
@@ -65,7 +67,7 @@ pub async fn start(member: &mut Member, context: &Context) -> Result<Started, So
     };
     let size = first.remaining_bytes() + first.blob().len() as u64;
     let page_size = page_size(first.blob()).map_err(fail)?;
-    let (send, pieces) = mpsc::channel(16);
+    let (send, pieces) = mpsc::channel(4);
     let client = member.client.clone(); // the connection lives as long as it
     context.runtime.spawn(async move {
         pump(stream, send).await;
@@ -90,26 +92,36 @@ impl Started {
     }
 }
 
+/// Hands over what comes. Messages are small: they are gathered, so that the reading thread is not woken for each.
 async fn pump(mut stream: SnapshotStreaming, send: mpsc::Sender<Piece>) {
     loop {
-        let piece = match timeout(STALL, stream.message()).await {
-            Ok(Ok(Some(message))) => Ok(take(&message)),
-            Ok(Ok(None)) => return,
-            Ok(Err(error)) => Err(io::Error::other(format!("the snapshot stream broke: {}", told(&error)))),
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("the snapshot stream stalled for {} s", STALL.as_secs()),
-            )),
+        let mut piece = Vec::with_capacity(PIECE + PIECE / 4);
+        let ended = loop {
+            match timeout(STALL, stream.message()).await {
+                Ok(Ok(Some(message))) => piece.extend_from_slice(message.blob()),
+                Ok(Ok(None)) => break Some(Ok(())),
+                Ok(Err(error)) => {
+                    break Some(Err(io::Error::other(format!("the snapshot stream broke: {}", told(&error)))));
+                }
+                Err(_) => {
+                    let text = format!("the snapshot stream stalled for {} s", STALL.as_secs());
+                    break Some(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+                }
+            }
+            if piece.len() >= PIECE {
+                break None;
+            }
         };
-        let end = piece.is_err();
-        if send.send(piece).await.is_err() || end {
+        if send.send(Ok(piece)).await.is_err() {
+            return;
+        }
+        if let Some(ended) = ended {
+            if let Err(error) = ended {
+                let _ = send.send(Err(error)).await; // nobody may be waiting
+            }
             return;
         }
     }
-}
-
-fn take(message: &SnapshotResponse) -> Vec<u8> {
-    message.blob().to_vec()
 }
 
 impl SnapshotContent {
@@ -200,24 +212,35 @@ fn is_denied(error: &etcd_client::Error) -> bool {
     matches!(status.code() as i32, 7 | 16) || status.message().contains("user name is empty")
 }
 
-/// Writes etcd's own snapshot file: the database and behind it its SHA-256, as `etcdutl snapshot` wants it. Gives the
-/// number of bytes written.
-pub fn export(database: &mut dyn Read, out: &mut dyn Write) -> io::Result<u64> {
-    let mut hash = digest::Context::new(&digest::SHA256);
-    let (mut buffer, mut total) = (vec![0; 256 << 10], 0);
-    loop {
-        let length = match database.read(&mut buffer) {
-            Ok(0) => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        hash.update(&buffer[..length]);
-        out.write_all(&buffer[..length])?;
-        total += length as u64;
+/// Writes etcd's own snapshot file: what is written is the database, and [`Export::finish`] puts its SHA-256 behind it,
+/// as `etcdutl snapshot` wants it.
+pub struct Export<W> {
+    out: W,
+    hash: digest::Context,
+}
+
+impl<W: Write> Export<W> {
+    pub fn new(out: W) -> Self {
+        Self { out, hash: digest::Context::new(&digest::SHA256) }
     }
-    out.write_all(hash.finish().as_ref())?;
-    out.flush()?;
-    Ok(total + DIGEST as u64)
+
+    /// The file is not one before this.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.out.write_all(self.hash.finish().as_ref())?;
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Write for Export<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 #[cfg(test)]

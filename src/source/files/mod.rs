@@ -5,6 +5,7 @@
 //! is reported and left out; a root that cannot be read, or holds nothing, is an error. The root's own metadata is the
 //! entry `.`. Deliberately absent: freezing the file system (a file that changes while it is read is reported).
 
+mod ahead;
 mod content;
 mod pattern;
 mod walk;

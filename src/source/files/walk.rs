@@ -3,6 +3,7 @@
 //! Of the directories above, only the nearest stay open, so that depth costs no descriptors. The way back up is `..`,
 //! which must be the directory that the walk came from.
 
+use super::ahead::{Ahead, Listed, Names};
 use super::content::{Opener, nanoseconds};
 use super::pattern::Patterns;
 use super::xattrs;
@@ -37,7 +38,7 @@ struct Frame {
     id: Id,
     /// The path from `/` led here when it was opened.
     by_path: bool,
-    names: std::vec::IntoIter<CString>,
+    names: Names,
     /// Length of the path with its trailing slash.
     prefix: usize,
     /// Matched by an include pattern, itself or by a directory above.
@@ -52,6 +53,21 @@ struct First {
     unseen: u32,
 }
 
+/// Who is asked for extended attributes first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Path,
+    Descriptor,
+    /// It is known that there are none.
+    Nobody,
+}
+
+impl Ask {
+    fn of(by_path: bool) -> Self {
+        if by_path { Self::Path } else { Self::Descriptor }
+    }
+}
+
 pub struct Walk<'a> {
     spec: &'a Spec,
     include: &'a Patterns,
@@ -64,6 +80,7 @@ pub struct Walk<'a> {
     base: usize,
     root_device: (u32, u32),
     links: HashMap<Id, First>,
+    ahead: Ahead,
     xattrs: xattrs::Reader,
     opener: Arc<Opener>,
     buffer: Vec<u8>,
@@ -101,6 +118,7 @@ impl<'a> Walk<'a> {
             base: 0,
             root_device: (0, 0),
             links: HashMap::new(),
+            ahead: Ahead::start(),
             xattrs: xattrs::Reader::default(),
             opener: Arc::default(),
             buffer: Vec::with_capacity(128 << 10),
@@ -118,7 +136,7 @@ impl<'a> Walk<'a> {
         let frame = if kind_of(&seen) == Some(Kind::Directory) {
             let names = list(&root, &mut self.buffer).map_err(fail)?;
             self.start_at(&self.spec.path);
-            let mut pending = self.entry(&root, c"", &seen, false);
+            let mut pending = self.entry(&root, c"", &seen, Ask::of(false));
             if let Some(entry) = &mut pending {
                 entry.path = b".".to_vec();
             }
@@ -165,7 +183,7 @@ impl<'a> Walk<'a> {
             directory: Some(Arc::new(directory)),
             id,
             by_path: self.leads_to(id),
-            names: names.into_iter(),
+            names: Names::new(names),
             prefix: self.path.len(),
             included,
             pending,
@@ -181,18 +199,23 @@ impl<'a> Walk<'a> {
     fn walk(&mut self) -> Result<(), SourceError> {
         let mut steps = 0_u32;
         while let Some(frame) = self.frames.last_mut() {
-            let (Some(name), Some(directory)) = (frame.names.next(), &frame.directory) else {
+            let Some(directory) = frame.directory.clone() else {
+                self.leave();
+                continue;
+            };
+            let path = frame.by_path.then(|| &self.path[..frame.prefix]);
+            let Some(listed) = frame.names.next(&self.ahead, &directory, path) else {
                 self.leave();
                 continue;
             };
             self.path.truncate(frame.prefix);
-            self.path.extend_from_slice(name.as_bytes());
-            let (directory, included, by_path) = (Arc::clone(directory), frame.included, frame.by_path);
+            self.path.extend_from_slice(listed.name.as_bytes());
+            let (included, by_path) = (frame.included, frame.by_path);
             steps = steps.wrapping_add(1);
             if steps.is_multiple_of(256) {
                 self.context.go_on()?;
             }
-            self.visit(&directory, name, included, by_path)?;
+            self.visit(&directory, listed, included, by_path)?;
         }
         Ok(())
     }
@@ -213,7 +236,7 @@ impl<'a> Walk<'a> {
             Ok(directory) => above.directory = Some(Arc::new(directory)),
             Err(error) => {
                 self.path.truncate(above.prefix);
-                above.names = Vec::new().into_iter();
+                above.names = Names::new(Vec::new());
                 self.failed("come back to it from below, to capture the rest (was something in it moved?)", error);
             }
         }
@@ -222,11 +245,12 @@ impl<'a> Walk<'a> {
     fn visit(
         &mut self,
         directory: &Arc<OwnedFd>,
-        name: CString,
+        listed: Listed,
         included: bool,
         by_path: bool,
     ) -> Result<(), SourceError> {
-        let seen = match stat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
+        let Listed { name, seen, bare } = listed;
+        let seen = match seen.unwrap_or_else(|| stat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)) {
             Ok(seen) => seen,
             Err(Errno::NOENT) => {
                 self.problem("it vanished before it was captured");
@@ -249,7 +273,8 @@ impl<'a> Walk<'a> {
         if !included && !is_directory {
             return Ok(());
         }
-        let Some(mut entry) = self.entry(directory, &name, &seen, by_path) else { return Ok(()) };
+        let ask = if bare { Ask::Nobody } else { Ask::of(by_path) };
+        let Some(mut entry) = self.entry(directory, &name, &seen, ask) else { return Ok(()) };
         if is_directory {
             return self.descend(directory, &name, entry, included);
         }
@@ -318,7 +343,7 @@ impl<'a> Walk<'a> {
             }
             Err(error) => {
                 self.failed("open the directory", error);
-                let (names, pending) = (Vec::new().into_iter(), Some(entry));
+                let (names, pending) = (Names::new(Vec::new()), Some(entry));
                 let prefix = self.path.len() + 1;
                 Frame { directory: None, id: (0, 0, 0), by_path: false, names, prefix, included, pending }
             }
@@ -344,7 +369,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn entry(&mut self, directory: &OwnedFd, name: &CStr, seen: &Statx, by_path: bool) -> Option<Entry> {
+    fn entry(&mut self, directory: &OwnedFd, name: &CStr, seen: &Statx, ask: Ask) -> Option<Entry> {
         let kind = kind_of(seen)?;
         let size = if kind == Kind::File { seen.stx_size } else { 0 };
         let link = match kind {
@@ -358,10 +383,14 @@ impl<'a> Walk<'a> {
             _ => None,
         };
         let (sink, path, below) = (&mut *self.sink, &self.path, &self.path[self.base..]);
-        let by_path = Some(path.as_slice()).filter(|path| by_path && path.len() < PATH);
-        let xattrs = self.xattrs.read(directory, name, by_path, device(seen), |action, error| {
+        let failed = |action: &str, error| {
             sink.problem(Problem { path: below.to_vec(), text: failure(action, error) });
-        });
+        };
+        let by_path = Some(path.as_slice()).filter(|path| ask == Ask::Path && path.len() < PATH);
+        let xattrs = match ask {
+            Ask::Nobody => None,
+            Ask::Path | Ask::Descriptor => self.xattrs.read(directory, name, by_path, device(seen), failed),
+        };
         Some(Entry {
             path: below.to_vec(),
             kind,
@@ -407,7 +436,7 @@ fn open_root(path: &Path) -> Result<OwnedFd, SourceError> {
     .map_err(|error| root_error(path, error))
 }
 
-fn stat(directory: &OwnedFd, name: &CStr, flags: AtFlags) -> rustix::io::Result<Statx> {
+pub fn stat(directory: &OwnedFd, name: &CStr, flags: AtFlags) -> rustix::io::Result<Statx> {
     fs::statx(directory, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS)
 }
 

@@ -18,6 +18,11 @@ use std::path::Path;
 /// As much as the kernel gives for a list or a value.
 const MOST: usize = 64 << 10;
 
+/// Asks the path.
+pub fn has_none(path: &[u8]) -> bool {
+    fs::llistxattr_query(path) == Ok(0)
+}
+
 #[derive(Default)]
 pub struct Reader {
     /// Device of the last name whose file system knows no extended attributes.
@@ -39,7 +44,7 @@ impl Reader {
         if self.plain_device == Some(device) {
             return None;
         }
-        if path.is_some_and(|path| fs::llistxattr_query(path) == Ok(0)) {
+        if path.is_some_and(has_none) {
             return None;
         }
         self.own_path.clear();
