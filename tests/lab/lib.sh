@@ -22,7 +22,8 @@ cluster() {
     state=$root/$name
     bin=$state/bin pki=$state/pki logs=$state/logs run=$state/run
     host_ip=10.201.$number.1 node_ip=10.201.$number.2 pods=10.202.$number.0/24
-    services=10.203.$number.0/24 api_ip=10.203.$number.1 dns_ip=10.203.$number.10
+    # Seen from inside only, and kept in the cluster's own objects: the same, so that one can be restored as another.
+    services=10.203.0.0/24 api_ip=10.203.0.1 dns_ip=10.203.0.10
     link=lifeboat-$number cgroup=lifeboat-$name
     containerd_socket=$run/containerd.sock
     export KUBECONFIG=$state/admin.conf
@@ -48,11 +49,12 @@ cgroups() {
     local hierarchy hierarchies=(/sys/fs/cgroup/*/)
     [[ ! -e /sys/fs/cgroup/cgroup.controllers ]] || hierarchies=(/sys/fs/cgroup/)
     for hierarchy in "${hierarchies[@]}"; do
-        [[ $hierarchy != */unified/ ]] || continue
         if [[ $1 == remove ]]; then
             [[ ! -d $hierarchy$cgroup ]] || find "$hierarchy$cgroup" -depth -type d -exec rmdir {} + || return 1
             continue
         fi
+        # Beside the others, it has no controllers; runc leaves directories in it all the same.
+        [[ $hierarchy != */unified/ ]] || continue
         mkdir -p "$hierarchy$cgroup"
         if [[ -e $hierarchy/cgroup.subtree_control ]]; then
             echo '+cpu +cpuset +memory +pids' | tee "$hierarchy/cgroup.subtree_control" >"$hierarchy$cgroup/cgroup.subtree_control"
