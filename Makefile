@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build fmt lint deny test fuzz demo bench lab-up lab-down lab-status clean
+.PHONY: help setup build fmt lint deny test fuzz demo bench lab-up lab-down lab-status lab-test clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -53,6 +53,11 @@ lab-down: ## stop that cluster and remove all of it
 
 lab-status: ## what of the clusters is ready
 	tests/lab/status
+
+lab-test: ## back a cluster up by its own CronJob and bring it back as another one, as root (minutes; the first time, half an hour)
+	tests/tools/setup test
+	tests/tools/setup lab
+	cargo test --locked --test lab
 
 clean: ## remove what was built here (the cache stays)
 	cargo clean

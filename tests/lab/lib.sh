@@ -2,6 +2,8 @@
 # shellcheck shell=bash
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=${LIFEBOAT_LAB:-${XDG_STATE_HOME:-$HOME/.local/state}/lifeboat/lab}
+cache=${LIFEBOAT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lifeboat}
+[[ $cache == /* ]] || cache=$PWD/$cache
 # A number each, so that any of them can run side by side. The tests have their own: they do not disturb the user's.
 clusters=(region-a region-b test-a test-b)
 # In the order of their start.
