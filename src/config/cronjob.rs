@@ -11,7 +11,7 @@ use super::{Config, Schedule};
 use crate::secret::SecretRef;
 use crate::source::Spec;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const HOME: &str = "/etc/lifeboat";

@@ -38,6 +38,17 @@ holder() {
     tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "/lab/init $name " && printf '%s\n' "$pid"
 }
 
+# Ends every process of the cluster. The namespaces' first one is the holder's child, and the last to disappear.
+end_processes() {
+    local pid process processes
+    pid=$(holder) || return 0
+    mapfile -t processes < <(grep -l -E "^PPid:[[:space:]]+$pid\$" /proc/[0-9]*/status 2>/dev/null | cut -d/ -f3)
+    kill -KILL "${processes[@]}" "$pid" 2>/dev/null || true
+    for process in "${processes[@]}" "$pid"; do
+        until_true 30 "the end of $name's processes" test ! -e "/proc/$process" || return 1
+    done
+}
+
 # inside COMMAND…: runs it in the cluster's namespaces.
 inside() {
     local pid
