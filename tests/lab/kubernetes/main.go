@@ -58,7 +58,8 @@ func must(err error) {
 }
 
 func runKubectl() {
-	must(logs.GlogSetter(kubectl.GetLogVerbosity(os.Args)))
+	_, err := logs.GlogSetter(kubectl.GetLogVerbosity(os.Args))
+	must(err)
 	kubectlutil.CheckErr(cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()))
 }
 
