@@ -57,6 +57,15 @@ fn succeed(command: &mut Command) -> Result<Vec<u8>, String> {
     Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 
+/// Begins to bring a cluster up and is killed half-way.
+pub fn interrupt_up(name: &str) {
+    let mut up = script("up").arg(name).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let log = state_of(name).join("logs/kube-apiserver.log");
+    wait(Duration::from_mins(2), "the start of the API server", || log.exists().then_some(()));
+    up.kill().unwrap();
+    up.wait().unwrap();
+}
+
 impl Cluster {
     pub fn up(name: &'static str) -> Self {
         // From now on there may be something to take down.

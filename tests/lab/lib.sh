@@ -52,7 +52,7 @@ end_processes() {
 # inside COMMAND…: runs it in the cluster's namespaces.
 inside() {
     local pid
-    pid=$(holder) || die "the cluster $name is not up (tests/lab/up $name)"
+    pid=$(holder) || { say "the cluster $name is not up (tests/lab/up $name)"; return 1; }
     nsenter --mount="/proc/$pid/ns/mnt" --net="/proc/$pid/ns/net" --uts="/proc/$pid/ns/uts" --ipc="/proc/$pid/ns/ipc" \
         --pid="/proc/$pid/ns/pid_for_children" -- "$@"
 }

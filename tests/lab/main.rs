@@ -18,6 +18,7 @@ const IMAGE: &str = "lifeboat.lab/lifeboat:1";
 
 #[test]
 fn clusters_work_are_backed_up_from_inside_and_come_back_elsewhere() {
+    cluster::interrupt_up("test-a");
     let a = Cluster::up("test-a");
     names_are_served(&a, "before");
     workload(&a);
