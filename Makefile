@@ -2,10 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build fmt lint deny test fuzz demo bench clean
+.PHONY: help setup build fmt lint deny test fuzz demo bench lab-up lab-down lab-status lab-test clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## install and build what the tests need (part of `make test`)
 	tests/tools/setup test
@@ -43,6 +43,21 @@ bench: ## compare with restic and kopia, write docs/benchmarks.md (BENCH="--scal
 	cargo build --release --locked --bin lifeboat
 	cargo bench --locked --bench generate --no-run
 	benches/run $(BENCH)
+
+lab-up: ## a real Kubernetes cluster on this machine, as root (LAB=region-b for a second one; docs/lab.md)
+	tests/tools/setup lab
+	tests/lab/up $(or $(LAB),region-a)
+
+lab-down: ## stop that cluster and remove all of it
+	tests/lab/down $(or $(LAB),region-a)
+
+lab-status: ## what of the clusters is ready
+	tests/lab/status
+
+lab-test: ## back a cluster up by its own CronJob and bring it back as another one, as root (minutes; the first time, half an hour)
+	tests/tools/setup test
+	tests/tools/setup lab
+	cargo test --locked --test lab
 
 clean: ## remove what was built here (the cache stays)
 	cargo clean

@@ -4,6 +4,7 @@
 //! mistake is no configuration. A document never holds a secret, and no message repeats a value that might be one.
 //! Deliberately absent: reading secrets, the clock, and defaults that depend on the machine.
 
+mod cronjob;
 mod decode;
 mod mistake;
 mod node;
@@ -12,6 +13,7 @@ mod repository;
 mod schedule;
 mod source;
 
+pub use cronjob::{CronJob, CronJobError, Target, cronjob};
 pub use mistake::{Mistake, nearest};
 pub use quantity::{InvalidSize, Size};
 pub use repository::{

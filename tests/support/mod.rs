@@ -26,12 +26,13 @@ const READY: Duration = Duration::from_mins(1);
 pub struct Server {
     child: Child,
     pub dir: tempfile::TempDir,
+    host: String,
     pub port: u16,
 }
 
 impl Server {
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}:{}", self.host, self.port)
     }
 
     pub fn log(&self) -> String {
@@ -66,8 +67,12 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Starts a server and waits until `ready` answers 200, or any answer if it is empty.
 fn start(name: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) -> Server {
+    start_at("127.0.0.1", name, ready, configure)
+}
+
+/// Starts a server and waits until `ready` answers 200, or any answer if it is empty.
+fn start_at(host: &str, name: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) -> Server {
     let program = tool(name);
     // Another process may take a port between its choice and its use.
     for _ in 0..3 {
@@ -78,10 +83,10 @@ fn start(name: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) 
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         command.current_dir(dir.path());
         configure(&mut command, dir.path(), port);
-        let mut server = Server { child: command.spawn().unwrap(), dir, port };
+        let mut server = Server { child: command.spawn().unwrap(), dir, host: host.into(), port };
         let deadline = Instant::now() + READY;
         while server.child.try_wait().unwrap().is_none() {
-            if answers(port, ready) {
+            if answers(host, port, ready) {
                 return server;
             }
             assert!(Instant::now() < deadline, "{name} is not ready after {READY:?}:\n{}", server.log());
@@ -92,8 +97,8 @@ fn start(name: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) 
     panic!("{name} does not start");
 }
 
-fn answers(port: u16, path: &str) -> bool {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+fn answers(host: &str, port: u16, path: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect((host, port)) else { return false };
     let mut head = [0; 12];
     let asked = stream
         .set_read_timeout(Some(Duration::from_secs(5)))
@@ -103,8 +108,13 @@ fn answers(port: u16, path: &str) -> bool {
 }
 
 pub fn minio() -> Server {
-    start("minio", "minio/health/ready", |command, dir, port| {
-        command.args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}"), "data"]);
+    minio_at("127.0.0.1")
+}
+
+/// On another of this machine's own addresses.
+pub fn minio_at(host: &str) -> Server {
+    start_at(host, "minio", "minio/health/ready", |command, dir, port| {
+        command.args(["server", "--quiet", "--address", &format!("{host}:{port}"), "data"]);
         command.env("MINIO_ROOT_USER", ACCESS_KEY).env("MINIO_ROOT_PASSWORD", SECRET_KEY);
         command.env("MINIO_BROWSER", "off").env("HOME", dir);
         // So that it can encrypt at rest.

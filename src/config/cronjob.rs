@@ -1,0 +1,253 @@
+//! A schedule as a Kubernetes CronJob.
+//!
+//! Invariants: pure; the manifest names secrets and holds none. The documents come from the ConfigMap
+//! `lifeboat-documents`. A file that they name as /etc/lifeboat/NAME/KEY is the key KEY of the Secret `lifeboat-NAME`, an
+//! environment variable is a key of the Secret `lifeboat-environment`. Keys that a backup does not need are not mounted.
+//!
+//! Deliberately absent: volumes of what is backed up, and the choice of a node. Only the cluster's owner knows them; a
+//! kustomize patch adds them, and [`CronJob::unmounted`] says for which paths.
+
+use super::{Config, Schedule};
+use crate::secret::SecretRef;
+use crate::source::Spec;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const HOME: &str = "/etc/lifeboat";
+const DOCUMENTS: &str = "documents";
+const USER: u32 = 65_532;
+/// The agent keeps the schedule's limit itself, and says so; Kubernetes ends what does not even do that.
+const PATIENCE: u64 = 60;
+/// A CronJob controller that looks every ten seconds misses what must start sooner.
+const SHORTEST_DEADLINE: u64 = 10;
+/// So that the names of its Jobs and Pods are valid too.
+const LONGEST_NAME: usize = 52;
+
+/// What the documents do not say.
+pub struct Target<'a> {
+    pub image: &'a str,
+    pub namespace: &'a str,
+}
+
+#[derive(Debug)]
+pub struct CronJob {
+    pub manifest: Value,
+    /// Paths that the schedule's sources need and that the manifest does not mount.
+    pub unmounted: BTreeSet<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CronJobError {
+    #[error("the schedule {schedule} cannot be a CronJob: Kubernetes does not know the cron pattern {pattern:?}")]
+    Pattern { schedule: String, pattern: String },
+    #[error(
+        "the schedule {schedule} cannot be a CronJob: lifeboat-{schedule} is longer than {LONGEST_NAME} characters"
+    )]
+    Name { schedule: String },
+    #[error("the schedule {schedule} cannot be a CronJob: its time zone has no IANA name")]
+    Zone { schedule: String },
+}
+
+/// # Errors
+/// Kubernetes would not take it.
+pub fn cronjob(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Result<CronJob, CronJobError> {
+    let name = format!("lifeboat-{}", schedule.name);
+    let pattern = schedule.timetable.pattern();
+    if name.len() > LONGEST_NAME {
+        return Err(CronJobError::Name { schedule: schedule.name.clone() });
+    }
+    if !known_to_kubernetes(pattern) {
+        return Err(CronJobError::Pattern { schedule: schedule.name.clone(), pattern: pattern.to_owned() });
+    }
+    let Some(zone) = schedule.timetable.zone().iana_name() else {
+        return Err(CronJobError::Zone { schedule: schedule.name.clone() });
+    };
+    let needs = Needs::of(config, schedule);
+    let labels = json!({
+        "app.kubernetes.io/name": "lifeboat",
+        "app.kubernetes.io/component": "backup",
+        "lifeboat.dev/schedule": schedule.name,
+        "lifeboat.dev/tier": schedule.tier,
+    });
+    let manifest = json!({
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": { "name": name, "namespace": target.namespace, "labels": labels },
+        "spec": {
+            "schedule": pattern,
+            "timeZone": zone,
+            "suspend": schedule.suspend,
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": schedule.start_delay.as_secs().max(SHORTEST_DEADLINE),
+            "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 3,
+            "jobTemplate": {
+                "metadata": { "labels": labels },
+                "spec": {
+                    "activeDeadlineSeconds": schedule.max_duration.as_secs() + PATIENCE,
+                    "backoffLimit": 1,
+                    "template": { "metadata": { "labels": labels }, "spec": pod(schedule, target, &needs) },
+                },
+            },
+        },
+    });
+    Ok(CronJob { manifest, unmounted: needs.unmounted })
+}
+
+fn pod(schedule: &Schedule, target: &Target<'_>, needs: &Needs) -> Value {
+    let mut volumes = vec![json!({ "name": DOCUMENTS, "configMap": { "name": format!("lifeboat-{DOCUMENTS}") } })];
+    let mut mounts = vec![json!({ "name": DOCUMENTS, "mountPath": format!("{HOME}/{DOCUMENTS}"), "readOnly": true })];
+    for name in &needs.secrets {
+        let secret = json!({ "secretName": format!("lifeboat-{name}"), "defaultMode": 0o440 });
+        volumes.push(json!({ "name": name, "secret": secret }));
+        mounts.push(json!({ "name": name, "mountPath": format!("{HOME}/{name}"), "readOnly": true }));
+    }
+    // Programs that sources call may want to write there; nothing else can be written.
+    volumes.push(json!({ "name": "tmp", "emptyDir": {} }));
+    mounts.push(json!({ "name": "tmp", "mountPath": "/tmp" }));
+    let environment = needs.environment.iter().map(|name| {
+        json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": "lifeboat-environment", "key": name } } })
+    });
+    json!({
+        "restartPolicy": "Never",
+        "serviceAccountName": "lifeboat-backup",
+        "automountServiceAccountToken": false,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [{
+            "name": "backup",
+            "image": target.image,
+            "args": [
+                format!("--config={HOME}/{DOCUMENTS}"), "--log-format=json", "backup",
+                format!("--schedule={}", schedule.name),
+            ],
+            "env": environment.collect::<Vec<_>>(),
+            "resources": {
+                "requests": { "cpu": "100m", "memory": "256Mi" },
+                "limits": { "memory": "1Gi" },
+            },
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "capabilities": { "drop": ["ALL"] },
+                "readOnlyRootFilesystem": true,
+            },
+            "volumeMounts": mounts,
+        }],
+        "volumes": volumes,
+    })
+}
+
+/// What a schedule's documents refer to.
+#[derive(Default)]
+struct Needs {
+    secrets: BTreeSet<String>,
+    environment: BTreeSet<String>,
+    unmounted: BTreeSet<PathBuf>,
+}
+
+impl Needs {
+    fn of(config: &Config, schedule: &Schedule) -> Self {
+        let mut needs = Self::default();
+        if let Some(repository) = config.repositories.get(&schedule.repository) {
+            repository.writer_key.iter().for_each(|secret| needs.secret(secret));
+            if let Some(credentials) = repository.s3.as_ref().and_then(|s3| s3.credentials.as_ref()) {
+                needs.secret(&credentials.access_key_id);
+                needs.secret(&credentials.secret_access_key);
+                credentials.session_token.iter().for_each(|secret| needs.secret(secret));
+            }
+        }
+        for source in schedule.sources.iter().filter_map(|name| config.sources.get(name)) {
+            match &source.capture {
+                Spec::Files(files) => needs.file(&files.path),
+                Spec::Command(command) => command.env.values().for_each(|secret| needs.secret(secret)),
+                Spec::Etcd(etcd) => {
+                    if let Some(tls) = &etcd.tls {
+                        let files = [Some(&tls.ca), tls.certificate.as_ref(), tls.key.as_ref()];
+                        files.into_iter().flatten().for_each(|file| needs.file(file));
+                    }
+                    etcd.user.iter().for_each(|user| needs.secret(&user.password));
+                }
+            }
+        }
+        needs
+    }
+
+    fn secret(&mut self, secret: &SecretRef) {
+        match secret {
+            SecretRef::File(path) => self.file(path),
+            SecretRef::Env(name) => {
+                self.environment.insert(name.clone());
+            }
+        }
+    }
+
+    fn file(&mut self, path: &Path) {
+        match secret_of(path) {
+            Some(name) => self.secrets.insert(name.to_owned()),
+            None => self.unmounted.insert(path.to_owned()),
+        };
+    }
+}
+
+/// NAME of /etc/lifeboat/NAME/KEY, if a Secret and a volume can have it.
+fn secret_of(path: &Path) -> Option<&str> {
+    let mut parts = path.strip_prefix(HOME).ok()?.iter();
+    let (name, _key, end) = (parts.next()?.to_str()?, parts.next()?, parts.next());
+    let fits = name.len() <= 54 && !name.starts_with('-') && !name.ends_with('-');
+    let fits = fits && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    (fits && end.is_none() && ![DOCUMENTS, "tmp"].contains(&name)).then_some(name)
+}
+
+/// Whether a valid pattern has none of the extensions (L, W, #, Sunday as 7) that Kubernetes does not have.
+fn known_to_kubernetes(pattern: &str) -> bool {
+    const NAMES: [&str; 19] = [
+        "JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC", "SUN", "MON", "TUE", "WED",
+        "THU", "FRI", "SAT",
+    ];
+    if let Some(name) = pattern.strip_prefix('@') {
+        return ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"].contains(&name);
+    }
+    let known = |value: &str| {
+        let value = value.to_ascii_uppercase();
+        matches!(&*value, "*" | "?") || value.parse::<u8>().is_ok() || NAMES.contains(&&*value)
+    };
+    pattern.split_whitespace().enumerate().all(|(index, field)| {
+        field.split(',').all(|part| {
+            let (range, step) = part.split_once('/').unwrap_or((part, "1"));
+            step.parse::<u8>().is_ok()
+                && range.split('-').all(|value| known(value) && !(index == 4 && value.parse::<u8>() == Ok(7)))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_that_kubernetes_knows() {
+        for pattern in ["*/2 * * * *", "0,30 8-18/2 1 JAN-mar MON-FRI", "@hourly", "5 4 ? * 0"] {
+            assert!(known_to_kubernetes(pattern), "{pattern}");
+        }
+        for pattern in ["0 0 L * *", "0 0 15W * *", "0 0 * * 5#3", "0 0 * * 7", "0 0 * * 5-7", "@reboot"] {
+            assert!(!known_to_kubernetes(pattern), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_found_by_their_path() {
+        assert_eq!(secret_of(Path::new("/etc/lifeboat/etcd/ca.crt")), Some("etcd"));
+        for path in
+            ["/etc/lifeboat/ca.crt", "/etc/lifeboat/a/b/c", "/etc/lifeboat/Big/key", "/etc/kubernetes/pki/ca.crt"]
+        {
+            assert_eq!(secret_of(Path::new(path)), None, "{path}");
+        }
+        assert_eq!(secret_of(Path::new("/etc/lifeboat/documents/sources.yaml")), None);
+    }
+}

@@ -1,0 +1,237 @@
+//! Real clusters: they start, work, are backed up by a CronJob of their own, come back as another cluster, and leave
+//! nothing behind. Started by `make lab-test`, as root.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod cluster;
+#[path = "../support/mod.rs"]
+mod support;
+
+use cluster::{Cluster, wait};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, minio_at};
+
+const IMAGE: &str = "lifeboat.lab/lifeboat:1";
+
+#[test]
+fn clusters_work_are_backed_up_from_inside_and_come_back_elsewhere() {
+    cluster::interrupt_up("test-a");
+    let a = Cluster::up("test-a");
+    names_are_served(&a, "before");
+    workload(&a);
+    secrets_are_encrypted(&a);
+    a_node_may_not_do_what_it_likes(&a);
+
+    let store = minio_at(&a.address(1));
+    let home = tempfile::tempdir().unwrap();
+    let owner = Owner { home: home.path() };
+    owner.create_repository(&store);
+    owner.backs_up_from_outside(&a, &store);
+    backs_itself_up(&a, &owner, &store);
+
+    let uid = a.get(&["namespace", "work", "-o", "jsonpath={.metadata.uid}"]);
+    let version = a.get(&["--raw", "/api/v1/namespaces/work/configmaps?limit=1"]);
+    let version = serde_json::from_str::<Value>(&version).unwrap()["metadata"]["resourceVersion"].clone();
+    a.kubectl(&["-n", "work", "create", "configmap", "later", "--from-literal=k=v"]);
+
+    let b = Cluster::up("test-b");
+    let (snapshot, keys) = (home.path().join("etcd.snapshot"), home.path().join("keys"));
+    owner.lifeboat(&["--identity", "kit.txt", "export", "cluster-etcd@latest", "-o", "etcd.snapshot"]);
+    owner.lifeboat(&["--identity", "kit.txt", "restore", "snapshot", "control-plane@latest", "--to", "keys"]);
+    b.lab("restore", &[snapshot.to_str().unwrap(), keys.join("encryption.yaml").to_str().unwrap()]);
+    // Gone with its region.
+    b.kubectl(&["delete", "node", "test-a"]);
+
+    assert_eq!(b.get(&["namespace", "work", "-o", "jsonpath={.metadata.uid}"]), uid);
+    assert_eq!(b.get(&["-n", "work", "secret", "kept", "-o", "jsonpath={.data.k}"]), "c2VjcmV0");
+    assert!(b.try_kubectl(&["-n", "work", "get", "configmap", "later"]).unwrap_err().contains("NotFound"));
+    let old = format!("/api/v1/namespaces/work/configmaps?watch=1&timeoutSeconds=5&resourceVersion={}", text(&version));
+    let watched = b.try_kubectl(&["get", "--raw", &old]).unwrap_or_else(|error| error);
+    assert!(watched.contains("too old resource version"), "{watched}");
+    // What pods say is old until the new node has told otherwise: only what happens now counts.
+    names_are_served(&b, "after");
+    ticks(&b);
+
+    drop((a, b));
+    for name in ["test-a", "test-b"] {
+        cluster::assert_nothing_is_left(name);
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is not text"))
+}
+
+/// By a pod, for a pod: network, service addresses and DNS work.
+fn names_are_served(cluster: &Cluster, pod: &str) {
+    let lookup = ["nslookup", "kubernetes.default.svc.cluster.local"];
+    let image = ["--image=lifeboat.lab/busybox:1", "--image-pull-policy=Never", "--restart=OnFailure"];
+    cluster.kubectl(&[&["run", pod], &image[..], &["--"], &lookup].concat());
+    wait(Duration::from_mins(2), "a pod that looks a name up", || {
+        (cluster.get(&["pod", pod, "-o", "jsonpath={.status.phase}"]) == "Succeeded").then_some(())
+    });
+    let said = cluster.kubectl(&["logs", pod]);
+    assert!(said.contains("10.203.0.1"), "{said}");
+}
+
+fn workload(cluster: &Cluster) {
+    cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
+        { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "work" } },
+        { "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "kept", "namespace": "work" },
+          "stringData": { "k": "secret" } },
+        { "apiVersion": "batch/v1", "kind": "CronJob", "metadata": { "name": "tick", "namespace": "work" },
+          "spec": { "schedule": "* * * * *", "jobTemplate": { "spec": { "template": { "spec": {
+            "restartPolicy": "Never",
+            "containers": [{ "name": "tick", "image": "lifeboat.lab/busybox:1", "imagePullPolicy": "Never",
+                             "command": ["echo", "tick"] }],
+          } } } } } },
+    ] }));
+    ticks(cluster);
+}
+
+/// A run of the CronJob that began on this cluster succeeds.
+fn ticks(cluster: &Cluster) {
+    let began = cluster.newest_job("work");
+    wait(Duration::from_mins(3), "a run of a CronJob", || {
+        cluster.finished_jobs("work").into_iter().find(|job| began.as_ref().is_none_or(|began| job > began))
+    });
+}
+
+fn secrets_are_encrypted(cluster: &Cluster) {
+    let stored = cluster.etcd(&["get", "/registry/secrets/work/kept", "--print-value-only"]);
+    assert!(stored.starts_with(b"k8s:enc:secretbox:v1:key1:"), "{}", String::from_utf8_lossy(&stored));
+    let plain = cluster.etcd(&["get", "/registry/namespaces/work", "--print-value-only"]);
+    assert!(plain.starts_with(b"k8s\0"), "{}", String::from_utf8_lossy(&plain));
+}
+
+fn a_node_may_not_do_what_it_likes(cluster: &Cluster) {
+    let kubelet = cluster.state().join("kubelet.conf");
+    let as_node = ["--kubeconfig", kubelet.to_str().unwrap()];
+    let label = ["label", "node", cluster.name, "node-restriction.kubernetes.io/x=y"];
+    for forbidden in [&label[..], &["get", "secrets", "-n", "work"]] {
+        let answer = cluster.try_kubectl(&[&as_node, forbidden].concat()).expect_err("this is forbidden");
+        assert!(answer.contains("orbidden"), "{answer}");
+    }
+}
+
+/// Who holds every key, outside of any cluster.
+struct Owner<'a> {
+    home: &'a Path,
+}
+
+impl Owner<'_> {
+    fn run(&self, arguments: &[&str]) -> String {
+        let mut lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
+        lifeboat.args(arguments).current_dir(self.home).env("TEST_KEY", ACCESS_KEY).env("TEST_SECRET", SECRET_KEY);
+        output(&mut lifeboat)
+    }
+
+    fn lifeboat(&self, arguments: &[&str]) -> String {
+        self.run(&[&["--config", "outside.yaml"], arguments].concat())
+    }
+
+    fn create_repository(&self, store: &Server) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(bucket(store, "lab", Bucket::Locked));
+        let credentials = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
+        self.document("outside.yaml", &repository(store, credentials, "writer.key"));
+        self.lifeboat(&["init", "--kit", "kit.txt", "--writer-key-out", "writer.key"]);
+    }
+
+    fn document(&self, name: &str, text: &str) {
+        fs::write(self.home.join(name), text).unwrap();
+    }
+
+    /// Everything that a control plane is: etcd, and the keys without which its Secrets are noise.
+    fn backs_up_from_outside(&self, cluster: &Cluster, store: &Server) {
+        let pki = cluster.state().join("pki");
+        let credentials = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
+        let all = repository(store, credentials, "writer.key")
+            + &etcd("outside-etcd", cluster, &pki, "etcd-ca.crt", "etcd-client.crt", "etcd-client.key")
+            + &source("control-plane", &format!("files: {{path: {}}}", pki.display()));
+        self.document("outside.yaml", &all);
+        self.lifeboat(&["--writer-key", "writer.key", "backup", "--all"]);
+        let listed = self.lifeboat(&["--writer-key", "writer.key", "snapshots"]);
+        assert!(listed.contains("outside-etcd") && listed.contains("control-plane"), "{listed}");
+    }
+}
+
+fn repository(store: &Server, credentials: &str, writer_key: &str) -> String {
+    format!(
+        "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec:\n  url: s3://lab/platform\n  \
+         writerKey: {{file: {writer_key}}}\n  s3:\n    endpoint: {}\n    region: us-east-1\n    pathStyle: true\n    \
+         objectLock: {{mode: governance, minimumDays: 1}}\n    credentials: {credentials}\n",
+        store.url()
+    )
+}
+
+fn source(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: {name}}}\nspec:\n  tier: critical\n  {spec}\n"
+    )
+}
+
+fn etcd(name: &str, cluster: &Cluster, directory: &Path, ca: &str, certificate: &str, key: &str) -> String {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let tls = format!("{{ca: {}, certificate: {}, key: {}}}", file(ca), file(certificate), file(key));
+    source(name, &format!("etcd: {{endpoints: ['https://{}:2379'], tls: {tls}}}", cluster.address(2)))
+}
+
+/// The CronJob that `lifeboat schedule render` makes, with Lifeboat's own image and service account.
+fn backs_itself_up(cluster: &Cluster, owner: &Owner<'_>, store: &Server) {
+    let archive = owner.home.join("lifeboat.tar");
+    let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lifeboat-image");
+    output(command(make).arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&archive));
+    cluster.lab("load", &[archive.to_str().unwrap()]);
+
+    let secrets = "/etc/lifeboat/repository";
+    let credentials =
+        format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");
+    let documents = repository(store, &credentials, &format!("{secrets}/writer-key"))
+        + &etcd("cluster-etcd", cluster, Path::new("/etc/lifeboat/etcd"), "ca.crt", "tls.crt", "tls.key")
+        + "---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: critical}\nspec:\n  repository: main\n  \
+           tier: critical\n  cron: '* * * * *'\n  startDelay: 15s\n  maxDuration: 1m\n  sources: [cluster-etcd]\n";
+    owner.document("platform.yaml", &documents);
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/base");
+    cluster.kubectl(&["apply", "-k", base.to_str().unwrap()]);
+    let in_home = |file: &str| owner.home.join(file).display().to_string();
+    let pki = |file: &str| cluster.state().join("pki").join(file).display().to_string();
+    let create = |kind: &[&str], name: &str, files: &[String]| {
+        let files: Vec<_> = files.iter().map(|file| format!("--from-file={file}")).collect();
+        let files: Vec<_> = files.iter().map(String::as_str).collect();
+        cluster.kubectl(&[&["-n", "lifeboat", "create"], kind, &[name], &files].concat());
+    };
+    create(&["configmap"], "lifeboat-documents", &[in_home("platform.yaml")]);
+    owner.document("key-id", ACCESS_KEY);
+    owner.document("secret-key", SECRET_KEY);
+    let key = format!("writer-key={}", in_home("writer.key"));
+    create(&["secret", "generic"], "lifeboat-repository", &[key, in_home("key-id"), in_home("secret-key")]);
+    let names = [("ca.crt", "etcd-ca.crt"), ("tls.crt", "etcd-client.crt"), ("tls.key", "etcd-client.key")];
+    create(&["secret", "generic"], "lifeboat-etcd", &names.map(|(name, file)| format!("{name}={}", pki(file))));
+
+    let manifest = owner.run(&["--config", "platform.yaml", "schedule", "render", "--image", IMAGE]);
+    owner.document("cronjob.yaml", &manifest);
+    cluster.kubectl(&["apply", "-f", &in_home("cronjob.yaml")]);
+    let job = wait(Duration::from_mins(4), "a backup by the CronJob", || {
+        cluster.finished_jobs("lifeboat").into_iter().next()
+    });
+    cluster.kubectl(&["-n", "lifeboat", "patch", "cronjob", "lifeboat-critical", "-p", r#"{"spec":{"suspend":true}}"#]);
+    let log = cluster.kubectl(&["-n", "lifeboat", "logs", &format!("job/{}", job.1)]);
+    let lines: Vec<_> = log.lines().filter(|line| line.starts_with('{')).collect();
+    assert!(lines.iter().any(|line| line.contains("cluster-etcd")), "{log}");
+    for line in lines {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|why| panic!("{why}: {line}"));
+    }
+    let listed = owner.lifeboat(&["--writer-key", "writer.key", "snapshots", "cluster-etcd"]);
+    assert!(listed.contains("cluster-etcd"), "{listed}");
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {out}{err}");
+    out.into_owned()
+}
