@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup build fmt lint deny test fuzz demo bench lab-up lab-down lab-status lab-test clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## install and build what the tests need (part of `make test`)
 	tests/tools/setup test

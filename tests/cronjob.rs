@@ -18,7 +18,7 @@ fn with_schedule(name: &str, cron: &str) -> Result<CronJob, CronJobError> {
         "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec:\n  url: /srv/backups\n  \
          writerKey: {{env: WRITER_KEY}}\n  identity: {{file: /etc/lifeboat/offline/identity}}\n---\n\
          apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: data}}\nspec: {{files: {{path: /srv/data}}}}\n---\n\
-         apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {{name: {name}}}\nspec:\n  repository: main\n  \
+         apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {{name: '{name}'}}\nspec:\n  repository: main\n  \
          tier: standard\n  cron: '{cron}'\n  maxDuration: 5m\n  startDelay: 1s\n  sources: [data]\n"
     );
     fs::write(directory.path().join("documents.yaml"), text).unwrap();
@@ -58,4 +58,15 @@ fn what_kubernetes_would_refuse_is_refused() {
     let long = "a".repeat(44);
     assert!(matches!(with_schedule(&long, "@hourly"), Err(CronJobError::Name { .. })));
     assert!(with_schedule(&long[1..], "@hourly").is_ok());
+}
+
+/// kubectl reads YAML 1.1, where more words than true and false are booleans.
+#[test]
+fn names_stay_text() {
+    for name in ["off", "no", "y", "1e3"] {
+        let made = with_schedule(name, "@hourly").unwrap();
+        let yaml = serde_saphyr::to_string(&made.manifest).unwrap();
+        let label = yaml.lines().find(|line| line.contains("lifeboat.dev/schedule")).unwrap();
+        assert!(label.ends_with(['"', '\'']), "{label}");
+    }
 }
