@@ -8,6 +8,7 @@ use crate::entry::Kind;
 use crate::repo::{Item, Reader, RepoError};
 use crate::restore::{RestoreError, Selection, stream, tar};
 use crate::source::{NativeExport, etcd, native_export};
+use crossbeam_channel::{Sender, bounded};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -46,7 +47,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     reader.check_access()?;
     let format = format(&reader, args.path.map(OsStringExt::into_vec)).await?;
     let partial = if to_stdout { None } else { Some(Partial::create(&args.output)?) };
-    let file = partial.as_ref().map(|p| p.file.try_clone()).transpose()?;
+    let file = partial.as_ref().map(Flowing::new).transpose()?;
     let work = tokio::task::spawn_blocking({
         let reader = reader.clone();
         move || match file {
@@ -137,6 +138,42 @@ fn etcd_snapshot(reader: &Reader, item: &Item, out: &mut dyn Write) -> Result<()
     let mut file = etcd::Export::new(out);
     stream::copy(reader, item, &mut file)?;
     file.finish().map_err(RestoreError::Export)
+}
+
+/// A file whose bytes go to the disk while more are written: the sync at its end has little left to do.
+struct Flowing {
+    file: File,
+    behind: u64,
+    kick: Sender<()>,
+}
+
+impl Flowing {
+    const SYNC_EVERY: u64 = 32 << 20;
+
+    fn new(partial: &Partial) -> io::Result<Self> {
+        // Opened anew: an error is told once to every description, and that of `partial` must hear of it.
+        let other = File::open(&partial.temporary)?;
+        let (kick, kicked) = bounded(1);
+        let sync = move || kicked.into_iter().for_each(|()| _ = other.sync_data());
+        std::thread::Builder::new().name("sync".into()).spawn(sync)?;
+        Ok(Self { file: partial.file.try_clone()?, behind: 0, kick })
+    }
+}
+
+impl Write for Flowing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.behind += written as u64;
+        if self.behind >= Self::SYNC_EVERY {
+            self.behind = 0;
+            let _ = self.kick.try_send(()); // full: it is at it
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Counting<W> {

@@ -20,6 +20,11 @@ pub(crate) const MAX_RAW: usize = 16 << 20;
 /// A compressor with its working memory.
 pub(crate) struct Compressor(zstd::bulk::Compressor<'static>);
 
+/// Room for `raw_len` bytes, compressed or not.
+pub(crate) fn room(raw_len: usize) -> usize {
+    zstd::zstd_safe::compress_bound(raw_len)
+}
+
 impl Compressor {
     /// # Errors
     /// `level` is not one of zstd's.
@@ -31,7 +36,7 @@ impl Compressor {
     /// then comes back as the last.
     pub fn compress(&mut self, raw: Vec<u8>, mut packed: Vec<u8>) -> std::io::Result<(Codec, Vec<u8>, Vec<u8>)> {
         packed.clear();
-        packed.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        packed.reserve(room(raw.len()));
         self.0.compress_to_buffer(&raw, &mut packed)?;
         Ok(if packed.len() < raw.len() - raw.len() / 32 {
             (Codec::Zstd, packed, raw)

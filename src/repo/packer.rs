@@ -4,9 +4,11 @@
 //! Order matters: a large file's frames stay neighbours, so that its list of chunks is a few runs.
 
 use crate::id::PackId;
+use crate::repo::chunking::MAX_CHUNK;
+use crate::repo::codec::room;
 use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
-use crate::repo::frame::{Place, Stretch};
+use crate::repo::frame::{MAX_FRAME, Place, Stretch};
 use crate::repo::lineage::Lineage;
 use crate::repo::manifest::PackRef;
 use crate::repo::pack::{self, Finished, Frame, PackWriter, ZeroPages};
@@ -89,7 +91,7 @@ impl Packer {
             epoch,
             options,
             base,
-            pool: Arc::default(),
+            pool: Arc::new(Pool::new(room(MAX_CHUNK.max(MAX_FRAME)))),
             inner: Mutex::new(inner),
         }
     }

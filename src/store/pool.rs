@@ -4,15 +4,24 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buffers kept for the next one who needs one.
-const SPARE: usize = 4;
+const SPARE: usize = 8;
 
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<Vec<Vec<u8>>>);
+pub(crate) struct Pool {
+    spare: Mutex<Vec<Vec<u8>>>,
+    /// What a new buffer has room for: buffers of one size leave no holes in the heap.
+    capacity: usize,
+}
 
 impl Pool {
+    pub fn new(capacity: usize) -> Self {
+        Self { spare: Mutex::default(), capacity }
+    }
+
     /// A buffer of any capacity, holding what it held before.
     pub fn take(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(self.capacity))
     }
 
     pub fn take_empty(&self) -> Vec<u8> {
@@ -22,7 +31,7 @@ impl Pool {
     }
 
     pub fn give(&self, buffer: Vec<u8>) {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < SPARE && buffer.capacity() > 0 {
             spare.push(buffer);
         }
