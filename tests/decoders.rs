@@ -164,7 +164,8 @@ fn valid_inputs_decode_and_altered_ones_never_panic() {
             Ok(())
         });
         outcome.unwrap_or_else(|why| panic!("{name}: {why}"));
-        let grown = peak() - before;
+        // The kernel adds up what its threads have counted now and then: the sum may go back a little.
+        let grown = peak().saturating_sub(before);
         assert!(grown < 256 << 20, "{name} took {grown} bytes for inputs of a few kB");
     }
 }
