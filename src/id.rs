@@ -1,6 +1,7 @@
 //! Typed identifiers. Every name that crosses a module boundary has a type of its own, so that a pack can never be
 //! passed where a chunk is meant.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -132,6 +133,16 @@ impl Sequence {
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+
+    /// The first number above this one that is not `taken`.
+    #[must_use]
+    pub fn next_free(self, taken: &BTreeSet<Self>) -> Self {
+        let mut next = self.next();
+        while taken.contains(&next) {
+            next = next.next();
+        }
+        next
     }
 
     /// The object name: the distance from the largest number first, so that a listing begins with the newest.

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, print, print_json};
+use super::output::{bytes, print, print_json, sync_name};
 use super::reference::{Reference, open_reader};
 use crate::entry::Kind;
 use crate::repo::{Item, Reader, RepoError};
@@ -217,7 +217,6 @@ impl Partial {
 
     fn keep(self) -> Result<(), Fault> {
         self.file.sync_all().map_err(Fault::file("write", &self.temporary))?;
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // A link refuses to replace what came in between, which a rename would not.
         std::fs::hard_link(&self.temporary, &self.path)
             .or_else(|_| {
@@ -227,7 +226,7 @@ impl Partial {
                     std::fs::rename(&self.temporary, &self.path)
                 }
             })
-            .and_then(|()| File::open(directory)?.sync_all())
+            .and_then(|()| sync_name(&self.path))
             .map_err(Fault::file("create", &self.path))
     }
 }

@@ -1,6 +1,7 @@
 //! The recovery kit: all that is needed to bring data back, on one page.
 
 use super::fault::Fault;
+use super::output::sync_name;
 use crate::config;
 use crate::repo::{Identity, Prepared};
 use std::fs::{File, OpenOptions};
@@ -103,9 +104,8 @@ impl SecretFile {
 
     /// Makes the content, and the file's name, durable.
     pub fn fill(&mut self, text: &str) -> Result<(), Fault> {
-        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_all());
-        written.and_then(|()| File::open(parent)?.sync_all()).map_err(Fault::file("write", &self.path))
+        written.and_then(|()| sync_name(&self.path)).map_err(Fault::file("write", &self.path))
     }
 
     /// From now on it stays, unless it is discarded.

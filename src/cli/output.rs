@@ -3,7 +3,9 @@
 use super::fault::Failure;
 use jiff::Timestamp;
 use serde::Serialize;
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// The moment it is now.
 #[expect(clippy::disallowed_methods, reason = "the edge asks the clock")]
@@ -53,6 +55,12 @@ pub fn bytes(count: u64) -> String {
         _ if value < 9.95 => format!("{value:.1} {}", UNITS[unit]),
         _ => format!("{value:.0} {}", UNITS[unit]),
     }
+}
+
+/// Makes a file's name durable.
+pub fn sync_name(file: &Path) -> io::Result<()> {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
 }
 
 /// "1 pack", "2 packs".

@@ -159,8 +159,8 @@ async fn unwrap(
     Err(RepoError::WrongKey { what: "recovery identity", object: format!("{directory}epoch.json") })
 }
 
-/// The epoch to write under: the newest of this writer key's generation, begun if there is none. What is damaged or
-/// foreign is stepped over: anyone who can write may have put it there, and a new epoch costs a full snapshot at most.
+/// The epoch to write under: the newest of this writer key's generation, begun if there is no sound one. That costs a
+/// full snapshot at most.
 pub(crate) async fn current(
     store: &dyn Store,
     root: &Root,
@@ -173,13 +173,9 @@ pub(crate) async fn current(
     for _ in 0..ATTEMPTS {
         let taken = numbers(store, source).await?;
         for number in taken.iter().rev() {
-            match load(store, root, source, *number, &Access::Writer(key.clone())).await {
-                Ok(Some(epoch)) if epoch.generation == generation => return Ok(epoch),
-                Ok(_) => {}
-                Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => {
-                    tracing::warn!(%source, epoch = number, %error, "stepped over an epoch");
-                }
-                Err(error) => return Err(error),
+            let epoch = load_sound(store, root, source, *number, &Access::Writer(key.clone())).await?;
+            if let Some(epoch) = epoch.filter(|epoch| epoch.generation == generation) {
+                return Ok(epoch);
             }
         }
         let free = (1..=u32::MAX).find(|number| !taken.contains(number));
@@ -188,6 +184,23 @@ pub(crate) async fn current(
         begin(store, root, source, key, generation, number, from).await?;
     }
     Err(RepoError::Busy(source.clone()))
+}
+
+/// [`load`], which steps over what is damaged or foreign: anyone who can write may have put it there.
+async fn load_sound(
+    store: &dyn Store,
+    root: &Root,
+    source: &SourceName,
+    number: u32,
+    access: &Access,
+) -> Result<Option<Epoch>> {
+    match load(store, root, source, number, access).await {
+        Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => {
+            tracing::warn!(%source, epoch = number, %error, "stepped over an epoch");
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 /// The numbers under which something lies that may be an epoch.
@@ -243,15 +256,8 @@ pub(crate) async fn add_recipient(
     recipient: &Recipient,
 ) -> Result<()> {
     for number in numbers(store, source).await? {
-        let epoch = match load(store, root, source, number, &Access::Recipient(identity.clone())).await {
-            Ok(Some(epoch)) => epoch,
-            Ok(None) => continue,
-            Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => {
-                tracing::warn!(%source, epoch = number, %error, "stepped over an epoch");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+        let access = Access::Recipient(identity.clone());
+        let Some(epoch) = load_sound(store, root, source, number, &access).await? else { continue };
         let (Some(private), Some(writer)) = (&epoch.private, &epoch.writer) else { continue };
         let plain = serde_json::to_vec(&LineageSecrets::new(private, writer.secret()))
             .map_err(|why| RepoError::Refused(format!("encode the lineage's keys: {why}")))?;

@@ -84,11 +84,7 @@ impl Newest {
     /// being able to sign must not move the count.
     pub(crate) fn next(&self) -> Sequence {
         let taken: BTreeSet<Sequence> = self.stepped_over.iter().map(|over| over.sequence).collect();
-        let mut next = self.highest().map_or(Sequence(1), Sequence::next);
-        while taken.contains(&next) {
-            next = next.next();
-        }
-        next
+        self.highest().unwrap_or(Sequence(0)).next_free(&taken)
     }
 }
 

@@ -214,12 +214,10 @@ impl Lineage {
         now: Timestamp,
     ) -> Result<()> {
         let (records, others) = records(self).await?;
-        let taken: BTreeSet<&str> = others.iter().map(|(object, _)| object.key.as_str()).collect();
-        let object = |number: Sequence| format!("{}{}", prefix(self), number.object_name());
-        let mut number = records.first().map_or(Sequence(1), |r| Sequence(r.number).next());
-        while taken.contains(object(number).as_str()) {
-            number = number.next();
-        }
+        let prefix = prefix(self);
+        let numbered = |object: &ObjectMeta| Sequence::from_object_name(&object.key[prefix.len()..]);
+        let taken = others.iter().filter_map(|(object, _)| numbered(object)).collect();
+        let number = records.first().map_or(Sequence(0), |r| Sequence(r.number)).next_free(&taken);
         let removed = snapshots.iter().filter(|s| remove.contains(&s.sequence()));
         let removed = removed.map(|s| Removed { sequence: s.sequence().0, digest: hex(&s.manifest.digest) });
         let record = Record {
@@ -232,7 +230,11 @@ impl Lineage {
             stored_at: now,
         };
         let bytes = sign_json(&keeper.signer(self.root.id), SIGNATURE, &record)?;
-        match self.store.put(&object(number), Bytes::from(bytes), PutOptions::default()).await {
+        match self
+            .store
+            .put(&format!("{prefix}{}", number.object_name()), Bytes::from(bytes), PutOptions::default())
+            .await
+        {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => Err(RepoError::Busy(self.source.clone())),
             other => Ok(other?),
         }

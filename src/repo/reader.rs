@@ -11,7 +11,7 @@ use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::{Lineage, Snapshot};
 use crate::repo::manifest::{Catalogue, Ref};
-use crate::repo::pack::{MAX_PAGE, MAX_PAGES, MIN_PAGE, PackIndex, PackKeys, PageRun};
+use crate::repo::pack::{Located, MAX_PAGE, MAX_PAGES, MIN_PAGE, PackIndex, PackKeys, PageRun};
 use crate::repo::segment::{Body, Entries, decode};
 use crate::store::pool::{Pool, Pooled};
 use bytes::Bytes;
@@ -300,14 +300,7 @@ impl Reader {
             Place::Pages(pages) => return self.check_pages(item, pages).await,
             Place::Chunks(runs) => runs,
         };
-        let mut size = 0;
-        for &(pack, first, count) in runs {
-            let index = self.index(pack).await?;
-            for ordinal in first..first.saturating_add(count) {
-                let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
-                size += u64::from(index.locate(ordinal).ok_or_else(bad)?.length);
-            }
-        }
+        let size = self.located(runs).await?.iter().map(|at| u64::from(at.length)).sum();
         if size == item.entry.size { Ok(()) } else { Err(self.wrong_size(item, size)) }
     }
 
@@ -341,21 +334,25 @@ impl Reader {
         match (&item.place, &theirs.place) {
             (Place::Nothing, Place::Nothing) => Ok(Some(true)),
             (Place::Pages(a), Place::Pages(b)) if a.size == b.size => Ok(Some(a.digest == b.digest)),
-            (Place::Chunks(a), Place::Chunks(b)) => Ok(Some(self.ids(a).await? == other.ids(b).await?)),
+            (Place::Chunks(a), Place::Chunks(b)) => {
+                let ids = |chunks: Vec<Located>| chunks.into_iter().map(|at| at.id).collect::<Vec<_>>();
+                Ok(Some(ids(self.located(a).await?) == ids(other.located(b).await?)))
+            }
             _ => Ok(None),
         }
     }
 
-    async fn ids(&self, runs: &[(u32, u32, u32)]) -> Result<Vec<ChunkId>> {
-        let mut ids = Vec::new();
+    /// Where each chunk of `runs` is, by the directories.
+    async fn located(&self, runs: &[(u32, u32, u32)]) -> Result<Vec<Located>> {
+        let mut chunks = Vec::new();
         for &(pack, first, count) in runs {
             let index = self.index(pack).await?;
             for ordinal in first..first.saturating_add(count) {
                 let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
-                ids.push(index.id(ordinal).ok_or_else(bad)?);
+                chunks.push(index.locate(ordinal).ok_or_else(bad)?);
             }
         }
-        Ok(ids)
+        Ok(chunks)
     }
 
     fn wrong_size(&self, item: &Item, size: u64) -> RepoError {

@@ -284,10 +284,7 @@ impl Root {
             tracing::warn!(object = meta.key, "stepped over a root state that is damaged or foreign");
         }
         let (record, bytes) = newest;
-        let mut next = Sequence(record.number).next();
-        while taken.contains(&next) {
-            next = next.next();
-        }
+        let next = Sequence(record.number).next_free(&taken);
         Ok(Self { id, created, record, digest: *blake3::hash(&bytes).as_bytes(), next })
     }
 
