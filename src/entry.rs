@@ -158,6 +158,29 @@ pub trait Sink {
     fn problem(&mut self, problem: Problem);
 }
 
+/// The content of an entry that a snapshot holds.
+pub trait Body {
+    /// Writes all of it to `out`, checked against the repository's ids. Blocks.
+    ///
+    /// # Errors
+    /// The repository's, wrapped, or `out`'s own.
+    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()>;
+}
+
+/// What [`Supply::entries`] calls for each entry.
+pub type Visit<'a> = dyn FnMut(&Entry, &dyn Body) -> io::Result<()> + 'a;
+
+/// Gives what a snapshot holds to whoever brings it back; the other direction of [`Sink`].
+pub trait Supply {
+    fn facts(&self) -> &Facts;
+
+    /// Gives every entry that was asked for, in the order of capture. Blocks.
+    ///
+    /// # Errors
+    /// The repository's, wrapped, or the visitor's own.
+    fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()>;
+}
+
 /// What a capture says about itself. The regression guard compares it with the previous snapshot's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode, serde::Serialize)]
 pub struct Facts {

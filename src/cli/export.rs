@@ -6,8 +6,9 @@ use super::output::{bytes, print, print_json, sync_name};
 use super::reference::{Reference, open_reader};
 use crate::entry::Kind;
 use crate::repo::{Item, Reader, RepoError};
+use crate::restore::supply::Supplied;
 use crate::restore::{RestoreError, Selection, stream, tar};
-use crate::source::{NativeExport, etcd, native_export};
+use crate::source::{Native, native};
 use crossbeam_channel::{Sender, bounded};
 use serde_json::json;
 use std::ffi::OsString;
@@ -35,7 +36,7 @@ pub struct Args {
 enum Format {
     Tar(Selection),
     Raw(Box<Item>),
-    EtcdSnapshot(Box<Item>),
+    Native(&'static dyn Native),
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -77,8 +78,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 async fn format(reader: &Arc<Reader>, path: Option<Vec<u8>>) -> Result<Format, Failure> {
     let kind = reader.catalogue().kind.as_str();
     let selection = Selection::new(path);
-    if selection.is_all() && kind == "files" {
-        return Ok(Format::Tar(selection));
+    match native(kind) {
+        Some(native) if selection.is_all() => return Ok(Format::Native(native)),
+        None if selection.is_all() && kind == "files" => return Ok(Format::Tar(selection)),
+        _ => {}
     }
     let mut found = first_two(reader, &selection).await?;
     let file = found.first().filter(|item| item.entry.kind == Kind::Hardlink).and_then(|item| item.entry.link.clone());
@@ -86,10 +89,7 @@ async fn format(reader: &Arc<Reader>, path: Option<Vec<u8>>) -> Result<Format, F
         found = first_two(reader, &Selection::new([file])).await?;
     }
     match (found.len(), found.pop()) {
-        (1, Some(item)) if item.entry.kind == Kind::File => Ok(match native_export(kind) {
-            NativeExport::EtcdSnapshot => Format::EtcdSnapshot(Box::new(item)),
-            NativeExport::Plain => Format::Raw(Box::new(item)),
-        }),
+        (1, Some(item)) if item.entry.kind == Kind::File => Ok(Format::Raw(Box::new(item))),
         (0, _) => {
             let message = match selection.paths().first() {
                 Some(path) => format!("{} is not in the snapshot", String::from_utf8_lossy(path)),
@@ -125,19 +125,13 @@ fn write(reader: &Reader, format: Format, out: impl Write + Send) -> Result<(&'s
             stream::copy(reader, &item, &mut out)?;
             "the content itself"
         }
-        Format::EtcdSnapshot(item) => {
-            etcd_snapshot(reader, &item, &mut out)?;
-            "etcd snapshot"
+        Format::Native(native) => {
+            native.write(&Supplied::new(reader, Selection::default()), &mut out).map_err(RestoreError::of_export)?;
+            native.label()
         }
     };
     out.flush().map_err(RestoreError::Export)?;
     Ok((label, out.count))
-}
-
-fn etcd_snapshot(reader: &Reader, item: &Item, out: &mut dyn Write) -> Result<(), RestoreError> {
-    let mut file = etcd::Export::new(out);
-    stream::copy(reader, item, &mut file)?;
-    file.finish().map_err(RestoreError::Export)
 }
 
 /// A file whose bytes go to the disk while more are written: the sync at its end has little left to do.

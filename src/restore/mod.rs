@@ -2,12 +2,14 @@
 
 pub mod snapshot;
 pub mod stream;
+pub mod supply;
 pub mod tar;
 pub mod tree;
 
 use crate::entry::Entry;
 use crate::repo::{Item, RepoError};
 use std::collections::BTreeMap;
+use std::io;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -25,6 +27,22 @@ pub enum RestoreError {
     Thread(#[source] std::io::Error),
     #[error("{0} is not in the snapshot")]
     NotThere(String),
+}
+
+impl RestoreError {
+    /// For those who know only of I/O; [`RestoreError::of_export`] takes it out again.
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Export(error) => error,
+            other => io::Error::other(other),
+        }
+    }
+
+    /// What went wrong while something was written: the repository's error that is inside, or the writing itself.
+    #[must_use]
+    pub fn of_export(error: io::Error) -> Self {
+        error.downcast::<Self>().unwrap_or_else(Self::Export)
+    }
 }
 
 /// Whether `path` is `below` or lies below it; everything lies below the empty path.

@@ -3,7 +3,8 @@
 //! Deliberately absent: sockets, which no archive has; holes, which become zeros.
 
 use crate::entry::{Entry, Kind};
-use crate::repo::{Item, Reader, RepoError};
+use crate::repo::{Item, Reader};
+use crate::restore::supply::walk;
 use crate::restore::{RestoreError, Selection, Strays, stream};
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -44,36 +45,6 @@ pub fn write(reader: &Reader, selection: &Selection, out: impl Write) -> Result<
     }
     archive.into_inner().and_then(|mut out| out.flush()).map_err(RestoreError::Export)?;
     Ok(count)
-}
-
-/// Gives every entry to `each`, which may block: reading a content must not be done where the list is read, so that goes
-/// through a short queue.
-fn walk(reader: &Reader, mut each: impl FnMut(Item) -> Result<(), RestoreError>) -> Result<(), RestoreError> {
-    let (items, queue) = crossbeam_channel::bounded::<Result<Vec<Item>, RestoreError>>(2);
-    let runtime = tokio::runtime::Handle::current();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let listed =
-                runtime.block_on(reader.segments::<Ended>(|list| items.send(Ok(list)).map_err(|_| Ended(None))));
-            if let Err(Ended(Some(error))) = listed {
-                // Nobody listens any more only when writing has failed, which says more.
-                let _ = items.send(Err(error.into()));
-            }
-        });
-        for list in queue {
-            list?.into_iter().try_for_each(&mut each)?;
-        }
-        Ok(())
-    })
-}
-
-/// `None`: the archive could not be written.
-struct Ended(Option<RepoError>);
-
-impl From<RepoError> for Ended {
-    fn from(error: RepoError) -> Self {
-        Self(Some(error))
-    }
 }
 
 fn entry(archive: &mut Builder<impl Write>, reader: &Reader, item: &Item) -> Result<bool, RestoreError> {

@@ -2,7 +2,7 @@
 //!
 //! The program must end with status 0 and write something; otherwise nothing is captured.
 
-use super::{Context, Source, SourceError};
+use super::{Context, Say, Source, SourceError};
 use crate::entry::{Content, Entry, Facts, Input, Kind, Layout, OnError, Sink, Verdict};
 use crate::exec::{self, ExecError};
 use crate::secret::SecretRef;
@@ -23,6 +23,26 @@ pub struct Spec {
     pub output: String,
     /// The program is stopped after this long ("1h"); default 1 hour.
     pub timeout: Option<String>,
+}
+
+impl Spec {
+    pub(super) fn check(&self, say: &mut Say<'_>) {
+        if self.argv.first().is_none_or(String::is_empty) {
+            say("argv", "expected the program and its arguments");
+        }
+        if self.output.is_empty() || self.output.contains('/') || matches!(&*self.output, "." | "..") {
+            say("output", "expected a file name, without slashes, such as \"dump.sql\"");
+        }
+        if self.timeout.as_deref().is_some_and(|text| duration(text).is_none()) {
+            say("timeout", "expected a duration such as \"90s\" or \"1h 30m\"");
+        }
+    }
+}
+
+/// A positive duration, as people write it.
+fn duration(text: &str) -> Option<Duration> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|parsed| Duration::try_from(parsed).ok());
+    parsed.filter(|duration| !duration.is_zero())
 }
 
 #[derive(Debug)]
@@ -47,10 +67,9 @@ impl Command {
             return bad(format!("{name:?} cannot be the name of an environment variable"));
         }
         let text = spec.timeout.as_deref().unwrap_or("1h");
-        let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|parsed| Duration::try_from(parsed).ok());
-        match parsed {
-            Some(timeout) if !timeout.is_zero() => Ok(Self { spec, timeout }),
-            _ => bad(format!("the timeout {text:?} is not a duration such as \"90s\" or \"1h 30m\"")),
+        match duration(text) {
+            Some(timeout) => Ok(Self { spec, timeout }),
+            None => bad(format!("the timeout {text:?} is not a duration such as \"90s\" or \"1h 30m\"")),
         }
     }
 

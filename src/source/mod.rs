@@ -3,9 +3,13 @@
 pub mod command;
 pub mod etcd;
 pub mod files;
+pub mod target;
+mod unpack;
 
-use crate::entry::{Facts, Sink, Stopped};
+use crate::entry::{Facts, Sink, Stopped, Supply};
 use serde::Deserialize;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -28,7 +32,38 @@ impl Spec {
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
         })
     }
+
+    /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
+    /// back as files (etcd, whose members start from a file).
+    pub fn target(&self, _options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
+        Ok(match self {
+            Self::Files(_) | Self::Command(_) | Self::Etcd(_) => None,
+        })
+    }
+
+    /// Says what no type can, by the field below the kind's own (`endpoints[0]`). Relative paths are taken from
+    /// `directory`.
+    pub fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        match self {
+            Self::Files(spec) => spec.check(say),
+            Self::Command(spec) => spec.check(say),
+            Self::Etcd(spec) => spec.check(directory, say),
+        }
+    }
+
+    /// The field of a Source document that holds it.
+    #[must_use]
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Files(_) => "files",
+            Self::Command(_) => "command",
+            Self::Etcd(_) => "etcd",
+        }
+    }
 }
+
+/// Takes a mistake in a document: the field, and what is wrong with it.
+pub type Say<'a> = dyn FnMut(&str, &str) + 'a;
 
 /// A protected system. All calls block; run them on a blocking thread.
 pub trait Source: Send {
@@ -104,19 +139,27 @@ pub enum SourceError {
     NoMember { failures: Vec<String> },
     #[error("start the snapshot of {endpoint}: {text}")]
     Snapshot { endpoint: String, text: String },
+    #[error("the stream broke while {what} was read from it")]
+    Stream { what: String, source: io::Error },
     #[error("run {program}: {text}")]
     Program { program: String, text: String },
 }
 
-/// The file name under which `export` writes a source's native format, and whether its content needs a trailer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NativeExport {
-    /// Entries as they are.
-    Plain,
-    /// [`etcd::Export`] puts the digest behind the database.
-    EtcdSnapshot,
+/// How `export` writes a snapshot of a system in the format that the system's own tools take.
+pub trait Native: Sync {
+    /// What it is called.
+    fn label(&self) -> &'static str;
+
+    /// # Errors
+    /// The repository's, wrapped; `out`'s; `InvalidData` if the snapshot does not hold what it should.
+    fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
-pub fn native_export(kind: &str) -> NativeExport {
-    if kind == "etcd" { NativeExport::EtcdSnapshot } else { NativeExport::Plain }
+/// `None`: the entries themselves are the format, one as it is, several as tar.
+#[must_use]
+pub fn native(kind: &str) -> Option<&'static dyn Native> {
+    match kind {
+        "etcd" => Some(&etcd::Snapshot),
+        _ => None,
+    }
 }

@@ -14,13 +14,14 @@ pub use stream::Export;
 pub use stream::page_size;
 
 use super::command::plain_file;
-use super::{Context, Source, SourceError};
-use crate::entry::{Facts, Input, Layout, OnError, Sink};
+use super::{Context, Native, Say, Source, SourceError};
+use crate::entry::{Facts, Input, Layout, OnError, Sink, Supply};
 use crate::exec::causes;
 use crate::secret::SecretRef;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use member::Member;
 use serde::Deserialize;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,29 @@ pub struct Tls {
 pub struct User {
     pub name: String,
     pub password: SecretRef,
+}
+
+impl Spec {
+    pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        if self.endpoints.is_empty() {
+            say("endpoints", "expected the client URL of at least one member");
+        }
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
+            if host.is_none_or(|host| host.is_empty() || host.contains('@')) {
+                say(&format!("endpoints[{index}]"), "expected https://HOST:PORT, without credentials");
+            }
+        }
+        if let Some(tls) = &mut self.tls {
+            if tls.certificate.is_some() != tls.key.is_some() {
+                say("tls", "certificate and key belong together: give both or neither");
+            }
+            let paths: [Option<&mut PathBuf>; 3] = [Some(&mut tls.ca), tls.certificate.as_mut(), tls.key.as_mut()];
+            for path in paths.into_iter().flatten() {
+                *path = directory.join(&*path);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -147,6 +171,21 @@ impl Source for Etcd {
             return Ok(facts);
         }
         Err(SourceError::NoMember { failures })
+    }
+}
+
+/// The format of `etcdctl snapshot save`.
+pub(super) struct Snapshot;
+
+impl Native for Snapshot {
+    fn label(&self) -> &'static str {
+        "etcd snapshot"
+    }
+
+    fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut file = Export::new(out);
+        supply.entries(&mut |_, body| body.copy(&mut file))?;
+        file.finish()
     }
 }
 

@@ -11,7 +11,7 @@ mod pattern;
 mod walk;
 mod xattrs;
 
-use super::{Context, Source, SourceError};
+use super::{Context, Say, Source, SourceError};
 use crate::entry::{Facts, Sink};
 use pattern::Patterns;
 use serde::Deserialize;
@@ -31,6 +31,21 @@ pub struct Spec {
     /// Stay on the root's file system.
     #[serde(default)]
     pub one_file_system: bool,
+}
+
+impl Spec {
+    pub(super) fn check(&self, say: &mut Say<'_>) {
+        if !self.path.is_absolute() {
+            say("path", "expected an absolute path");
+        }
+        for (name, patterns) in [("include", &self.include), ("exclude", &self.exclude)] {
+            for (index, pattern) in patterns.iter().enumerate() {
+                if let Err(why) = globset::Glob::new(pattern) {
+                    say(&format!("{name}[{index}]"), &why.to_string());
+                }
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
