@@ -23,6 +23,7 @@ lint: ## formatting and clippy
 	cargo clippy --locked --all-targets -- -D warnings
 
 deny: ## licences, sources and duplicates of the dependencies
+	cargo fetch --locked --quiet
 	"$$(tests/tools/setup --deny)" --offline --locked check bans licenses sources
 
 test: setup lint ## everything that must hold before a change lands

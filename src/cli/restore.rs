@@ -1,5 +1,7 @@
 //! `lifeboat restore …`
 
+mod into;
+
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
 use super::output::{count, name, print, print_json};
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Bring a snapshot's entries back into a directory
+    /// Bring a snapshot back: its entries into a directory, or its system's state into a running system
     Snapshot(Args),
 }
 
@@ -33,11 +35,13 @@ pub struct Args {
     #[arg(value_name = "PATH")]
     paths: Vec<OsString>,
     /// The directory to restore into; made if it is not there
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "into")]
+    to: Option<PathBuf>,
     /// The directory may hold something already; nothing in it is overwritten
-    #[arg(long)]
+    #[arg(long, requires = "to")]
     into_existing: bool,
+    #[command(flatten)]
+    system: into::Args,
 }
 
 /// Ranged reads over a network are waited for more than worked on.
@@ -45,9 +49,10 @@ const THREADS_OVER_NETWORK: usize = 8;
 
 pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     let Command::Snapshot(args) = command;
+    let selection = Selection::new(args.paths.into_iter().map(OsStringExt::into_vec));
+    let Some(to) = args.to else { return into::run(context, &args.reference, selection, args.system).await };
     let (opened, reader) = open_reader(context, &args.reference).await?;
     let clock = Instant::now();
-    let selection = Selection::new(args.paths.into_iter().map(OsStringExt::into_vec));
     let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
     let threads = match opened.settings.url {
         Url::Directory(_) => cores,
@@ -55,7 +60,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     };
     // Whoever may not read the contents learns so before anything is made.
     reader.check_access()?;
-    let tree = Tree::create(&args.to, tree::Options { into_existing: args.into_existing })?;
+    let tree = Tree::create(&to, tree::Options { into_existing: args.into_existing })?;
     let progress = Arc::new(Progress::default());
     let expected = selection.is_all().then(|| reader.catalogue().bytes);
     let bar = progress::show(context, "restore", expected, {
@@ -81,8 +86,8 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     };
     drop(bar);
     let restored = match result? {
-        Err(RestoreError::Stopped) => return Err(Fault::Interrupted { left: Some(args.to) }.into()),
-        other => other.map_err(|error| Unfinished { target: args.to.clone(), source: error })?,
+        Err(RestoreError::Stopped) => return Err(Fault::Interrupted { left: Some(to) }.into()),
+        other => other.map_err(|error| Unfinished { target: to.clone(), source: error })?,
     };
     tracing::info!(
         source = args.reference.source.as_str(),
@@ -93,7 +98,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     );
     let snapshot = reader.snapshot();
     let what = format!("{}@{}", args.reference.source, snapshot.sequence());
-    say(context, &what, snapshot.state(), &args.to, &restored, clock.elapsed())?;
+    say(context, &what, snapshot.state(), &to, &restored, clock.elapsed())?;
     Ok(if restored.problems.is_empty() { Exit::Ok } else { Exit::Incomplete })
 }
 

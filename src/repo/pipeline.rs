@@ -181,17 +181,19 @@ pub(crate) struct Worker {
     slot: usize,
     compressor: Compressor,
     done: Sender<Vec<Done>>,
+    frames: Receiver<Closed>,
     buffer: Vec<u8>,
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, slot: usize, done: Sender<Vec<Done>>) -> Result<Self> {
+    pub fn new(shared: Arc<Shared>, slot: usize, done: Sender<Vec<Done>>, frames: Receiver<Closed>) -> Result<Self> {
         let compressor = shared.compressor()?;
-        Ok(Self { shared, slot, compressor, done, buffer: Vec::new() })
+        Ok(Self { shared, slot, compressor, done, frames, buffer: Vec::new() })
     }
 
     /// Works until there is nothing more to come.
-    pub fn run(mut self, jobs: &Receiver<Job>, frames: &Receiver<Closed>) {
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        let frames = &self.frames.clone();
         let never = crossbeam_channel::never();
         let mut jobs = jobs;
         loop {
@@ -273,10 +275,17 @@ impl Worker {
     }
 
     fn hand_over(&mut self, frame: OpenFrame, closed: &Sender<Closed>) -> Result<()> {
-        match closed.try_send(self.shared.close(frame)) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(frame) | TrySendError::Disconnected(frame)) => {
-                self.shared.store(frame, &mut self.compressor)
+        let mut frame = self.shared.close(frame);
+        loop {
+            frame = match closed.try_send(frame) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(frame)) => frame,
+                Err(TrySendError::Disconnected(frame)) => return self.shared.store(frame, &mut self.compressor),
+            };
+            // The oldest first: those behind it in line are kept in memory until it is stored.
+            match self.frames.try_recv() {
+                Ok(oldest) => self.shared.store(oldest, &mut self.compressor)?,
+                Err(_) => return self.shared.store(frame, &mut self.compressor),
             }
         }
     }

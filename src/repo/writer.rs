@@ -175,9 +175,9 @@ impl SnapshotWriter {
         let (closed, frame) = bounded::<Closed>(workers);
         let (done, entry) = bounded::<Vec<Done>>(256);
         for slot in 0..workers {
-            let worker = Worker::new(self.shared.clone(), slot, done.clone())?;
-            let (job, frame) = (job.clone(), frame.clone());
-            self.threads.push(spawn(format!("worker-{slot}"), Box::new(move || worker.run(&job, &frame)))?);
+            let worker = Worker::new(self.shared.clone(), slot, done.clone(), frame.clone())?;
+            let job = job.clone();
+            self.threads.push(spawn(format!("worker-{slot}"), Box::new(move || worker.run(&job)))?);
         }
         // Time stamps are coarser than nanoseconds: what changed in the last seconds may change again unseen.
         let racy_after = now.as_nanosecond() - 2_000_000_000;

@@ -49,7 +49,7 @@ struct SnapshotContent {
 /// Asks for the snapshot and waits for its first message.
 pub async fn start(member: &mut Member, context: &Context) -> Result<Started, SourceError> {
     let endpoint = member.endpoint.clone();
-    let fail = |text: String| SourceError::Snapshot { endpoint: endpoint.clone(), text };
+    let fail = |text: String| SourceError::Start { endpoint: endpoint.clone(), text };
     let mut maintenance = member.client.maintenance_client();
     let asked = timeout(REQUEST.max(STALL), async {
         let mut stream = maintenance.snapshot().await?;

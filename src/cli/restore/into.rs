@@ -1,0 +1,307 @@
+//! `lifeboat restore snapshot REF --into SOURCE`: into the running system that a Source document describes.
+//!
+//! What would happen is found out and shown first. Before anything is lost that is there now, a person repeats what the
+//! target is called, at the prompt or on the command line.
+
+use crate::cli::context::Context;
+use crate::cli::fault::{Exit, Failure, Fault};
+use crate::cli::output::{clock, count, name, print, print_json};
+use crate::cli::reference::{Reference, open_reader};
+use crate::config::nearest;
+use crate::id::SourceName;
+use crate::repo::Reader;
+use crate::restore::supply::Supplied;
+use crate::restore::{RestoreError, Selection};
+use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
+use crate::source::{self, Cancel, SourceError};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead as _, IsTerminal as _};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// No restore of one snapshot takes longer.
+const LONGEST: Duration = Duration::from_hours(24);
+/// So many changes are listed; all are with `--json`.
+const LISTED: usize = 50;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Instead of a directory: the running system that this Source document describes
+    #[arg(long, value_name = "SOURCE", conflicts_with = "to")]
+    into: Option<SourceName>,
+    /// Say what would happen, and change nothing
+    #[arg(long, requires = "into")]
+    dry_run: bool,
+    /// What becomes of objects that are there and differ
+    #[arg(long, value_enum, default_value_t = Choice::Skip, requires = "into")]
+    existing: Choice,
+    /// Restore a namespace under another name
+    #[arg(long, value_name = "FROM=TO", value_parser = pair, requires = "into")]
+    map_namespace: Vec<(String, String)>,
+    /// Go on although the target is another system than the one that was captured
+    #[arg(long, requires = "into")]
+    foreign: bool,
+    /// Do not ask; the target must be named with --target-id
+    #[arg(long, requires_all = ["into", "target_id"])]
+    yes: bool,
+    /// The target's identity, as --dry-run shows it
+    #[arg(long, value_name = "ID", requires = "into")]
+    target_id: Option<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Choice {
+    /// They stay as they are
+    Skip,
+    /// They are changed to what the snapshot holds
+    Update,
+    /// They are deleted and made anew
+    Replace,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok((from.into(), to.into())),
+        _ => Err("expected FROM=TO, two names of namespaces".into()),
+    }
+}
+
+impl Args {
+    fn options(&self) -> Result<Options, Failure> {
+        let mut namespaces = BTreeMap::new();
+        for (from, to) in &self.map_namespace {
+            if namespaces.insert(from.clone(), to.clone()).is_some() {
+                let message = format!("the namespace {from} is to be restored under two names");
+                return Err(Fault::usage(message, "restore it twice, once under each").into());
+            }
+        }
+        let existing = match self.existing {
+            Choice::Skip => Existing::Skip,
+            Choice::Update => Existing::Update,
+            Choice::Replace => Existing::Replace,
+        };
+        Ok(Options { existing, namespaces, foreign: self.foreign })
+    }
+}
+
+/// A restore under way.
+struct Work {
+    target: Box<dyn Target>,
+    reader: Arc<Reader>,
+    selection: Selection,
+    world: source::Context,
+}
+
+impl Work {
+    fn plan(&mut self) -> Result<Plan, SourceError> {
+        self.target.plan(&self.world, &Supplied::new(&self.reader, self.selection.clone()))
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<Applied, SourceError> {
+        self.target.apply(&self.world, &Supplied::new(&self.reader, self.selection.clone()), plan)
+    }
+}
+
+pub async fn run(context: &Context, reference: &Reference, selection: Selection, args: Args) -> Result<Exit, Failure> {
+    let Some(into) = &args.into else {
+        return Err(Fault::usage("it is not said where to restore to", "give --to DIR or --into SOURCE").into());
+    };
+    let target = target(context, into, &args)?;
+    let (_, reader) = open_reader(context, reference).await?;
+    reader.check_access()?;
+    let what = format!("{}@{}", reference.source, reader.snapshot().sequence());
+    let (captured, kind) = (reader.catalogue().kind.clone(), context.config()?.sources[into].capture.field());
+    if captured != kind {
+        let message = format!("{what} is a snapshot of kind {captured}, and {into} is of kind {kind}");
+        return Err(Fault::usage(message, "name the Source document of a system of the same kind").into());
+    }
+    let cancel = Cancel::default();
+    let world = source::Context {
+        runtime: tokio::runtime::Handle::current(),
+        cancel: cancel.clone(),
+        started: clock(),
+        deadline: Instant::now() + LONGEST,
+    };
+    let mut work = Work { target, reader, selection, world };
+    let planned = blocking(context, &cancel, move || {
+        let plan = work.plan();
+        (work, plan)
+    });
+    let (mut work, plan) = planned.await?;
+    let plan = plan.map_err(told)?;
+    if args.dry_run {
+        say_plan(context, &what, into, &plan)?;
+        return Ok(exit(&plan.changes, false));
+    }
+    if plan.overwrites() {
+        confirm(context, &what, into, &plan, &args)?;
+    }
+    let begun = Instant::now();
+    let applied = blocking(context, &cancel, move || work.apply(&plan)).await?.map_err(told)?;
+    say_applied(context, &what, into, &applied, begun.elapsed())?;
+    Ok(exit(&applied.changes, !applied.problems.is_empty()))
+}
+
+fn target(context: &Context, into: &SourceName, args: &Args) -> Result<Box<dyn Target>, Failure> {
+    let sources = &context.config()?.sources;
+    let Some(document) = sources.get(into) else {
+        let names: Vec<_> = sources.keys().map(SourceName::as_str).collect();
+        let hint = match nearest(into.as_str(), &names) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "give the document that describes the target with --config FILE".into(),
+        };
+        return Err(Fault::usage(format!("there is no Source document named {into}"), hint).into());
+    };
+    let kind = document.capture.field();
+    document.capture.target(args.options()?)?.ok_or_else(|| {
+        let message = format!("a snapshot of kind {kind} is not brought back into a running system");
+        Fault::usage(message, "restore its files with --to DIR, or see `lifeboat export`").into()
+    })
+}
+
+/// Runs what blocks; an interrupt asks it to end and waits for that.
+async fn blocking<T: Send + 'static>(
+    context: &Context,
+    cancel: &Cancel,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let mut work = std::pin::pin!(tokio::task::spawn_blocking(work));
+    Ok(tokio::select! {
+        done = &mut work => done?,
+        () = context.interrupt.requested() => {
+            cancel.cancel();
+            work.await?
+        }
+    })
+}
+
+/// The repository's errors come wrapped in the system's.
+fn told(error: SourceError) -> Failure {
+    match error {
+        SourceError::Cancelled => {
+            let message = "interrupted; the target may be half restored".into();
+            Fault::Failed { message, hint: Some("run the same command again: what is done is not done twice".into()) }
+                .into()
+        }
+        SourceError::Snapshot { source, .. } if source.get_ref().is_some_and(|inner| inner.is::<RestoreError>()) => {
+            RestoreError::of_export(source).into()
+        }
+        other => other.into(),
+    }
+}
+
+fn exit(changes: &[Change], problems: bool) -> Exit {
+    let conflict = changes.iter().any(|change| matches!(change.action, Action::Conflict(_)));
+    if conflict || problems { Exit::Incomplete } else { Exit::Ok }
+}
+
+/// # Errors
+/// Nobody said that this target is meant.
+fn confirm(context: &Context, what: &str, into: &SourceName, plan: &Plan, args: &Args) -> Result<(), Failure> {
+    if let Some(id) = &args.target_id {
+        if *id != plan.target {
+            let message = format!("{into} is {}, and not {id}: nothing was changed", plan.target);
+            return Err(Fault::usage(message, "look again at what is to be restored where").into());
+        }
+        if args.yes {
+            return Ok(());
+        }
+    }
+    let interactive = io::stdin().is_terminal() && io::stderr().is_terminal() && !context.globals.json;
+    if interactive {
+        eprint!("{}", describe(what, into, plan));
+        eprint!("What is there now will be lost. Type {} to go on: ", plan.target);
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line)?;
+        if line.trim() == plan.target {
+            return Ok(());
+        }
+        return Err(Fault::Failed { message: "not confirmed; nothing was changed".into(), hint: None }.into());
+    }
+    let message = format!("restoring {what} into {into} would overwrite what is there now");
+    let hint = format!("if that is meant, add: --yes --target-id {}", plan.target);
+    Err(Fault::usage(message, hint).into())
+}
+
+fn summary(changes: &[Change]) -> String {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for change in changes {
+        let action = match &change.action {
+            Action::Conflict(_) => "conflict".into(),
+            other => other.to_string(),
+        };
+        *counts.entry(action).or_default() += 1;
+    }
+    let counts: Vec<_> = counts.into_iter().map(|(action, number)| format!("{action} {number}")).collect();
+    if counts.is_empty() { "nothing to do".into() } else { counts.join(", ") }
+}
+
+fn list(changes: &[Change]) -> String {
+    let told: Vec<_> = changes.iter().filter(|change| change.action != Action::Unchanged).collect();
+    let mut text = String::new();
+    for Change { what, action } in told.iter().take(LISTED) {
+        text += &format!("  {} {}\n", name(what.as_bytes()), name(action.to_string().as_bytes()));
+    }
+    if told.len() > LISTED {
+        text += &format!("  … and {} more (all with --json)\n", told.len() - LISTED);
+    }
+    text
+}
+
+fn describe(what: &str, into: &SourceName, plan: &Plan) -> String {
+    let mut text = format!("{what} into {into}, which is {}\n", plan.target);
+    for line in &plan.about {
+        text += &format!("  {}\n", name(line.as_bytes()));
+    }
+    text + &format!("{}\n{}", summary(&plan.changes), list(&plan.changes))
+}
+
+fn in_json(changes: &[Change]) -> Vec<Value> {
+    changes.iter().map(|change| json!({"what": change.what, "action": change.action.to_string()})).collect()
+}
+
+fn say_plan(context: &Context, what: &str, into: &SourceName, plan: &Plan) -> Result<(), Failure> {
+    if context.globals.json {
+        return print_json(&json!({
+            "snapshot": what, "into": into.as_str(), "target": plan.target, "about": plan.about,
+            "overwrites": plan.overwrites(), "changes": in_json(&plan.changes),
+        }));
+    }
+    print(&describe(what, into, plan))
+}
+
+fn say_applied(
+    context: &Context,
+    what: &str,
+    into: &SourceName,
+    applied: &Applied,
+    took: Duration,
+) -> Result<(), Failure> {
+    let Applied { changes, problems, checked, to_do } = applied;
+    if context.globals.json {
+        let problems = problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
+        return print_json(&json!({
+            "snapshot": what, "into": into.as_str(), "seconds": took.as_secs_f64(), "changes": in_json(changes),
+            "problems": problems.collect::<Vec<_>>(), "checked": checked, "toDo": to_do,
+        }));
+    }
+    let mut text = format!("Restored {what} into {into} in {:.1} s: {}\n", took.as_secs_f64(), summary(changes));
+    text += &list(changes);
+    for problem in problems.iter().take(LISTED) {
+        text += &format!("  {}: {}\n", name(&problem.path), problem.text);
+    }
+    if problems.len() > LISTED {
+        text += &format!(
+            "  … and {} more (all with --json)\n",
+            count((problems.len() - LISTED) as u64, "problem", "problems")
+        );
+    }
+    for line in checked {
+        text += &format!("  checked: {}\n", name(line.as_bytes()));
+    }
+    for line in to_do {
+        text += &format!("  to do: {}\n", name(line.as_bytes()));
+    }
+    print(&text)
+}
