@@ -82,8 +82,13 @@ pub async fn run(
     let writer = lineage.begin(plan.options, started).await?;
     watch(writer.progress());
     let (stop, not_compared_with) = (writer.stopper(), writer.sealed_base());
-    let context =
-        Context { runtime: Handle::current(), cancel: cancel.clone(), started, deadline: clock + plan.max_duration };
+    let context = Context {
+        runtime: Handle::current(),
+        cancel: cancel.clone(),
+        started,
+        begun: clock,
+        deadline: clock + plan.max_duration,
+    };
     let work = async {
         let captured = tokio::task::spawn_blocking(move || {
             let mut writer = writer;

@@ -117,6 +117,7 @@ async fn reach(capture: &source::Spec) -> Result<String, Failure> {
         runtime: tokio::runtime::Handle::current(),
         cancel: source::Cancel::default(),
         started: clock(),
+        begun: Instant::now(),
         deadline: Instant::now() + PATIENCE,
     };
     let cancel = world.cancel.clone();

@@ -9,7 +9,7 @@
 
 use super::{Config, Schedule};
 use crate::secret::SecretRef;
-use crate::source::Spec;
+use crate::source;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -163,17 +163,9 @@ impl Needs {
             }
         }
         for source in schedule.sources.iter().filter_map(|name| config.sources.get(name)) {
-            match &source.capture {
-                Spec::Files(files) => needs.file(&files.path),
-                Spec::Command(command) => command.env.values().for_each(|secret| needs.secret(secret)),
-                Spec::Etcd(etcd) => {
-                    if let Some(tls) = &etcd.tls {
-                        let files = [Some(&tls.ca), tls.certificate.as_ref(), tls.key.as_ref()];
-                        files.into_iter().flatten().for_each(|file| needs.file(file));
-                    }
-                    etcd.user.iter().for_each(|user| needs.secret(&user.password));
-                }
-            }
+            let source::Needs { files, secrets } = source.capture.needs();
+            files.into_iter().for_each(|file| needs.file(file));
+            secrets.into_iter().for_each(|secret| needs.secret(secret));
         }
         needs
     }

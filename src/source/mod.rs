@@ -3,16 +3,19 @@
 pub mod command;
 pub mod etcd;
 pub mod files;
+pub mod http;
 pub mod target;
 mod unpack;
+pub mod vault;
 
 use crate::entry::{Facts, Sink, Stopped, Supply};
+use crate::secret::SecretRef;
 use serde::Deserialize;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The part of a `Source` document that says what is captured and how to reach it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -21,6 +24,7 @@ pub enum Spec {
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
+    Vault(vault::Spec),
 }
 
 impl Spec {
@@ -30,14 +34,16 @@ impl Spec {
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
+            Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
         })
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
     /// back as files (etcd, whose members start from a file).
-    pub fn target(&self, _options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
+    pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) => None,
+            Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
         })
     }
 
@@ -48,6 +54,18 @@ impl Spec {
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
+            Self::Vault(spec) => spec.check(directory, say),
+        }
+    }
+
+    /// What capturing needs; what only restoring needs is not for whoever captures.
+    #[must_use]
+    pub fn needs(&self) -> Needs<'_> {
+        match self {
+            Self::Files(spec) => Needs { files: vec![&spec.path], secrets: Vec::new() },
+            Self::Command(spec) => Needs { files: Vec::new(), secrets: spec.env.values().collect() },
+            Self::Etcd(spec) => spec.needs(),
+            Self::Vault(spec) => spec.needs(),
         }
     }
 
@@ -58,8 +76,16 @@ impl Spec {
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
+            Self::Vault(_) => "vault",
         }
     }
+}
+
+/// What a capture reads on the machine that it runs on.
+#[derive(Debug, Default)]
+pub struct Needs<'a> {
+    pub files: Vec<&'a Path>,
+    pub secrets: Vec<&'a SecretRef>,
 }
 
 /// Takes a mistake in a document: the field, and what is wrong with it.
@@ -75,6 +101,9 @@ pub trait Source: Send {
     /// Gives everything to the sink. What can be left out is reported to it; an error means that there is no snapshot.
     fn capture(&mut self, context: &Context, sink: &mut dyn Sink) -> Result<Facts, SourceError>;
 }
+
+/// How often a wait looks whether the run goes on.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Set once to end a run early.
 #[derive(Clone, Debug, Default)]
@@ -96,11 +125,33 @@ pub struct Context {
     pub runtime: tokio::runtime::Handle,
     pub cancel: Cancel,
     pub started: jiff::Timestamp,
+    /// The steady clock's moment of `started`.
+    pub begun: Instant,
     /// No capture goes on past this.
     pub deadline: Instant,
 }
 
 impl Context {
+    /// The moment it is now, by the steady clock.
+    #[must_use]
+    pub fn now(&self) -> jiff::Timestamp {
+        self.started.checked_add(self.begun.elapsed()).unwrap_or(self.started)
+    }
+
+    /// Waits for `work`, but no longer than the run goes on. Blocks.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, SourceError> {
+        self.runtime.block_on(async {
+            let mut work = std::pin::pin!(work);
+            loop {
+                self.go_on()?;
+                tokio::select! {
+                    done = &mut work => return Ok(done),
+                    () = tokio::time::sleep(TICK) => {}
+                }
+            }
+        })
+    }
+
     /// Has the run been cancelled, or its time run out?
     pub fn go_on(&self) -> Result<(), SourceError> {
         if self.cancel.is_cancelled() {
@@ -150,6 +201,16 @@ pub enum SourceError {
     Program { program: String, text: String },
 }
 
+impl SourceError {
+    /// What went wrong while `what` was read from a stream: the run's own end, if that is inside the error.
+    fn of_stream(what: &str, error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(run) => run,
+            Err(source) => Self::Stream { what: what.to_owned(), source },
+        }
+    }
+}
+
 /// How `export` writes a snapshot of a system in the format that the system's own tools take.
 pub trait Native: Sync {
     /// What it is called.
@@ -165,6 +226,7 @@ pub trait Native: Sync {
 pub fn native(kind: &str) -> Option<&'static dyn Native> {
     match kind {
         "etcd" => Some(&etcd::Snapshot),
+        "vault" => Some(&vault::Snapshot),
         _ => None,
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn hand_over(
     stream: &mut dyn Read,
 ) -> Result<(), SourceError> {
     let name = String::from_utf8_lossy(&entry.path).into_owned();
-    let broke = |source| SourceError::Stream { what: name.clone(), source };
+    let broke = |source| SourceError::of_stream(&name, source);
     let size = entry.size;
     if size <= SMALL {
         let mut bytes = vec![0; size as usize];

@@ -17,4 +17,5 @@ mod stores;
 mod tree;
 mod trust;
 mod twice;
+mod vault;
 mod world;

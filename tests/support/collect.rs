@@ -54,6 +54,7 @@ pub fn context(runtime: &tokio::runtime::Runtime) -> Context {
         runtime: runtime.handle().clone(),
         cancel: Cancel::default(),
         started: jiff::Timestamp::UNIX_EPOCH,
+        begun: Instant::now(),
         deadline: Instant::now() + Duration::from_mins(2),
     }
 }

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+pub mod vault;
+
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use lifeboat::store::s3::{Credentials, LockMode, Settings};
 use std::fs::{self, File};
@@ -203,6 +205,8 @@ pub struct Wire {
 struct Faults {
     lose: AtomicU32,
     sent: AtomicU64,
+    /// Bytes of answers still passed on before every connection ends.
+    left: AtomicU64,
     cut: watch::Sender<bool>,
 }
 
@@ -210,8 +214,8 @@ impl Wire {
     pub async fn to(server: &Server) -> Self {
         let listener = TokioListener::bind("127.0.0.1:0").await.unwrap();
         let (port, target) = (listener.local_addr().unwrap().port(), server.port);
-        let (lose, sent, cut) = (AtomicU32::new(0), AtomicU64::new(0), watch::Sender::new(false));
-        let faults = Arc::new(Faults { lose, sent, cut });
+        let (lose, sent, left) = (AtomicU32::new(0), AtomicU64::new(0), AtomicU64::new(u64::MAX));
+        let faults = Arc::new(Faults { lose, sent, left, cut: watch::Sender::new(false) });
         let shared = Arc::clone(&faults);
         let task = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
@@ -237,6 +241,11 @@ impl Wire {
     /// Ends every connection, and each new one at once, until it is mended.
     pub fn cut(&self, cut: bool) {
         self.faults.cut.send_replace(cut);
+    }
+
+    /// Ends every connection when so many bytes more of answers have been passed on.
+    pub fn cut_after(&self, bytes: u64) {
+        self.faults.left.store(bytes, Relaxed);
     }
 
     /// Bytes passed on to the server so far.
@@ -265,6 +274,10 @@ impl Faults {
                 let interim = buffer.starts_with(b"HTTP/1.1 100");
                 let fewer = |left: u32| left.checked_sub(1);
                 if !interim && self.lose.fetch_update(Relaxed, Relaxed, fewer).is_ok() {
+                    return;
+                }
+                let fewer = |left: u64| left.checked_sub(n as u64);
+                if self.left.fetch_update(Relaxed, Relaxed, fewer).is_err() {
                     return;
                 }
                 if near_out.write_all(&buffer[..n]).await.is_err() {

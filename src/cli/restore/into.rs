@@ -121,6 +121,7 @@ pub async fn run(context: &Context, reference: &Reference, selection: Selection,
         runtime: tokio::runtime::Handle::current(),
         cancel: cancel.clone(),
         started: clock(),
+        begun: Instant::now(),
         deadline: Instant::now() + LONGEST,
     };
     let mut work = Work { target, reader, selection, world };

@@ -14,7 +14,7 @@ pub use stream::Export;
 pub use stream::page_size;
 
 use super::command::plain_file;
-use super::{Context, Native, Say, Source, SourceError};
+use super::{Context, Native, Needs, Say, Source, SourceError};
 use crate::entry::{Facts, Input, Layout, OnError, Sink, Supply};
 use crate::exec::causes;
 use crate::secret::SecretRef;
@@ -68,6 +68,14 @@ pub struct User {
 }
 
 impl Spec {
+    pub(super) fn needs(&self) -> Needs<'_> {
+        let tls = self.tls.iter().flat_map(|tls| [Some(&tls.ca), tls.certificate.as_ref(), tls.key.as_ref()]);
+        Needs {
+            files: tls.flatten().map(PathBuf::as_path).collect(),
+            secrets: self.user.iter().map(|user| &user.password).collect(),
+        }
+    }
+
     pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
         if self.endpoints.is_empty() {
             say("endpoints", "expected the client URL of at least one member");

@@ -1,0 +1,237 @@
+//! HTTP APIs of the systems that have one.
+//!
+//! Every request ends when the run is cancelled or its time is over, and when nothing comes for a minute. Certificates
+//! are always checked, proxies from the environment are not used, redirections are not followed: a token must not go
+//! where a server says.
+
+use super::{Context, Say, SourceError};
+use crate::exec::causes;
+use bytes::{Buf as _, Bytes};
+use futures_util::Stream;
+use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use std::error::Error as _;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+const CONNECT: Duration = Duration::from_secs(5);
+const STALL: Duration = Duration::from_mins(1);
+/// An answer that is read whole may have so many bytes.
+const MAX_ANSWER: usize = 32 << 20;
+/// Bytes of an upload that are sent at a time, and how many such pieces may wait.
+const PIECE: usize = 512 << 10;
+const PIECES: usize = 3;
+
+/// How a server proves who it is, and we to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file of the authorities that are trusted; default: those of this machine.
+    pub ca: Option<PathBuf>,
+    /// PEM files of a client certificate and its key.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+impl Tls {
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        [&self.ca, &self.certificate, &self.key].into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        if self.certificate.is_some() != self.key.is_some() {
+            say("tls", "certificate and key belong together: give both or neither");
+        }
+        for path in [&mut self.ca, &mut self.certificate, &mut self.key].into_iter().flatten() {
+            *path = directory.join(&*path);
+        }
+    }
+}
+
+/// Says what is wrong with the address of an API.
+pub(super) fn check_address(address: &str, field: &str, say: &mut Say<'_>) {
+    let host = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
+    if host.is_none_or(|host| host.is_empty() || host.contains('@')) {
+        say(field, "expected https://HOST:PORT, without credentials");
+    }
+}
+
+/// A request that did not bring what was asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub status: Option<StatusCode>,
+    pub text: String,
+}
+
+impl Failure {
+    fn of(error: &reqwest::Error) -> Self {
+        // reqwest's own text repeats the URL, and the causes say the rest.
+        let text = causes(error.to_string(), error.source());
+        Self { status: error.status(), text }
+    }
+
+    pub fn is_denied(&self) -> bool {
+        matches!(self.status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
+    }
+}
+
+/// One server.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    client: reqwest::Client,
+    pub address: String,
+}
+
+impl Server {
+    pub fn new(address: &str, tls: Option<&Tls>) -> Result<Self, SourceError> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|source| SourceError::Tls { path: path.display().to_string(), source })
+        };
+        let bad = |path: &Path, error: &reqwest::Error| SourceError::Tls {
+            path: path.display().to_string(),
+            source: io::Error::new(io::ErrorKind::InvalidData, Failure::of(error).text),
+        };
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .read_timeout(STALL)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
+        let tls = tls.cloned().unwrap_or_default();
+        if let Some(path) = &tls.ca {
+            let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|error| bad(path, &error))?;
+            builder = builder.tls_certs_only(certificates);
+        }
+        if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
+            let pem = zeroize::Zeroizing::new([read(certificate)?, read(key)?].concat());
+            builder = builder.identity(Identity::from_pem(&pem).map_err(|error| bad(key, &error))?);
+        }
+        let client = builder.build().map_err(|error| SourceError::System {
+            attempt: format!("prepare the connection to {address}"),
+            text: Failure::of(&error).text,
+            need: String::new(),
+        })?;
+        Ok(Self { client, address: address.trim_end_matches('/').to_owned() })
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.address))
+    }
+}
+
+/// Sends a request. The outer error is the run's, the inner the server's; an answer that is not a success is one.
+pub(super) fn send(context: &Context, request: RequestBuilder) -> Result<Result<Response, Failure>, SourceError> {
+    let answer = match context.wait(request.send())? {
+        Ok(answer) => answer,
+        Err(error) => return Ok(Err(Failure::of(&error))),
+    };
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(Ok(answer));
+    }
+    let said = whole(context, answer)?.unwrap_or_default();
+    let said = String::from_utf8_lossy(&said[..said.len().min(500)]).trim().to_owned();
+    let text = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
+    Ok(Err(Failure { status: Some(status), text }))
+}
+
+/// An answer of moderate size.
+pub(super) fn whole(context: &Context, answer: Response) -> Result<Result<Vec<u8>, Failure>, SourceError> {
+    let mut all = Vec::new();
+    let read = Download::new(context, answer).take(MAX_ANSWER as u64 + 1).read_to_end(&mut all);
+    match read {
+        Ok(length) if length > MAX_ANSWER => {
+            Ok(Err(Failure { status: None, text: format!("the answer has more than {MAX_ANSWER} bytes") }))
+        }
+        Ok(_) => Ok(Ok(all)),
+        Err(error) => match error.downcast::<SourceError>() {
+            Ok(run) => Err(run),
+            Err(error) => Ok(Err(Failure { status: None, text: causes(error.to_string(), error.source()) })),
+        },
+    }
+}
+
+/// Reads an answer as it comes. Blocks; the run's own end is a [`SourceError`] inside the error.
+pub(super) struct Download {
+    context: Context,
+    answer: Response,
+    piece: Bytes,
+}
+
+impl Download {
+    pub fn new(context: &Context, answer: Response) -> Self {
+        Self { context: context.clone(), answer, piece: Bytes::new() }
+    }
+}
+
+impl Read for Download {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.context.wait(self.answer.chunk()).map_err(io::Error::other)? {
+                Ok(Some(piece)) => self.piece = piece,
+                Ok(None) => return Ok(0),
+                Err(error) => return Err(io::Error::other(Failure::of(&error).text)),
+            }
+        }
+        let length = buffer.len().min(self.piece.len());
+        self.piece.copy_to_slice(&mut buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// The body of a request, written while it is sent. Blocks while the server is behind.
+pub(super) struct Upload {
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+    buffer: Vec<u8>,
+}
+
+impl Upload {
+    pub fn new() -> (Self, reqwest::Body) {
+        let (pieces, receiver) = mpsc::channel(PIECES);
+        (Self { pieces, buffer: Vec::with_capacity(PIECE) }, reqwest::Body::wrap_stream(Pieces(receiver)))
+    }
+
+    fn give(&mut self) -> io::Result<()> {
+        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE));
+        // The request has ended: its own answer says why.
+        self.pieces.blocking_send(Ok(piece.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// The body is complete only with this.
+    pub fn finish(mut self) -> io::Result<()> {
+        if self.buffer.is_empty() { Ok(()) } else { self.give() }
+    }
+
+    /// Breaks the request off.
+    pub fn fail(self, why: &io::Error) {
+        let _ = self.pieces.blocking_send(Err(io::Error::other(why.to_string()))); // it may have ended
+    }
+}
+
+impl Write for Upload {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(PIECE - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..length]);
+        if self.buffer.len() == PIECE {
+            self.give()?;
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Pieces(mpsc::Receiver<io::Result<Bytes>>);
+
+impl Stream for Pieces {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(task)
+    }
+}

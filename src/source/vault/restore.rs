@@ -1,0 +1,341 @@
+//! Sending a snapshot back to a Vault, fresh or in use.
+//!
+//! Order: everything that can be found out beforehand is (the server unsealed, the right to restore, whether the captured
+//! Vault's unseal method is at hand); the snapshot is sent; the server is unsealed with the captured Vault's keys; then it
+//! is asked what it holds.
+
+use super::client::{Client, Health, SNAPSHOT, SNAPSHOT_FORCE, Seal};
+use super::{SEAL, SHARES, Snapshot, Spec, THRESHOLD};
+use crate::entry::{Facts, Problem, Supply};
+use crate::secret::SecretRef;
+use crate::source::target::{Action, Applied, Change, Options, Plan, Target};
+use crate::source::{Context, Native as _, Say, SourceError, http};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::io::{self, Write as _};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// How long a server may take to come up again with what was restored.
+const SETTLE: Duration = Duration::from_mins(3);
+const TICK: Duration = Duration::from_millis(500);
+/// So many leases are looked at, and so many of the orphaned are named.
+const MAX_LEASES: usize = 1_000;
+const NAMED_LEASES: usize = 20;
+const SHAMIR: &str = "shamir";
+
+/// What is needed of the *captured* Vault to use what was restored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Restore {
+    /// Its unseal keys, at least as many as its threshold; not needed where a KMS or another Vault unseals.
+    #[serde(default)]
+    pub unseal_keys: Vec<SecretRef>,
+    /// A token of it, for the checks afterwards; without one, `auth` is tried.
+    pub token: Option<SecretRef>,
+    /// A path of it whose data must be readable afterwards (`secret/data/canary`).
+    pub canary: Option<String>,
+}
+
+impl Restore {
+    pub(super) fn check(&self, say: &mut Say<'_>) {
+        if self.canary.as_deref().is_some_and(|path| path.is_empty() || path.starts_with('/')) {
+            say("restore.canary", "expected an API path such as secret/data/canary");
+        }
+    }
+}
+
+pub struct Restoring {
+    spec: Spec,
+    options: Options,
+    /// Made by the plan.
+    ready: Option<Ready>,
+}
+
+struct Ready {
+    client: Client,
+    keys: Vec<Zeroizing<String>>,
+    foreign: bool,
+    orphans: Vec<String>,
+}
+
+impl Restoring {
+    pub fn new(spec: Spec, options: Options) -> Self {
+        Self { spec, options, ready: None }
+    }
+}
+
+fn detail<'a>(facts: &'a Facts, name: &str) -> &'a str {
+    facts.details.get(name).map_or("", String::as_str)
+}
+
+impl Target for Restoring {
+    fn plan(&mut self, context: &Context, supply: &dyn Supply) -> Result<Plan, SourceError> {
+        let facts = supply.facts();
+        let mut client = Client::new(&self.spec)?;
+        let health = client.health(context)?;
+        health.must_be_unsealed(&client)?;
+        client.log_in(context, &self.spec.auth)?;
+        client.follow_leader(context, &self.spec)?;
+        client.must_be_allowed(context, "update")?;
+        let target = health.cluster_id.clone().unwrap_or_else(|| client.address().to_owned());
+        let foreign = facts.system.as_ref() != Some(&target);
+        if foreign && !self.options.foreign {
+            let captured = facts.system.as_deref().unwrap_or("unknown");
+            let text = format!("it is cluster {target}, and the snapshot is of cluster {captured}");
+            let need = "if this Vault is to become that one (a fresh server, a standby site), add --foreign";
+            return Err(client.error("restore into", text, need));
+        }
+        let seal = client.seal(context)?;
+        let keys = self.keys(&client, facts, &seal, foreign)?;
+        let moment = facts.recovery_point_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        let captured = moment.map(|moment| moment.to_string()).unwrap_or_default();
+        let orphans = if foreign { Ok(Vec::new()) } else { leases_since(context, &client, facts)? };
+        let about = vec![
+            format!("{} at {}, cluster {target}", health.describe(), client.address()),
+            format!(
+                "the snapshot: Vault {}, raft index {}, {captured}",
+                detail(facts, "version"),
+                detail(facts, "index")
+            ),
+            match keys.len() {
+                0 => format!("it unseals by itself ({})", seal.kind),
+                number => format!("{number} unseal keys of the captured Vault are at hand"),
+            },
+            match &orphans {
+                Ok(orphans) => format!("{} younger than the snapshot will be orphaned", count(orphans.len())),
+                Err(why) => format!("leases younger than the snapshot cannot be listed: {why}"),
+            },
+        ];
+        self.ready = Some(Ready { client, keys, foreign, orphans: orphans.unwrap_or_default() });
+        let changes = vec![Change { what: format!("all data of the Vault {target}"), action: Action::Replace }];
+        Ok(Plan { target, about, changes })
+    }
+
+    fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError> {
+        let ready = self.ready.take();
+        let Some(Ready { mut client, keys, foreign, orphans }) = ready else {
+            return Err(SourceError::System {
+                attempt: "restore a Vault".into(),
+                text: "it was not planned".into(),
+                need: String::new(),
+            });
+        };
+        send(context, &client, supply, foreign)?;
+        let health = settle(context, &client, &keys)?;
+        let mut applied = Applied { changes: plan.changes.clone(), ..Applied::default() };
+        applied.checked.push(format!("{}, cluster {}", health.describe(), health.cluster_id.unwrap_or_default()));
+        self.examine(context, &mut client, &mut applied)?;
+        if !orphans.is_empty() {
+            let named: Vec<_> = orphans.iter().take(NAMED_LEASES).map(String::as_str).collect();
+            let more = orphans.len() - named.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            applied.to_do.push(format!(
+                "revoke at their systems the credentials of leases that this Vault knows no more: {}{more}",
+                named.join(", ")
+            ));
+        }
+        Ok(applied)
+    }
+}
+
+fn count(leases: usize) -> String {
+    match leases {
+        1 => "1 lease".into(),
+        MAX_LEASES.. => format!("{MAX_LEASES} or more leases"),
+        other => format!("{other} leases"),
+    }
+}
+
+impl Restoring {
+    /// The keys that will open what is restored; none where something else unseals.
+    fn keys(
+        &self,
+        client: &Client,
+        facts: &Facts,
+        seal: &Seal,
+        foreign: bool,
+    ) -> Result<Vec<Zeroizing<String>>, SourceError> {
+        let (captured, threshold) = (detail(facts, SEAL), detail(facts, THRESHOLD).parse::<usize>().unwrap_or(1));
+        if seal.kind != captured && !captured.is_empty() {
+            let text = format!("it is sealed by {}, and the captured Vault was by {captured}", seal.kind);
+            let need = "configure the target with the captured Vault's seal; otherwise it never unseals";
+            return Err(client.error("restore into", text, need));
+        }
+        // A sealed Vault that unseals by itself has just shown that its KMS answers.
+        if seal.kind != SHAMIR {
+            return Ok(Vec::new());
+        }
+        let keys = self.spec.restore.unseal_keys.iter().map(SecretRef::read).collect::<Result<Vec<_>, _>>()?;
+        // The same Vault stays unsealed: its keys did not change with its data, unless it was rekeyed since.
+        if keys.len() >= threshold || (!foreign && keys.is_empty()) {
+            return Ok(keys);
+        }
+        let shares = detail(facts, SHARES);
+        let text = format!(
+            "what is restored opens with {threshold} of the captured Vault's {shares} unseal keys, and the document names {}",
+            keys.len()
+        );
+        Err(client.error("restore into", text, "name them in restore.unsealKeys of the Source document"))
+    }
+
+    /// Asks the restored Vault what it holds.
+    fn examine(&self, context: &Context, client: &mut Client, applied: &mut Applied) -> Result<(), SourceError> {
+        let logged_in = match &self.spec.restore.token {
+            Some(token) => token.read().map(|token| client.use_token(token)).map_err(SourceError::from),
+            None => client.log_in(context, &self.spec.auth),
+        };
+        if let Err(error) = logged_in {
+            applied.problems.push(problem(&error));
+            applied.to_do.push("log in with a role of the captured Vault, and look at its engines".into());
+            return Ok(());
+        }
+        match client.json(context, client.request(Method::GET, "sys/mounts"))? {
+            Ok(mounts) => {
+                let mounts = mounts["data"].as_object().or_else(|| mounts.as_object());
+                let names: Vec<_> = mounts.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+                applied.checked.push(format!("engines: {}", names.join(", ")));
+            }
+            Err(failure) if failure.is_denied() => {
+                let text = "list the engines, with a token of the captured Vault (restore.token): this login may not";
+                applied.to_do.push(text.into());
+            }
+            Err(failure) => applied.problems.push(problem(&client.failed("list the engines of", &failure, ""))),
+        }
+        if let Some(path) = &self.spec.restore.canary {
+            match client.json(context, client.request(Method::GET, path))? {
+                Ok(_) => applied.checked.push(format!("{path} is readable")),
+                Err(failure) => {
+                    applied.problems.push(problem(&client.failed(&format!("read {path} of"), &failure, "")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn problem(error: &SourceError) -> Problem {
+    Problem { path: Vec::new(), text: error.to_string() }
+}
+
+/// Uploads the snapshot. Whoever reads the repository and whoever sends work at the same time.
+fn send(context: &Context, client: &Client, supply: &dyn Supply, foreign: bool) -> Result<(), SourceError> {
+    let (upload, body) = http::Upload::new();
+    let path = if foreign { SNAPSHOT_FORCE } else { SNAPSHOT };
+    let request = client.request(Method::POST, path).body(body);
+    let world = context.clone();
+    let (written, answer) = std::thread::scope(|scope| {
+        let sending = scope.spawn(move || http::send(&world, request));
+        let mut out = io::BufWriter::with_capacity(256 << 10, upload);
+        let written = Snapshot.write(supply, &mut out).and_then(|()| out.flush());
+        let (upload, _) = out.into_parts();
+        let written = match written {
+            Ok(()) => upload.finish(),
+            Err(error) => {
+                upload.fail(&error);
+                Err(error)
+            }
+        };
+        (written, sending.join())
+    });
+    let answer = answer.map_err(|_| client.error("restore into", "sending the snapshot crashed", ""))??;
+    match (answer, written) {
+        // The upload ends early when the server has answered: its answer says why.
+        (Err(failure), Ok(())) => Err(client.failed("restore into", &failure, "nothing is changed unless it says so")),
+        (Err(failure), Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(client.failed("restore into", &failure, "nothing is changed unless it says so"))
+        }
+        (_, Err(source)) => Err(SourceError::Snapshot { what: "the Vault".into(), source }),
+        (Ok(_), Ok(())) => Ok(()),
+    }
+}
+
+/// Waits until the Vault is active with what was restored, unsealing it as often as it asks for that.
+fn settle(context: &Context, client: &Client, keys: &[Zeroizing<String>]) -> Result<Health, SourceError> {
+    let begun = std::time::Instant::now();
+    let mut steady = 0;
+    let mut last;
+    loop {
+        last = match client.health(context) {
+            Ok(health) if health.sealed && !keys.is_empty() => {
+                unseal(context, client, keys)?;
+                steady = 0;
+                "it is sealed".to_owned()
+            }
+            // Right after the restore it is active for a moment and then seals itself.
+            Ok(health) if health.initialized && !health.sealed && !health.standby => {
+                steady += 1;
+                if steady >= 4 {
+                    return Ok(health);
+                }
+                "it is not active yet".to_owned()
+            }
+            Ok(health) => {
+                steady = 0;
+                health.describe()
+            }
+            Err(stop @ (SourceError::Cancelled | SourceError::Deadline)) => return Err(stop),
+            Err(error) => {
+                steady = 0;
+                error.to_string()
+            }
+        };
+        if begun.elapsed() > SETTLE {
+            let need = "the snapshot is restored: unseal it with the captured Vault's keys, and read its log";
+            return Err(client.error("bring up", last, need));
+        }
+        context.wait(tokio::time::sleep(TICK))?;
+    }
+}
+
+fn unseal(context: &Context, client: &Client, keys: &[Zeroizing<String>]) -> Result<(), SourceError> {
+    for key in keys {
+        let request = client.request(Method::POST, "sys/unseal").json(&json!({"key": **key}));
+        match client.json(context, request)? {
+            Ok(answer) if answer["sealed"] == false => return Ok(()),
+            // A server that is just restarting refuses; it is asked again.
+            Ok(_) | Err(http::Failure { status: None, .. }) => {}
+            Err(failure) => {
+                let need = "the snapshot is restored, and opens with the captured Vault's keys only";
+                return Err(client.failed("unseal", &failure, need));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Leases that the target has issued since the snapshot. The inner error: why they cannot be listed.
+fn leases_since(context: &Context, client: &Client, facts: &Facts) -> Result<Result<Vec<String>, String>, SourceError> {
+    let Some(moment) = facts.recovery_point_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) else {
+        return Ok(Err("the snapshot's time is not known".into()));
+    };
+    let (mut prefixes, mut young, mut seen) = (vec![String::new()], Vec::new(), 0);
+    let list = Method::from_bytes(b"LIST").unwrap_or(Method::GET);
+    while let Some(prefix) = prefixes.pop() {
+        let request = client.request(list.clone(), &format!("sys/leases/lookup/{prefix}"));
+        let keys = match client.json(context, request)? {
+            Ok(answer) => answer["data"]["keys"].as_array().cloned().unwrap_or_default(),
+            Err(failure) if failure.status == Some(reqwest::StatusCode::NOT_FOUND) => continue,
+            Err(failure) => return Ok(Err(failure.text)),
+        };
+        for key in keys.iter().filter_map(Value::as_str) {
+            let lease = format!("{prefix}{key}");
+            if key.ends_with('/') {
+                prefixes.push(lease);
+                continue;
+            }
+            seen += 1;
+            if seen > MAX_LEASES {
+                return Ok(Ok(young));
+            }
+            let request = client.request(Method::PUT, "sys/leases/lookup").json(&json!({"lease_id": lease}));
+            let Ok(answer) = client.json(context, request)? else { continue };
+            let issued = answer["data"]["issue_time"].as_str().and_then(|t| t.parse::<jiff::Timestamp>().ok());
+            if issued.is_none_or(|issued| issued >= moment) {
+                young.push(lease);
+            }
+        }
+    }
+    Ok(Ok(young))
+}
