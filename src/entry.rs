@@ -84,6 +84,8 @@ pub struct Fingerprint {
 pub enum Layout {
     /// Content-defined chunks (FastCDC): files and streams.
     Content,
+    /// The same, but small: a sequence of records in a stable order, some of which change (Vault's state, a dump).
+    Records,
     /// Fixed pages of this many bytes, compared by position: database page files.
     Pages(u32),
 }

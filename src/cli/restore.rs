@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, requires = "to")]
     into_existing: bool,
     #[command(flatten)]
-    system: into::Args,
+    system: into::SystemArgs,
 }
 
 /// Ranged reads over a network are waited for more than worked on.

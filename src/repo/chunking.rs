@@ -2,14 +2,27 @@
 
 use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 
-/// A shorter content is one chunk.
-pub(crate) const MIN_CHUNK: usize = 128 << 10;
-const AVERAGE_CHUNK: usize = 512 << 10;
-pub(crate) const MAX_CHUNK: usize = 2 << 20;
+/// No content is cut into longer ones.
+pub(crate) const MAX_CHUNK: usize = COARSE.maximum;
+
+/// Lengths of chunks, bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grain {
+    /// A shorter content is one chunk.
+    minimum: usize,
+    average: usize,
+    maximum: usize,
+}
+
+/// For files.
+pub(crate) const COARSE: Grain = Grain { minimum: 128 << 10, average: 512 << 10, maximum: 2 << 20 };
+/// For sequences of records of which some change, here and there.
+pub(crate) const FINE: Grain = Grain { minimum: 4 << 10, average: 16 << 10, maximum: 128 << 10 };
 
 /// Finds where chunks end.
 #[derive(Debug)]
 pub(crate) struct Cutter {
+    grain: Grain,
     gear: Vec<u64>,
     gear_shifted: Vec<u64>,
     strict: u64,
@@ -18,23 +31,24 @@ pub(crate) struct Cutter {
 
 impl Cutter {
     /// `gear` has 256 random words.
-    pub fn new(gear: Vec<u64>) -> Self {
+    pub fn new(gear: Vec<u64>, grain: Grain) -> Self {
         let gear_shifted = gear.iter().map(|word| word << 1).collect();
-        let (strict, relaxed) = select_masks(AVERAGE_CHUNK, Normalization::Level1);
-        Self { gear, gear_shifted, strict, relaxed }
+        let (strict, relaxed) = select_masks(grain.average, Normalization::Level1);
+        Self { grain, gear, gear_shifted, strict, relaxed }
     }
 
     /// Length of the first chunk of `bytes`, which must hold [`MAX_CHUNK`] bytes or all that is left.
     pub fn cut(&self, bytes: &[u8]) -> usize {
-        if bytes.len() <= MIN_CHUNK {
+        let Grain { minimum, average, maximum } = self.grain;
+        if bytes.len() <= minimum {
             return bytes.len();
         }
         let (strict, relaxed) = (self.strict, self.relaxed);
         cut_gear(
             bytes,
-            MIN_CHUNK,
-            AVERAGE_CHUNK,
-            MAX_CHUNK,
+            minimum,
+            average,
+            maximum,
             strict,
             relaxed,
             strict << 1,
@@ -73,31 +87,31 @@ mod tests {
 
     #[test]
     fn an_insertion_moves_few_cuts() {
-        let noise = |seed: u64| {
-            let mut x = seed;
-            move || {
-                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (x >> 56) as u8
-            }
-        };
-        let data: Vec<u8> = std::iter::repeat_with(noise(1)).take(16 << 20).collect();
+        let mut x = 1_u64;
+        let noise = std::iter::repeat_with(|| {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (x >> 56) as u8
+        });
+        let data: Vec<u8> = noise.take(16 << 20).collect();
         let mut changed = data.clone();
         changed.splice(1000..1000, *b"inserted");
-        let cutter = Cutter::new(gear(7));
-        let ends = |d: &[u8]| {
-            let mut left = d.len();
-            let cut = lengths(&cutter, d);
-            cut.into_iter()
-                .map(|l| {
-                    left -= l;
-                    left
-                })
-                .collect::<std::collections::HashSet<_>>()
-        };
-        let (before, after) = (ends(&data), ends(&changed));
-        assert!(before.len() > 10);
-        assert!(before.intersection(&after).count() + 3 >= before.len());
-        assert!(lengths(&cutter, &data).iter().all(|&l| l <= MAX_CHUNK));
-        assert_ne!(lengths(&cutter, &data), lengths(&Cutter::new(gear(8)), &data));
+        for (grain, fewest) in [(COARSE, 10), (FINE, 500)] {
+            let cutter = Cutter::new(gear(7), grain);
+            let ends = |d: &[u8]| {
+                let mut left = d.len();
+                let cut = lengths(&cutter, d);
+                cut.into_iter()
+                    .map(|l| {
+                        left -= l;
+                        left
+                    })
+                    .collect::<std::collections::HashSet<_>>()
+            };
+            let (before, after) = (ends(&data), ends(&changed));
+            assert!(before.len() > fewest);
+            assert!(before.intersection(&after).count() + 3 >= before.len());
+            assert!(lengths(&cutter, &data).iter().all(|&l| l <= grain.maximum));
+            assert_ne!(lengths(&cutter, &data), lengths(&Cutter::new(gear(8), grain), &data));
+        }
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::entry::{Entry, Input, Layout, OnError, Problem, Verdict};
 use crate::id::ChunkId;
-use crate::repo::chunking::{Cutter, MAX_CHUNK, MIN_CHUNK};
+use crate::repo::chunking::{COARSE, Cutter, FINE, MAX_CHUNK};
 use crate::repo::codec::Compressor;
 use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
@@ -20,6 +20,9 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// A content of fewer bytes is read into a buffer of its size.
+const SMALL: u64 = 128 << 10;
 
 /// Where an entry's bytes came to be.
 #[derive(Debug)]
@@ -81,7 +84,8 @@ pub(crate) struct Shared {
     pub packer: Packer,
     pub progress: Arc<Progress>,
     level: i32,
-    cutter: Cutter,
+    coarse: Cutter,
+    fine: Cutter,
     frames: AtomicU32,
     tickets: AtomicU64,
     stopped: AtomicBool,
@@ -95,7 +99,8 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub fn new(epoch: Arc<Epoch>, known: Known, packer: Packer, level: i32, workers: usize) -> Result<Self> {
-        let cutter = Cutter::new(epoch.writer_keys()?.gear_table());
+        let gear = epoch.writer_keys()?.gear_table();
+        let (coarse, fine) = (Cutter::new(gear.clone(), COARSE), Cutter::new(gear, FINE));
         let pool = packer.pool().clone();
         Ok(Self {
             epoch,
@@ -103,7 +108,8 @@ impl Shared {
             packer,
             progress: Arc::default(),
             level,
-            cutter,
+            coarse,
+            fine,
             frames: AtomicU32::new(0),
             tickets: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
@@ -267,7 +273,7 @@ impl Worker {
     ) -> Result<(Stored, Verdict), Failure> {
         let mut content = open()?;
         let (size, stored) = match layout {
-            Layout::Content => self.chunks(entry, content.as_mut(), closed)?,
+            Layout::Content | Layout::Records => self.chunks(entry, layout, content.as_mut(), closed)?,
             Layout::Pages(page_size) => self.pages(&entry.path, page_size, content.as_mut(), closed)?,
         };
         entry.size = size;
@@ -293,12 +299,15 @@ impl Worker {
     fn chunks(
         &mut self,
         entry: &Entry,
+        layout: Layout,
         content: &mut dyn crate::entry::Content,
         closed: &Sender<Closed>,
     ) -> Result<(u64, Stored), Failure> {
+        let shared = self.shared.clone();
+        let cutter = if layout == Layout::Records { &shared.fine } else { &shared.coarse };
         let mut stretches = Vec::new();
         // One byte more than it should have finds out that a small file has grown.
-        let mut small = entry.size < MIN_CHUNK as u64;
+        let mut small = entry.size < SMALL;
         self.buffer.resize(if small { entry.size as usize + 1 } else { 2 * MAX_CHUNK }, 0);
         let (mut start, mut end, mut total, mut ended) = (0, 0, 0, false);
         loop {
@@ -314,7 +323,7 @@ impl Worker {
                 continue;
             }
             while end - start >= MAX_CHUNK || (ended && start < end) {
-                let length = self.shared.cutter.cut(&self.buffer[start..end]);
+                let length = cutter.cut(&self.buffer[start..end]);
                 let chunk = start..start + length;
                 self.chunk(chunk, &mut stretches, closed)?;
                 start += length;

@@ -68,10 +68,9 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn of(error: &reqwest::Error) -> Self {
-        // reqwest's own text repeats the URL, and the causes say the rest.
-        let text = causes(error.to_string(), error.source());
-        Self { status: error.status(), text }
+    fn of(error: reqwest::Error) -> Self {
+        let error = error.without_url(); // whoever reports it names the server
+        Self { status: error.status(), text: causes(error.to_string(), error.source()) }
     }
 
     pub fn is_denied(&self) -> bool {
@@ -91,7 +90,7 @@ impl Server {
         let read = |path: &Path| {
             std::fs::read(path).map_err(|source| SourceError::Tls { path: path.display().to_string(), source })
         };
-        let bad = |path: &Path, error: &reqwest::Error| SourceError::Tls {
+        let bad = |path: &Path, error: reqwest::Error| SourceError::Tls {
             path: path.display().to_string(),
             source: io::Error::new(io::ErrorKind::InvalidData, Failure::of(error).text),
         };
@@ -102,16 +101,16 @@ impl Server {
             .redirect(reqwest::redirect::Policy::none());
         let tls = tls.cloned().unwrap_or_default();
         if let Some(path) = &tls.ca {
-            let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|error| bad(path, &error))?;
+            let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|error| bad(path, error))?;
             builder = builder.tls_certs_only(certificates);
         }
         if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
             let pem = zeroize::Zeroizing::new([read(certificate)?, read(key)?].concat());
-            builder = builder.identity(Identity::from_pem(&pem).map_err(|error| bad(key, &error))?);
+            builder = builder.identity(Identity::from_pem(&pem).map_err(|error| bad(key, error))?);
         }
         let client = builder.build().map_err(|error| SourceError::System {
             attempt: format!("prepare the connection to {address}"),
-            text: Failure::of(&error).text,
+            text: Failure::of(error).text,
             need: String::new(),
         })?;
         Ok(Self { client, address: address.trim_end_matches('/').to_owned() })
@@ -124,9 +123,12 @@ impl Server {
 
 /// Sends a request. The outer error is the run's, the inner the server's; an answer that is not a success is one.
 pub(super) fn send(context: &Context, request: RequestBuilder) -> Result<Result<Response, Failure>, SourceError> {
-    let answer = match context.wait(request.send())? {
+    let inside = context.runtime.enter(); // reqwest looks for its timers at once
+    let sent = request.send();
+    drop(inside);
+    let answer = match context.wait(sent)? {
         Ok(answer) => answer,
-        Err(error) => return Ok(Err(Failure::of(&error))),
+        Err(error) => return Ok(Err(Failure::of(error))),
     };
     let status = answer.status();
     if status.is_success() {
@@ -173,7 +175,7 @@ impl Read for Download {
             match self.context.wait(self.answer.chunk()).map_err(io::Error::other)? {
                 Ok(Some(piece)) => self.piece = piece,
                 Ok(None) => return Ok(0),
-                Err(error) => return Err(io::Error::other(Failure::of(&error).text)),
+                Err(error) => return Err(io::Error::other(Failure::of(error).text)),
             }
         }
         let length = buffer.len().min(self.piece.len());

@@ -1,7 +1,7 @@
 //! Vault: captured, lost, brought back into itself and into another server.
 
 use crate::support::vault::{Vault, vault};
-use crate::support::{Server, Wire, free_port};
+use crate::support::{Wire, free_port};
 use crate::world::{Ran, World, made};
 use reqwest::Method;
 use serde_json::json;
@@ -138,11 +138,6 @@ fn fails(world: &World, port: u16, token: &str, text: &str) {
     assert!(world.numbers("vault").is_empty());
 }
 
-/// A port where another program's server listens.
-fn port(server: &Server) -> u16 {
-    server.port
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_captured_commits_nothing() {
     let vault = Vault::start().await;
@@ -152,7 +147,7 @@ async fn what_cannot_be_captured_commits_nothing() {
     fails(&world, vault.server.port, "hvs.no-such-token", "permission denied");
     fails(&world, vault.server.port, &useless, "capabilities = [\"read\"]");
     let etcd = crate::support::etcd();
-    fails(&world, port(&etcd), "hvs.any-token", "is this a Vault?");
+    fails(&world, etcd.port, "hvs.any-token", "404 Not Found");
 
     // The connection ends in the middle of the snapshot.
     for number in 0..40 {

@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_hours(24);
 const LISTED: usize = 50;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct SystemArgs {
     /// Instead of a directory: the running system that this Source document describes
     #[arg(long, value_name = "SOURCE", conflicts_with = "to")]
     into: Option<SourceName>,
@@ -67,7 +67,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-impl Args {
+impl SystemArgs {
     fn options(&self) -> Result<Options, Failure> {
         let mut namespaces = BTreeMap::new();
         for (from, to) in &self.map_namespace {
@@ -103,7 +103,12 @@ impl Work {
     }
 }
 
-pub async fn run(context: &Context, reference: &Reference, selection: Selection, args: Args) -> Result<Exit, Failure> {
+pub async fn run(
+    context: &Context,
+    reference: &Reference,
+    selection: Selection,
+    args: SystemArgs,
+) -> Result<Exit, Failure> {
     let Some(into) = &args.into else {
         return Err(Fault::usage("it is not said where to restore to", "give --to DIR or --into SOURCE").into());
     };
@@ -144,7 +149,7 @@ pub async fn run(context: &Context, reference: &Reference, selection: Selection,
     Ok(exit(&applied.changes, !applied.problems.is_empty()))
 }
 
-fn target(context: &Context, into: &SourceName, args: &Args) -> Result<Box<dyn Target>, Failure> {
+fn target(context: &Context, into: &SourceName, args: &SystemArgs) -> Result<Box<dyn Target>, Failure> {
     let sources = &context.config()?.sources;
     let Some(document) = sources.get(into) else {
         let names: Vec<_> = sources.keys().map(SourceName::as_str).collect();
@@ -199,7 +204,7 @@ fn exit(changes: &[Change], problems: bool) -> Exit {
 
 /// # Errors
 /// Nobody said that this target is meant.
-fn confirm(context: &Context, what: &str, into: &SourceName, plan: &Plan, args: &Args) -> Result<(), Failure> {
+fn confirm(context: &Context, what: &str, into: &SourceName, plan: &Plan, args: &SystemArgs) -> Result<(), Failure> {
     if let Some(id) = &args.target_id {
         if *id != plan.target {
             let message = format!("{into} is {}, and not {id}: nothing was changed", plan.target);

@@ -48,7 +48,7 @@ pub(super) fn unpack(
             STATE => {
                 let mut hashing = Hashing { inner: &mut member, hash: digest::Context::new(&digest::SHA256) };
                 let entry = file(context, STATE, size);
-                unpack::hand_over(context, sink, entry, Layout::Content, &mut hashing)?;
+                unpack::hand_over(context, sink, entry, Layout::Records, &mut hashing)?;
                 found.insert(name, hex(hashing.hash.finish().as_ref()));
             }
             META | SUMS | SEALED_SUMS if size <= MAX_SMALL => {

@@ -121,8 +121,9 @@ impl Client {
         // Any state is a success: it is told in the answer.
         let any = "sys/health?standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200&drsecondarycode=200";
         let answer = self.json(context, self.request(Method::GET, any))?;
-        let answer =
-            answer.map_err(|failure| self.failed("reach", &failure, "check the address, and the TLS files"))?;
+        let answer = answer.map_err(|failure| {
+            self.failed("reach", &failure, "check the address, which must be that of Vault's API, and the TLS files")
+        })?;
         self.decode("reach", answer)
     }
 
