@@ -164,8 +164,12 @@ impl Needs {
         }
         for source in schedule.sources.iter().filter_map(|name| config.sources.get(name)) {
             let source::Needs { files, secrets } = source.capture.needs();
-            files.into_iter().for_each(|file| needs.file(file));
-            secrets.into_iter().for_each(|secret| needs.secret(secret));
+            for file in files {
+                needs.file(file);
+            }
+            for secret in secrets {
+                needs.secret(secret);
+            }
         }
         needs
     }

@@ -10,6 +10,7 @@ use bytes::{Buf as _, Bytes};
 use futures_util::Stream;
 use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
+use serde_json::Value;
 use std::error::Error as _;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -138,6 +139,21 @@ pub(super) fn send(context: &Context, request: RequestBuilder) -> Result<Result<
     let said = String::from_utf8_lossy(&said[..said.len().min(500)]).trim().to_owned();
     let text = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
     Ok(Err(Failure { status: Some(status), text }))
+}
+
+/// Sends a request and decodes the answer; an empty one is `Null`.
+pub(super) fn json(context: &Context, request: RequestBuilder) -> Result<Result<Value, Failure>, SourceError> {
+    let answer = match send(context, request)? {
+        Ok(answer) => answer,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    Ok(whole(context, answer)?.and_then(|bytes| {
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes)
+            .map_err(|_| Failure { status: None, text: "the answer is not JSON; is it the right server?".into() })
+    }))
 }
 
 /// An answer of moderate size.

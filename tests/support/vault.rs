@@ -63,13 +63,10 @@ impl Vault {
         (answer.status(), serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or(Value::Null))
     }
 
-    #[track_caller]
-    pub fn put(&self, path: &str, body: Value) -> impl Future<Output = Value> {
-        async move {
-            let (status, answer) = self.call(Method::PUT, path, Some(body)).await;
-            assert!(status.is_success(), "PUT {path}: {status} {answer}");
-            answer
-        }
+    pub async fn put(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.call(Method::PUT, path, Some(body)).await;
+        assert!(status.is_success(), "PUT {path}: {status} {answer}");
+        answer
     }
 
     pub async fn write(&self, name: &str, value: &str) {

@@ -190,7 +190,9 @@ fn told(error: SourceError) -> Failure {
             Fault::Failed { message, hint: Some("run the same command again: what is done is not done twice".into()) }
                 .into()
         }
-        SourceError::Snapshot { source, .. } if source.get_ref().is_some_and(|inner| inner.is::<RestoreError>()) => {
+        SourceError::Snapshot { source, .. }
+            if source.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<RestoreError>) =>
+        {
             RestoreError::of_export(source).into()
         }
         other => other.into(),

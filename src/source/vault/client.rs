@@ -97,21 +97,6 @@ impl Client {
         }
     }
 
-    /// Sends a request and decodes the answer; nothing is `Null`.
-    pub fn json(&self, context: &Context, request: RequestBuilder) -> Result<Result<Value, Failure>, SourceError> {
-        let answer = match http::send(context, request)? {
-            Ok(answer) => answer,
-            Err(failure) => return Ok(Err(failure)),
-        };
-        Ok(http::whole(context, answer)?.and_then(|bytes| {
-            if bytes.is_empty() {
-                return Ok(Value::Null);
-            }
-            serde_json::from_slice(&bytes)
-                .map_err(|_| Failure { status: None, text: "the answer is not JSON; is this a Vault?".into() })
-        }))
-    }
-
     fn decode<T: serde::de::DeserializeOwned>(&self, attempt: &str, value: Value) -> Result<T, SourceError> {
         serde_json::from_value(value)
             .map_err(|why| self.error(attempt, format!("unexpected answer: {why}"), "is this a Vault?"))
@@ -120,7 +105,7 @@ impl Client {
     pub fn health(&self, context: &Context) -> Result<Health, SourceError> {
         // Any state is a success: it is told in the answer.
         let any = "sys/health?standbyok=true&perfstandbyok=true&sealedcode=200&uninitcode=200&drsecondarycode=200";
-        let answer = self.json(context, self.request(Method::GET, any))?;
+        let answer = http::json(context, self.request(Method::GET, any))?;
         let answer = answer.map_err(|failure| {
             self.failed("reach", &failure, "check the address, which must be that of Vault's API, and the TLS files")
         })?;
@@ -128,7 +113,7 @@ impl Client {
     }
 
     pub fn seal(&self, context: &Context) -> Result<Seal, SourceError> {
-        let answer = self.json(context, self.request(Method::GET, "sys/seal-status"))?;
+        let answer = http::json(context, self.request(Method::GET, "sys/seal-status"))?;
         let answer = answer.map_err(|failure| self.failed("read the seal of", &failure, ""))?;
         self.decode("read the seal of", answer)
     }
@@ -150,7 +135,7 @@ impl Client {
             }
         };
         let path = format!("auth/{mount}/login");
-        let answer = self.json(context, self.request(Method::POST, &path).json(&body))?;
+        let answer = http::json(context, self.request(Method::POST, &path).json(&body))?;
         let answer = answer.map_err(|failure| {
             self.failed("log in to", &failure, &format!("check the role of auth/{mount}, and that it is not expired"))
         })?;
@@ -168,7 +153,7 @@ impl Client {
     pub fn must_be_allowed(&self, context: &Context, capability: &str) -> Result<(), SourceError> {
         let request = self.request(Method::POST, "sys/capabilities-self").json(&json!({"paths": [SNAPSHOT]}));
         let need = format!("the login's policy needs: path \"{SNAPSHOT}\" {{ capabilities = [\"{capability}\"] }}");
-        let answer = self.json(context, request)?.map_err(|failure| self.failed("use", &failure, &need))?;
+        let answer = http::json(context, request)?.map_err(|failure| self.failed("use", &failure, &need))?;
         let allowed = answer["capabilities"].as_array().is_some_and(|all| {
             all.iter().filter_map(Value::as_str).any(|given| given == "root" || given == capability)
         });
@@ -177,7 +162,7 @@ impl Client {
 
     /// Turns to the active node, if it can be reached under the address that it gives itself.
     pub fn follow_leader(&mut self, context: &Context, spec: &Spec) -> Result<(), SourceError> {
-        let Ok(leader) = self.json(context, self.request(Method::GET, "sys/leader"))? else { return Ok(()) };
+        let Ok(leader) = http::json(context, self.request(Method::GET, "sys/leader"))? else { return Ok(()) };
         let address = leader["leader_address"].as_str().unwrap_or_default();
         if leader["is_self"] == true || address.is_empty() || address == self.address() {
             return Ok(());

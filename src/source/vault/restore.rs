@@ -191,7 +191,7 @@ impl Restoring {
             applied.to_do.push("log in with a role of the captured Vault, and look at its engines".into());
             return Ok(());
         }
-        match client.json(context, client.request(Method::GET, "sys/mounts"))? {
+        match http::json(context, client.request(Method::GET, "sys/mounts"))? {
             Ok(mounts) => {
                 let mounts = mounts["data"].as_object().or_else(|| mounts.as_object());
                 let names: Vec<_> = mounts.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
@@ -204,7 +204,7 @@ impl Restoring {
             Err(failure) => applied.problems.push(problem(&client.failed("list the engines of", &failure, ""))),
         }
         if let Some(path) = &self.spec.restore.canary {
-            match client.json(context, client.request(Method::GET, path))? {
+            match http::json(context, client.request(Method::GET, path))? {
                 Ok(_) => applied.checked.push(format!("{path} is readable")),
                 Err(failure) => {
                     applied.problems.push(problem(&client.failed(&format!("read {path} of"), &failure, "")));
@@ -292,7 +292,7 @@ fn settle(context: &Context, client: &Client, keys: &[Zeroizing<String>]) -> Res
 fn unseal(context: &Context, client: &Client, keys: &[Zeroizing<String>]) -> Result<(), SourceError> {
     for key in keys {
         let request = client.request(Method::POST, "sys/unseal").json(&json!({"key": **key}));
-        match client.json(context, request)? {
+        match http::json(context, request)? {
             Ok(answer) if answer["sealed"] == false => return Ok(()),
             // A server that is just restarting refuses; it is asked again.
             Ok(_) | Err(http::Failure { status: None, .. }) => {}
@@ -314,7 +314,7 @@ fn leases_since(context: &Context, client: &Client, facts: &Facts) -> Result<Res
     let list = Method::from_bytes(b"LIST").unwrap_or(Method::GET);
     while let Some(prefix) = prefixes.pop() {
         let request = client.request(list.clone(), &format!("sys/leases/lookup/{prefix}"));
-        let keys = match client.json(context, request)? {
+        let keys = match http::json(context, request)? {
             Ok(answer) => answer["data"]["keys"].as_array().cloned().unwrap_or_default(),
             Err(failure) if failure.status == Some(reqwest::StatusCode::NOT_FOUND) => continue,
             Err(failure) => return Ok(Err(failure.text)),
@@ -330,7 +330,7 @@ fn leases_since(context: &Context, client: &Client, facts: &Facts) -> Result<Res
                 return Ok(Ok(young));
             }
             let request = client.request(Method::PUT, "sys/leases/lookup").json(&json!({"lease_id": lease}));
-            let Ok(answer) = client.json(context, request)? else { continue };
+            let Ok(answer) = http::json(context, request)? else { continue };
             let issued = answer["data"]["issue_time"].as_str().and_then(|t| t.parse::<jiff::Timestamp>().ok());
             if issued.is_none_or(|issued| issued >= moment) {
                 young.push(lease);
