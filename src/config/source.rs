@@ -19,7 +19,7 @@ pub struct Source {
     pub guard: guard::Rules,
 }
 
-const KINDS: [&str; 4] = ["files", "command", "etcd", "vault"];
+const KINDS: [&str; 5] = ["files", "command", "etcd", "terraform", "vault"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -29,6 +29,7 @@ pub(super) struct Document {
     files: Option<source::files::Spec>,
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
+    terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
     #[serde(default)]
     guard: Guard,
@@ -60,6 +61,7 @@ impl Document {
             self.files.map(source::Spec::Files),
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
+            self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();

@@ -5,6 +5,7 @@ pub mod etcd;
 pub mod files;
 pub mod http;
 pub mod target;
+pub mod terraform;
 mod unpack;
 pub mod vault;
 
@@ -24,6 +25,7 @@ pub enum Spec {
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
+    Terraform(terraform::Spec),
     Vault(vault::Spec),
 }
 
@@ -34,6 +36,7 @@ impl Spec {
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
+            Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
             Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
         })
     }
@@ -43,6 +46,7 @@ impl Spec {
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) => None,
+            Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
         })
     }
@@ -54,6 +58,7 @@ impl Spec {
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
+            Self::Terraform(spec) => spec.check(directory, say),
             Self::Vault(spec) => spec.check(directory, say),
         }
     }
@@ -65,6 +70,7 @@ impl Spec {
             Self::Files(spec) => Needs { files: vec![&spec.path], secrets: Vec::new() },
             Self::Command(spec) => Needs { files: Vec::new(), secrets: spec.env.values().collect() },
             Self::Etcd(spec) => spec.needs(),
+            Self::Terraform(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
         }
     }
@@ -76,6 +82,7 @@ impl Spec {
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
+            Self::Terraform(_) => "terraform",
             Self::Vault(_) => "vault",
         }
     }
@@ -180,6 +187,8 @@ pub enum SourceError {
         "{path} holds nothing to capture; if that is right, remove the source, otherwise look for a missing mount or a wrong include pattern"
     )]
     Empty { path: String },
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
     #[error("read the credentials: {0}")]
     Secret(#[from] crate::secret::SecretError),
     #[error("read {path} for the connection")]

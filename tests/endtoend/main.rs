@@ -14,6 +14,7 @@ mod network;
 mod picture;
 mod room;
 mod stores;
+mod terraform;
 mod tree;
 mod trust;
 mod twice;

@@ -20,11 +20,8 @@ pub(super) fn other(action: &'static str, object: impl Into<String>, why: &'stat
     StoreError::new(StoreErrorKind::Other, action, object).because(why)
 }
 
-pub(super) fn failed<E>(
-    action: &'static str,
-    object: impl Into<String>,
-    error: &SdkError<E, HttpResponse>,
-) -> StoreError
+/// What went wrong with a request, in the store's terms.
+pub fn failed<E>(action: &'static str, object: impl Into<String>, error: &SdkError<E, HttpResponse>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {

@@ -14,7 +14,8 @@ mod settings;
 mod upload;
 mod versions;
 
-pub use settings::{Credentials, Encryption, LockMode, Settings};
+pub use error::failed;
+pub use settings::{Credentials, Encryption, LockMode, Settings, client};
 
 use super::conformance::Rival;
 use super::key::{check_key, check_prefix};
@@ -28,7 +29,7 @@ use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::types::{ObjectLockEnabled, ObjectLockMode, ServerSideEncryption};
 use aws_smithy_types::DateTime;
 use bytes::Bytes;
-use error::{failed, other};
+use error::other;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +68,7 @@ impl S3 {
         if !settings.prefix.is_empty() {
             check_key("open", &settings.prefix)?;
         }
-        let client = settings::client(&settings).await;
+        let client = client(&settings).await;
         let mut bucket = Bucket {
             client,
             settings,

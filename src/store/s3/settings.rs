@@ -87,7 +87,8 @@ pub enum LockMode {
     Compliance,
 }
 
-pub(super) async fn client(settings: &Settings) -> Client {
+/// A client for a bucket; it repeats nothing by itself.
+pub async fn client(settings: &Settings) -> Client {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)

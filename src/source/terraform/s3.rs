@@ -1,0 +1,131 @@
+//! The s3 backend: an object per workspace, and a lock file beside it (`use_lockfile`).
+
+use super::backend::{Backend, Lock, told};
+use super::state::MAX_STATE;
+use super::{DEFAULT, S3};
+use crate::source::{Context, SourceError};
+use crate::store::s3::{Credentials, Settings, client, failed};
+use crate::store::{StoreError, StoreErrorKind};
+use aws_sdk_s3::Client;
+
+pub(super) struct Bucket {
+    spec: S3,
+    client: Client,
+}
+
+impl Bucket {
+    pub fn new(context: &Context, spec: S3) -> Result<Self, SourceError> {
+        let mut settings = Settings::new(&spec.bucket);
+        (settings.endpoint, settings.region) = (spec.endpoint.clone(), spec.region.clone());
+        settings.path_style = spec.path_style;
+        if let Some(credentials) = &spec.credentials {
+            settings.credentials = Credentials::Static {
+                access_key: credentials.access_key_id.read()?.to_string(),
+                secret_key: credentials.secret_access_key.read()?.to_string(),
+                session_token: None,
+            };
+        }
+        let client = context.wait(client(&settings))?;
+        Ok(Self { spec, client })
+    }
+
+    fn prefix(&self) -> &str {
+        self.spec.workspace_key_prefix.as_deref().unwrap_or("env:").trim_end_matches('/')
+    }
+
+    fn key(&self, workspace: &str) -> String {
+        if workspace == DEFAULT {
+            return self.spec.key.clone();
+        }
+        format!("{}/{workspace}/{}", self.prefix(), self.spec.key)
+    }
+
+    fn lock_key(&self, workspace: &str) -> String {
+        format!("{}.tflock", self.key(workspace))
+    }
+
+    fn url(&self, key: &str) -> String {
+        format!("s3://{}/{key}", self.spec.bucket)
+    }
+
+    fn get(&self, context: &Context, key: &str) -> Result<Option<Vec<u8>>, SourceError> {
+        let got = context.wait(async {
+            let answer = self.client.get_object().bucket(&self.spec.bucket).key(key).send().await;
+            let answer = match answer.map_err(|error| failed("read", self.url(key), &error)) {
+                Ok(answer) => answer,
+                Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            if answer
+                .content_length()
+                .is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > MAX_STATE))
+            {
+                let error = StoreError::new(StoreErrorKind::Other, "read", self.url(key));
+                return Err(error.because("it is too large for a state"));
+            }
+            let broke = |error| StoreError::new(StoreErrorKind::Unavailable, "read", self.url(key)).because(error);
+            Ok(Some(answer.body.collect().await.map_err(broke)?.to_vec()))
+        })?;
+        Ok(got?)
+    }
+}
+
+impl Backend for Bucket {
+    fn place(&self) -> String {
+        self.url(&self.spec.key)
+    }
+
+    fn workspaces(&self, context: &Context) -> Result<Vec<String>, SourceError> {
+        let mut names = vec![DEFAULT.to_owned()];
+        let prefix = format!("{}/", self.prefix());
+        let mut token = None;
+        loop {
+            let request = self.client.list_objects_v2().bucket(&self.spec.bucket).prefix(&prefix);
+            let answer = context.wait(request.set_continuation_token(token).send())?;
+            let answer = answer.map_err(|error| failed("list", self.url(&prefix), &error))?;
+            let keys = answer.contents().iter().filter_map(|object| object.key());
+            let below = keys.filter_map(|key| key.strip_prefix(&prefix)?.split_once('/'));
+            names.extend(below.filter(|(_, key)| *key == self.spec.key).map(|(name, _)| name.to_owned()));
+            token = answer.next_continuation_token().map(str::to_owned);
+            if token.is_none() {
+                return Ok(names);
+            }
+        }
+    }
+
+    fn read(&self, context: &Context, workspace: &str) -> Result<Option<Vec<u8>>, SourceError> {
+        self.get(context, &self.key(workspace))
+    }
+
+    fn write(&self, context: &Context, workspace: &str, state: &[u8], _lock: &Lock) -> Result<(), SourceError> {
+        let key = self.key(workspace);
+        let request = self.client.put_object().bucket(&self.spec.bucket).key(&key).content_type("application/json");
+        let answer = context.wait(request.body(state.to_vec().into()).send())?;
+        answer.map(|_| ()).map_err(|error| failed("write", self.url(&key), &error).into())
+    }
+
+    fn holder(&self, context: &Context, workspace: &str) -> Result<Option<String>, SourceError> {
+        Ok(self.get(context, &self.lock_key(workspace))?.map(|info| told(&info)))
+    }
+
+    fn lock(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
+        let key = self.lock_key(workspace);
+        let request = self.client.put_object().bucket(&self.spec.bucket).key(&key).if_none_match("*");
+        let info = lock.info(&self.url(&self.key(workspace))).to_string();
+        match context.wait(request.body(info.into_bytes().into()).send())? {
+            Ok(_) => Ok(Ok(())),
+            Err(error) => match failed("lock", self.url(&key), &error) {
+                error if error.kind == StoreErrorKind::AlreadyExists => {
+                    Ok(Err(self.holder(context, workspace)?.unwrap_or_else(|| "somebody".into())))
+                }
+                error => Err(error.into()),
+            },
+        }
+    }
+
+    fn unlock(&self, context: &Context, workspace: &str, _lock: &Lock) -> Result<(), SourceError> {
+        let key = self.lock_key(workspace);
+        let answer = context.wait(self.client.delete_object().bucket(&self.spec.bucket).key(&key).send())?;
+        answer.map(|_| ()).map_err(|error| failed("remove the lock", self.url(&key), &error).into())
+    }
+}
