@@ -10,6 +10,7 @@
 use super::{Config, Schedule};
 use crate::secret::SecretRef;
 use crate::source::Spec;
+use crate::source::connection::Tls;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -172,6 +173,10 @@ impl Needs {
                         files.into_iter().flatten().for_each(|file| needs.file(file));
                     }
                     etcd.user.iter().for_each(|user| needs.secret(&user.password));
+                }
+                Spec::Postgresql(postgresql) => {
+                    postgresql.tls.iter().flat_map(Tls::files).for_each(|file| needs.file(file));
+                    postgresql.password.iter().for_each(|password| needs.secret(password));
                 }
             }
         }

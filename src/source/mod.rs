@@ -1,8 +1,10 @@
 //! What is protected: one module per kind of system, chosen by one visible `match` ([`Spec::open`]).
 
 pub mod command;
+pub mod connection;
 pub mod etcd;
 pub mod files;
+pub mod postgresql;
 pub mod target;
 mod unpack;
 
@@ -21,6 +23,7 @@ pub enum Spec {
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
+    Postgresql(postgresql::Spec),
 }
 
 impl Spec {
@@ -30,14 +33,15 @@ impl Spec {
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
+            Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
         })
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd, whose members start from a file).
+    /// back as files (etcd and PostgreSQL, which start from files).
     pub fn target(&self, _options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
-            Self::Files(_) | Self::Command(_) | Self::Etcd(_) => None,
+            Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) => None,
         })
     }
 
@@ -48,6 +52,7 @@ impl Spec {
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
+            Self::Postgresql(spec) => spec.check(directory, say),
         }
     }
 
@@ -58,6 +63,7 @@ impl Spec {
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
+            Self::Postgresql(_) => "postgresql",
         }
     }
 }
@@ -139,6 +145,10 @@ pub enum SourceError {
     NoMember { failures: Vec<String> },
     #[error("start the snapshot of {endpoint}: {text}")]
     Snapshot { endpoint: String, text: String },
+    #[error("{server} denied access: {text}; {advice}")]
+    Refused { server: String, text: String, advice: &'static str },
+    #[error("{action} at {server}: {text}")]
+    Server { action: &'static str, server: String, text: String },
     #[error("the stream broke while {what} was read from it")]
     Stream { what: String, source: io::Error },
     #[error("run {program}: {text}")]
