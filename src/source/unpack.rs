@@ -67,9 +67,10 @@ fn large(
     let name = String::from_utf8_lossy(&entry.path).into_owned();
     let broke = |source| SourceError::Stream { what: name.clone(), source };
     let (send, pieces) = bounded(PIECES);
-    let open = Box::new(move || {
-        Ok(Box::new(Handed { pieces, piece: Vec::new(), taken: 0, ended: false }) as Box<dyn Content>)
-    });
+    let open =
+        Box::new(
+            move || Ok(Box::new(Handed { pieces, piece: Vec::new(), taken: 0, ended: false }) as Box<dyn Content>),
+        );
     sink.add(entry, Some(Input { layout, fingerprint: None, on_error: OnError::Fail, open }))?;
     let mut total = 0;
     loop {

@@ -217,7 +217,7 @@ impl Stream {
         Self::of(events, context, began)
     }
 
-    fn of(events: mpsc::Receiver<Result<Event, String>>, context: &Context, began: Instant) -> Self {
+    pub(super) fn of(events: mpsc::Receiver<Result<Event, String>>, context: &Context, began: Instant) -> Self {
         let clock = Arc::new(Clock::start(context.started, began));
         Self { context: context.clone(), events, piece: Vec::new(), taken: 0, next: None, received: 0, clock }
     }

@@ -70,7 +70,9 @@ impl Client {
             wire.flush().await?;
             match wire.read_u8().await? {
                 b'S' => wire = place.secure(connector, wire).await?,
-                b'N' => return Err(Failure::Protocol("the server does not offer TLS; nothing was sent in plain".into())),
+                b'N' => {
+                    return Err(Failure::Protocol("the server does not offer TLS; nothing was sent in plain".into()));
+                }
                 _ => return Err(protocol("the answer to the request for TLS is no answer")),
             }
         }
@@ -102,7 +104,8 @@ impl Client {
                 Message::AuthenticationOk | Message::BackendKeyData(_) => {}
                 Message::ReadyForQuery(_) => return Ok(()),
                 Message::AuthenticationCleartextPassword if !private => {
-                    let text = "the server asks for the password in plain over a connection without TLS; it was not sent";
+                    let text =
+                        "the server asks for the password in plain over a connection without TLS; it was not sent";
                     return Err(Failure::Protocol(text.into()));
                 }
                 Message::AuthenticationCleartextPassword => {
@@ -199,9 +202,9 @@ impl Client {
 
 pub fn row(body: &DataRowBody) -> Result<Row> {
     let bytes = body.buffer();
-    let values = body.ranges().map(|range| {
-        Ok(range.map(|range| String::from_utf8_lossy(bytes.get(range).unwrap_or_default()).into_owned()))
-    });
+    let values = body
+        .ranges()
+        .map(|range| Ok(range.map(|range| String::from_utf8_lossy(bytes.get(range).unwrap_or_default()).into_owned())));
     Ok(values.collect()?)
 }
 

@@ -154,7 +154,9 @@ fn describe<R: Read>(path: &str, member: &tar::Entry<'_, R>) -> io::Result<Entry
         tar::EntryType::Regular => Kind::File,
         tar::EntryType::Directory => Kind::Directory,
         tar::EntryType::Symlink => Kind::Symlink,
-        other => return Err(io::Error::other(format!("{path} is of the kind {other:?}, which no data directory holds"))),
+        other => {
+            return Err(io::Error::other(format!("{path} is of the kind {other:?}, which no data directory holds")));
+        }
     };
     let small = |number: u64| u32::try_from(number).map_err(io::Error::other);
     Ok(Entry {
@@ -170,4 +172,104 @@ fn describe<R: Read>(path: &str, member: &tar::Entry<'_, R>) -> io::Result<Entry
         xattrs: None,
         sparse: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Input, Problem, Stopped};
+    use crate::source::Cancel;
+    use crate::source::postgresql::backup::Event;
+    use std::time::{Duration, Instant};
+    use tokio::runtime::Runtime;
+
+    /// Keeps only the names.
+    #[derive(Default)]
+    struct Names(Vec<String>);
+
+    impl Sink for Names {
+        fn add(&mut self, entry: Entry, _: Option<Input>) -> Result<(), Stopped> {
+            self.0.push(String::from_utf8(entry.path).unwrap());
+            Ok(())
+        }
+
+        fn problem(&mut self, _: Problem) {}
+    }
+
+    fn tar(files: &[&str]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for path in files {
+            let mut header = tar::Header::new_ustar();
+            header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+            let directory = path.ends_with('/');
+            header.set_entry_type(if directory { tar::EntryType::Directory } else { tar::EntryType::Regular });
+            header.set_size(if directory { 0 } else { 512 });
+            (header.set_mode(0o600), header.set_uid(1), header.set_gid(1), header.set_mtime(1));
+            header.set_cksum();
+            out.extend_from_slice(header.as_bytes());
+            out.extend_from_slice(if directory { &[] } else { &[7; 512] });
+        }
+        out
+    }
+
+    /// Takes archives as they come; none for a stream that breaks in the last one.
+    fn take(archives: &[(Option<&str>, Vec<u8>)], broken: bool) -> (Vec<String>, Result<u64, String>) {
+        let runtime = Runtime::new().unwrap();
+        let context = Context {
+            runtime: runtime.handle().clone(),
+            cancel: Cancel::default(),
+            started: jiff::Timestamp::UNIX_EPOCH,
+            deadline: Instant::now() + Duration::from_mins(1),
+        };
+        let (send, events) = tokio::sync::mpsc::channel(64);
+        for (oid, bytes) in archives {
+            send.try_send(Ok(Event::Archive { oid: oid.map(str::to_owned) })).unwrap();
+            bytes.chunks(700).for_each(|piece| send.try_send(Ok(Event::Data(piece.to_vec()))).unwrap());
+        }
+        send.try_send(if broken { Err("the wire was cut".to_owned()) } else { Ok(Event::Manifest) }).unwrap();
+        let mut stream = Stream::of(events, &context, Instant::now());
+        let settings = Settings { block_size: 8192, segment_size: String::new(), directory_mode: 0o700, slot: false };
+        let mut names = Names::default();
+        let mut tree = Tree::new(&context, &mut names, &settings);
+        let took = loop {
+            match stream.part().unwrap() {
+                Event::Archive { oid } => {
+                    if let Err(error) = tree.archive(oid.as_deref(), &mut stream) {
+                        break Err(crate::exec::causes(error.to_string(), std::error::Error::source(&error)));
+                    }
+                }
+                _ => {
+                    let _ = tree.manifest();
+                    break tree.finish();
+                }
+            }
+        };
+        (names.0, took)
+    }
+
+    const BASE: [&str; 6] = ["backup_label", "PG_VERSION", "base/", "base/5/16385", "pg_tblspc/", "global/pg_control"];
+
+    #[test]
+    fn directories_come_before_what_lies_in_them() {
+        let (names, took) = take(&[(Some("16390"), tar(&["PG_15/", "PG_15/5/17000"])), (None, tar(&BASE))], false);
+        assert_eq!(took, Ok(2));
+        let first = [".", "pg_tblspc", "pg_tblspc/16390", "pg_tblspc/16390/PG_15", "pg_tblspc/16390/PG_15/5/17000"];
+        assert_eq!(names[..5], first);
+        assert_eq!(names[5..], ["backup_label", "PG_VERSION", "base", "base/5/16385", "global/pg_control"]);
+    }
+
+    #[test]
+    fn what_is_no_whole_backup_is_refused() {
+        assert!(take(&[], false).1.unwrap_err().contains("without PG_VERSION"));
+        let without = take(&[(None, tar(&BASE[1..]))], false);
+        assert!(without.1.unwrap_err().contains("without backup_label"));
+        let broken = take(&[(None, tar(&BASE)[..1800].to_vec())], true).1.unwrap_err();
+        assert!(broken.contains("the wire was cut"), "{broken}");
+        let early = take(&[(None, tar(&BASE)[..700].to_vec())], false).1;
+        assert!(early.is_err(), "{early:?}");
+        for path in ["../etc/passwd", "/etc/passwd", "base/../../x"] {
+            let escaped = take(&[(None, tar(&[path]))], false).1.unwrap_err();
+            assert!(escaped.contains("it holds the path"), "{escaped}");
+        }
+    }
 }
