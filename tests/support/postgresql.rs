@@ -99,7 +99,9 @@ impl Cluster {
         let mut command = program("postgres");
         command.arg("-D").arg(&self.data).arg("-k").arg(self.home.path()).args(["-p", &self.port.to_string()]);
         command.args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]);
-        settings.iter().for_each(|setting| _ = command.args(["-c", setting]));
+        for setting in settings {
+            command.args(["-c", setting]);
+        }
         command.stdout(Stdio::null()).stderr(log);
         command
     }

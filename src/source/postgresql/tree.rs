@@ -204,7 +204,10 @@ mod tests {
             let directory = path.ends_with('/');
             header.set_entry_type(if directory { tar::EntryType::Directory } else { tar::EntryType::Regular });
             header.set_size(if directory { 0 } else { 512 });
-            (header.set_mode(0o600), header.set_uid(1), header.set_gid(1), header.set_mtime(1));
+            header.set_mode(0o600);
+            header.set_uid(1);
+            header.set_gid(1);
+            header.set_mtime(1);
             header.set_cksum();
             out.extend_from_slice(header.as_bytes());
             out.extend_from_slice(if directory { &[] } else { &[7; 512] });
@@ -232,16 +235,12 @@ mod tests {
         let mut names = Names::default();
         let mut tree = Tree::new(&context, &mut names, &settings);
         let took = loop {
-            match stream.part().unwrap() {
-                Event::Archive { oid } => {
-                    if let Err(error) = tree.archive(oid.as_deref(), &mut stream) {
-                        break Err(crate::exec::causes(error.to_string(), std::error::Error::source(&error)));
-                    }
-                }
-                _ => {
-                    let _ = tree.manifest();
-                    break tree.finish();
-                }
+            let Event::Archive { oid } = stream.part().unwrap() else {
+                let _ = tree.manifest();
+                break tree.finish();
+            };
+            if let Err(error) = tree.archive(oid.as_deref(), &mut stream) {
+                break Err(crate::exec::causes(error.to_string(), std::error::Error::source(&error)));
             }
         };
         (names.0, took)
