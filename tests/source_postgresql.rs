@@ -12,6 +12,8 @@ mod etcd;
 mod picture;
 #[path = "support/postgresql.rs"]
 mod postgresql;
+#[path = "support/proxy.rs"]
+mod proxy;
 #[path = "support/mod.rs"]
 mod support;
 #[path = "endtoend/world.rs"]
@@ -24,9 +26,9 @@ use lifeboat::source::connection::Tls;
 use lifeboat::source::postgresql::Spec as Postgresql;
 use lifeboat::source::{SourceError, Spec};
 use postgresql::{Cluster, give, output};
+use proxy::interrupted;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use world::{World, made};
@@ -203,24 +205,6 @@ fn a_standby_is_captured_too() {
     let restored = Cluster::start(home, data, &[]);
     examine(&restored);
     assert_eq!(restored.sql("SELECT count(*) FROM later"), "1");
-}
-
-/// Passes `limit` bytes on from the server at `port`, then calls `then`; goes on if that says so.
-fn interrupted(port: u16, limit: u64, then: impl FnOnce() -> bool + Send + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near_port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let mut near = listener.accept().unwrap().0;
-        let mut far = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let (mut up_in, mut up_out) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-        std::thread::spawn(move || std::io::copy(&mut up_in, &mut up_out));
-        std::io::copy(&mut (&mut far).take(limit), &mut near).unwrap();
-        if then() {
-            let _ = std::io::copy(&mut far, &mut near); // it ends somehow
-        }
-        let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
-    });
-    near_port
 }
 
 #[test]

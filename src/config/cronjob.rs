@@ -178,6 +178,10 @@ impl Needs {
                     postgresql.tls.iter().flat_map(Tls::files).for_each(|file| needs.file(file));
                     postgresql.password.iter().for_each(|password| needs.secret(password));
                 }
+                Spec::Redis(redis) => {
+                    redis.tls.iter().flat_map(Tls::files).for_each(|file| needs.file(file));
+                    redis.password.iter().for_each(|password| needs.secret(password));
+                }
             }
         }
         needs

@@ -19,7 +19,7 @@ pub struct Source {
     pub guard: guard::Rules,
 }
 
-const KINDS: [&str; 4] = ["files", "command", "etcd", "postgresql"];
+const KINDS: [&str; 5] = ["files", "command", "etcd", "postgresql", "redis"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -30,6 +30,7 @@ pub(super) struct Document {
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
     postgresql: Option<source::postgresql::Spec>,
+    redis: Option<source::redis::Spec>,
     #[serde(default)]
     guard: Guard,
 }
@@ -61,6 +62,7 @@ impl Document {
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
             self.postgresql.map(source::Spec::Postgresql),
+            self.redis.map(source::Spec::Redis),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

@@ -5,6 +5,7 @@ pub mod connection;
 pub mod etcd;
 pub mod files;
 pub mod postgresql;
+pub mod redis;
 pub mod target;
 mod unpack;
 
@@ -24,6 +25,7 @@ pub enum Spec {
     Command(command::Spec),
     Etcd(etcd::Spec),
     Postgresql(postgresql::Spec),
+    Redis(redis::Spec),
 }
 
 impl Spec {
@@ -34,14 +36,15 @@ impl Spec {
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
+            Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
         })
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd and PostgreSQL, which start from files).
+    /// back as files (etcd, PostgreSQL and Redis, which start from files).
     pub fn target(&self, _options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
-            Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) => None,
+            Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
         })
     }
 
@@ -53,6 +56,7 @@ impl Spec {
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
+            Self::Redis(spec) => spec.check(directory, say),
         }
     }
 
@@ -64,6 +68,7 @@ impl Spec {
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
             Self::Postgresql(_) => "postgresql",
+            Self::Redis(_) => "redis",
         }
     }
 }
