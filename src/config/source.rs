@@ -19,7 +19,7 @@ pub struct Source {
     pub guard: guard::Rules,
 }
 
-const KINDS: [&str; 5] = ["files", "command", "etcd", "terraform", "vault"];
+const KINDS: [&str; 7] = ["files", "command", "etcd", "postgresql", "redis", "terraform", "vault"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -31,6 +31,8 @@ pub(super) struct Document {
     etcd: Option<source::etcd::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
+    postgresql: Option<source::postgresql::Spec>,
+    redis: Option<source::redis::Spec>,
     #[serde(default)]
     guard: Guard,
 }
@@ -63,6 +65,8 @@ impl Document {
             self.etcd.map(source::Spec::Etcd),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),
+            self.postgresql.map(source::Spec::Postgresql),
+            self.redis.map(source::Spec::Redis),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

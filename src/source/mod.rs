@@ -1,9 +1,12 @@
 //! What is protected: one module per kind of system, chosen by one visible `match` ([`Spec::open`]).
 
 pub mod command;
+pub mod connection;
 pub mod etcd;
 pub mod files;
 pub mod http;
+pub mod postgresql;
+pub mod redis;
 pub mod target;
 pub mod terraform;
 mod unpack;
@@ -27,6 +30,8 @@ pub enum Spec {
     Etcd(etcd::Spec),
     Terraform(terraform::Spec),
     Vault(vault::Spec),
+    Postgresql(postgresql::Spec),
+    Redis(redis::Spec),
 }
 
 impl Spec {
@@ -38,14 +43,16 @@ impl Spec {
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
             Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
+            Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
+            Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
         })
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd, whose members start from a file).
+    /// back as files (etcd, PostgreSQL and Redis, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
-            Self::Files(_) | Self::Command(_) | Self::Etcd(_) => None,
+            Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
         })
@@ -60,6 +67,8 @@ impl Spec {
             Self::Etcd(spec) => spec.check(directory, say),
             Self::Terraform(spec) => spec.check(directory, say),
             Self::Vault(spec) => spec.check(directory, say),
+            Self::Postgresql(spec) => spec.check(directory, say),
+            Self::Redis(spec) => spec.check(directory, say),
         }
     }
 
@@ -71,6 +80,8 @@ impl Spec {
             Self::Command(spec) => Needs { files: Vec::new(), secrets: spec.env.values().collect() },
             Self::Etcd(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
+            Self::Postgresql(spec) => spec.needs(),
+            Self::Redis(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
         }
     }
@@ -84,6 +95,8 @@ impl Spec {
             Self::Etcd(_) => "etcd",
             Self::Terraform(_) => "terraform",
             Self::Vault(_) => "vault",
+            Self::Postgresql(_) => "postgresql",
+            Self::Redis(_) => "redis",
         }
     }
 }
@@ -204,6 +217,10 @@ pub enum SourceError {
     /// `need` says what to do.
     #[error("{attempt}: {text}{}{need}", if need.is_empty() { "" } else { "; " })]
     System { attempt: String, text: String, need: String },
+    #[error("{server} denied access: {text}; {advice}")]
+    Refused { server: String, text: String, advice: &'static str },
+    #[error("{action} at {server}: {text}")]
+    Server { action: &'static str, server: String, text: String },
     #[error("the stream broke while {what} was read from it")]
     Stream { what: String, source: io::Error },
     #[error("run {program}: {text}")]

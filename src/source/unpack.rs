@@ -1,8 +1,9 @@
 //! Contents that arrive one after the other in a stream (an archive, a backup over a connection), given to a sink that
 //! reads contents on other threads.
 //!
-//! Small contents are taken whole; of a large one, a few pieces are under way at a time. The stream is read by the thread
-//! that captures: it goes on to the next content when the one before has been handed over.
+//! Small contents are taken whole; of a large one, a few pieces are under way at a time, and an empty piece marks its end:
+//! without it the content fails. The stream is read by the thread that captures: it goes on to the next content when the
+//! one before has been handed over.
 
 use super::{Context, SourceError};
 use crate::entry::{Content, Entry, Input, Layout, OnError, Sink, Verdict};
@@ -38,18 +39,53 @@ pub(super) fn hand_over(
         sink.add(entry, Some(Input { layout, fingerprint: None, on_error: OnError::Fail, open }))?;
         return Ok(());
     }
+    large(context, sink, entry, layout, &mut stream.take(size), Some(size))
+}
+
+/// Hands `entry` over with all that is left of `stream`, however much that is.
+///
+/// # Errors
+/// As [`hand_over`].
+pub(super) fn hand_over_rest(
+    context: &Context,
+    sink: &mut dyn Sink,
+    entry: Entry,
+    layout: Layout,
+    stream: &mut dyn Read,
+) -> Result<(), SourceError> {
+    large(context, sink, entry, layout, stream, None)
+}
+
+fn large(
+    context: &Context,
+    sink: &mut dyn Sink,
+    entry: Entry,
+    layout: Layout,
+    mut stream: &mut dyn Read,
+    size: Option<u64>,
+) -> Result<(), SourceError> {
+    let name = String::from_utf8_lossy(&entry.path).into_owned();
+    let broke = |source| SourceError::of_stream(&name, source);
     let (send, pieces) = bounded(PIECES);
     let open =
-        Box::new(move || Ok(Box::new(Handed { pieces, piece: Vec::new(), taken: 0, left: size }) as Box<dyn Content>));
+        Box::new(
+            move || Ok(Box::new(Handed { pieces, piece: Vec::new(), taken: 0, ended: false }) as Box<dyn Content>),
+        );
     sink.add(entry, Some(Input { layout, fingerprint: None, on_error: OnError::Fail, open }))?;
-    let mut left = size;
-    while left > 0 {
-        let mut piece = vec![0; left.min(PIECE as u64) as usize];
-        stream.read_exact(&mut piece).map_err(broke)?;
-        left -= piece.len() as u64;
+    let mut total = 0;
+    loop {
+        let mut piece = Vec::with_capacity(PIECE);
+        (&mut stream).take(PIECE as u64).read_to_end(&mut piece).map_err(broke)?;
+        total += piece.len() as u64;
+        let ended = piece.is_empty();
+        if ended && size.is_some_and(|size| size != total) {
+            return Err(broke(io::ErrorKind::UnexpectedEof.into()));
+        }
         give(context, &send, piece)?;
+        if ended {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 fn give(context: &Context, send: &Sender<Vec<u8>>, mut piece: Vec<u8>) -> Result<(), SourceError> {
@@ -82,21 +118,17 @@ struct Handed {
     pieces: Receiver<Vec<u8>>,
     piece: Vec<u8>,
     taken: usize,
-    left: u64,
+    ended: bool,
 }
 
 impl Content for Handed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 || buffer.is_empty() {
-            return Ok(0);
+        if self.taken == self.piece.len() && !self.ended {
+            let early = || io::Error::new(io::ErrorKind::UnexpectedEof, "the stream that it comes from ended early");
+            (self.piece, self.taken) = (self.pieces.recv().map_err(|_| early())?, 0);
+            self.ended = self.piece.is_empty();
         }
-        while self.taken == self.piece.len() {
-            let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the stream that it comes from ended early");
-            (self.piece, self.taken) = (self.pieces.recv().map_err(|_| ended())?, 0);
-        }
-        let length = take(&self.piece, &mut self.taken, buffer);
-        self.left -= length as u64;
-        Ok(length)
+        Ok(take(&self.piece, &mut self.taken, buffer))
     }
 
     fn finish(self: Box<Self>) -> io::Result<Verdict> {

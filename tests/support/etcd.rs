@@ -36,8 +36,8 @@ pub fn free_ports(count: usize) -> Vec<u16> {
     listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
-/// `ca.pem`, `server.pem`, `client.pem`, `other-ca.pem` and their keys.
-fn certificates(directory: &Path) {
+/// Makes `ca.pem`, `server.pem`, `client.pem`, `other-ca.pem` and their keys.
+pub fn certificates(directory: &Path) {
     let openssl = |arguments: &str| {
         output(Command::new("openssl").args(arguments.split(' ')).current_dir(directory));
     };
