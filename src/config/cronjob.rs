@@ -173,6 +173,7 @@ impl Needs {
                     }
                     etcd.user.iter().for_each(|user| needs.secret(&user.password));
                 }
+                Spec::Kubernetes(cluster) => cluster.kubeconfig.iter().for_each(|file| needs.file(file)),
             }
         }
         needs

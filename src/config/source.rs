@@ -19,7 +19,7 @@ pub struct Source {
     pub guard: guard::Rules,
 }
 
-const KINDS: [&str; 3] = ["files", "command", "etcd"];
+const KINDS: [&str; 4] = ["files", "command", "etcd", "kubernetes"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -29,6 +29,7 @@ pub(super) struct Document {
     files: Option<source::files::Spec>,
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
+    kubernetes: Option<source::kubernetes::Spec>,
     #[serde(default)]
     guard: Guard,
 }
@@ -59,6 +60,7 @@ impl Document {
             self.files.map(source::Spec::Files),
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
+            self.kubernetes.map(source::Spec::Kubernetes),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod etcd;
 pub mod files;
+pub mod kubernetes;
 pub mod target;
 mod unpack;
 
@@ -21,6 +22,7 @@ pub enum Spec {
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
+    Kubernetes(kubernetes::Spec),
 }
 
 impl Spec {
@@ -30,6 +32,7 @@ impl Spec {
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
+            Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
         })
     }
 
@@ -38,6 +41,7 @@ impl Spec {
     pub fn target(&self, _options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) => None,
+            Self::Kubernetes(_) => None,
         })
     }
 
@@ -48,6 +52,7 @@ impl Spec {
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
+            Self::Kubernetes(spec) => spec.check(directory, say),
         }
     }
 
@@ -58,6 +63,7 @@ impl Spec {
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
 }
@@ -143,6 +149,8 @@ pub enum SourceError {
     Stream { what: String, source: io::Error },
     #[error("run {program}: {text}")]
     Program { program: String, text: String },
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::KubernetesError),
 }
 
 /// How `export` writes a snapshot of a system in the format that the system's own tools take.
@@ -160,6 +168,7 @@ pub trait Native: Sync {
 pub fn native(kind: &str) -> Option<&'static dyn Native> {
     match kind {
         "etcd" => Some(&etcd::Snapshot),
+        "kubernetes" => Some(&kubernetes::Manifests),
         _ => None,
     }
 }
