@@ -38,10 +38,10 @@ impl Spec {
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
     /// back as files (etcd, whose members start from a file).
-    pub fn target(&self, _options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
+    pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) => None,
-            Self::Kubernetes(_) => None,
+            Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
         })
     }
 

@@ -34,6 +34,9 @@ pub enum Ask<'a> {
         body: &'a Value,
         dry: bool,
     },
+    Create {
+        body: &'a Value,
+    },
     Put {
         name: &'a str,
         body: &'a Value,
@@ -146,6 +149,10 @@ impl Api {
             Ask::Put { name, body, dry } => {
                 let parameters = PostParams { dry_run: *dry, field_manager: Some(MANAGER.to_owned()) };
                 to.replace(name, &parameters, body.to_string().into_bytes())
+            }
+            Ask::Create { body } => {
+                let parameters = PostParams { dry_run: false, field_manager: Some(MANAGER.to_owned()) };
+                to.create(&parameters, body.to_string().into_bytes())
             }
             Ask::Delete { name, uid } => {
                 let only = Preconditions { uid: Some((*uid).to_owned()), ..Preconditions::default() };

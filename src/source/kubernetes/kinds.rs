@@ -45,15 +45,25 @@ impl Kind {
 #[derive(Debug)]
 pub struct Found {
     pub kinds: Vec<Kind>,
+    /// Groups and versions, whichever of a kind's versions counts.
+    pub served: BTreeSet<(String, String)>,
     /// Groups that their servers do not answer for.
     pub problems: Vec<Problem>,
 }
 
 impl Found {
-    pub fn by_kind(&self, api_version: &str, kind: &str) -> Option<&Kind> {
-        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
-        let mut same = self.kinds.iter().filter(|known| known.group == group && known.kind == kind);
-        same.next()
+    /// The kind of an object, in the object's own version.
+    pub fn of(&self, object: &Value) -> Result<Kind, String> {
+        let (api_version, kind) = (&object["apiVersion"], &object["kind"]);
+        let api_version = api_version.as_str().unwrap_or_default();
+        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+        let Some(known) = self.kinds.iter().find(|known| known.group == group && kind == known.kind.as_str()) else {
+            return Err(format!("the cluster has no {kind} of {api_version}; install what defines it"));
+        };
+        if !self.served.contains(&(group.to_owned(), version.to_owned())) {
+            return Err(format!("the cluster serves {} in {}, no longer in {version}", known.word(), known.version));
+        }
+        Ok(Kind { version: version.to_owned(), ..known.clone() })
     }
 
     pub fn by_word(&self, word: &str) -> Option<&Kind> {
@@ -84,10 +94,14 @@ async fn all(api: &Api) -> Result<Found, SourceError> {
         (group, version, answer)
     });
     let answers: Vec<_> = answers.buffered(AT_ONCE).collect().await;
-    let (mut found, mut seen) = (Found { kinds: Vec::new(), problems: Vec::new() }, BTreeSet::new());
+    let (mut found, mut seen) =
+        (Found { kinds: Vec::new(), served: BTreeSet::new(), problems: Vec::new() }, BTreeSet::new());
     for (group, version, answer) in answers {
         match answer {
-            Ok(list) => found.kinds.extend(of_version(&group, &version, &list, &mut seen)),
+            Ok(list) => {
+                found.kinds.extend(of_version(&group, &version, &list, &mut seen));
+                found.served.insert((group, version));
+            }
             Err(failure @ (Failure::Transport(_) | Failure::Status { code: 401, .. })) => {
                 return Err(api.fatal(what, &failure).into());
             }

@@ -16,9 +16,11 @@ mod needed;
 mod normal;
 mod order;
 mod pages;
+mod restore;
 mod yaml;
 
 pub(super) use export::Manifests;
+pub(super) use restore::Cluster;
 
 use super::{Context, Say, Source, SourceError};
 use crate::entry::{Facts, Sink};
