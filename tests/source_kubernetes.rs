@@ -7,8 +7,9 @@ mod collect;
 mod server;
 
 use collect::{Collect, context, runtime};
-use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};
+use lifeboat::entry::{Body, Entry, Facts, Input, Problem, Sink, Stopped, Supply, Visit};
 use lifeboat::source::kubernetes::{ClusterScoped, Spec};
+use lifeboat::source::target::{Action, Applied, Existing, Options, Plan};
 use lifeboat::source::{self, SourceError};
 use server::Server;
 use std::collections::BTreeMap;
@@ -316,4 +317,252 @@ fn a_server_that_cannot_be_used() {
     let text =
         failure(&file("foreign.conf", &own.replace("certificate-authority: ca.pem", "tls-server-name: other.test")));
     assert!(text.to_lowercase().contains("certificate"), "{text}");
+}
+
+fn target(spec: &Spec, options: &Options) -> Box<dyn source::target::Target> {
+    source::Spec::Kubernetes(spec.clone()).target(options.clone()).unwrap().unwrap()
+}
+
+fn plan(taken: &Taken, options: &Options) -> Plan {
+    let runtime = runtime();
+    target(&spec(&[]), options).plan(&context(&runtime), taken).unwrap()
+}
+
+fn apply(taken: &Taken, options: &Options, plan: &Plan) -> Applied {
+    let runtime = runtime();
+    target(&spec(&[]), options).apply(&context(&runtime), taken, plan).unwrap()
+}
+
+fn action<'a>(changes: &'a [source::target::Change], what: &str) -> &'a Action {
+    let found = changes.iter().find(|change| change.what == what);
+    &found.unwrap_or_else(|| panic!("{what} is not among {changes:#?}")).action
+}
+
+fn field(namespace: &str, object: &str, path: &str) -> String {
+    SERVER.kubectl(&["-n", namespace, "get", object, "-o", &format!("jsonpath={{{path}}}")])
+}
+
+#[test]
+fn a_lost_namespace_comes_back() {
+    let _alone = alone();
+    open_shop("lost");
+    let uid = field("lost", "configmap/settings", ".metadata.uid");
+    SERVER.apply(&format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: owned, namespace: lost, ownerReferences: \
+         [{{apiVersion: v1, kind: ConfigMap, name: settings, uid: {uid}}}]}}\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: free, namespace: lost}}\n"
+    ));
+    let before = capture(&spec(&["lost"])).unwrap();
+    assert!(plan(&before, &Options::default()).changes.iter().all(|change| change.action == Action::Unchanged));
+    // Everything but the volume, which waits for its claim.
+    SERVER.kubectl(&["delete", "validatingwebhookconfiguration", "lost-hook"]);
+    SERVER.kubectl(&["delete", "clusterrolebinding", "lost-binding"]);
+    SERVER.kubectl(&["delete", "clusterrole", "lost-role"]);
+    SERVER.kubectl(&["delete", "namespace", "lost", "--wait", "--timeout=100s"]);
+    SERVER.kubectl(&["delete", "crd", "wheels.lost.example.com", "--wait", "--timeout=60s"]);
+    SERVER.until("the volume is released", || {
+        SERVER.kubectl(&["get", "pv", "lost-volume", "-o", "jsonpath={.status.phase}"]) == "Released"
+    });
+
+    let options = Options::default();
+    let planned = plan(&before, &options);
+    assert_eq!(Some(&planned.target), before.facts.system.as_ref());
+    assert_eq!(action(&planned.changes, "secret/password in lost"), &Action::Create);
+    assert_eq!(action(&planned.changes, "wheel.lost.example.com/front in lost"), &Action::Create);
+    assert_eq!(action(&planned.changes, "namespace/lost"), &Action::Create);
+    assert_eq!(action(&planned.changes, "persistentvolume/lost-volume"), &Action::Update);
+    assert_eq!(action(&planned.changes, "storageclass.storage.k8s.io/lost-class"), &Action::Unchanged);
+    for left in ["replicaset", "pod/", "secret/token", "kube-root-ca.crt"] {
+        assert!(!planned.changes.iter().any(|change| change.what.starts_with(left)), "{planned:#?}");
+    }
+    assert!(SERVER.try_kubectl(&["get", "namespace", "lost"], "").is_err(), "planning changes nothing");
+
+    let applied = apply(&before, &options, &planned);
+    assert!(applied.problems.is_empty(), "{:#?}", applied.problems);
+    assert_eq!(action(&applied.changes, "secret/password in lost"), &Action::Create);
+    assert_eq!(field("lost", "secret/password", ".data.word"), "aHVudGVyMg==");
+    assert_eq!(field("lost", "wheels.lost.example.com/front", ".spec.spokes"), "36");
+    let owner = field("lost", "configmap/owned", ".metadata.ownerReferences[0].uid");
+    assert_eq!(owner, field("lost", "configmap/settings", ".metadata.uid"));
+    assert_ne!(owner, uid);
+    SERVER.until("the claim has its volume again", || field("lost", "pvc/data", ".status.phase") == "Bound");
+    assert_eq!(field("lost", "pvc/data", ".spec.volumeName"), "lost-volume");
+    SERVER.until("the controllers have made the pods again", || {
+        SERVER.kubectl(&["-n", "lost", "get", "pods", "-o", "name"]).lines().count() == 2
+    });
+
+    let after = capture(&spec(&["lost"])).unwrap();
+    similar_asserts(&before.export(), &after.export());
+    let again = plan(&before, &options);
+    assert!(again.changes.iter().all(|change| change.action == Action::Unchanged), "{:#?}", again.changes);
+    let applied = apply(&before, &options, &again);
+    assert!(applied.changes.iter().all(|change| change.action == Action::Unchanged), "{:#?}", applied.changes);
+    SERVER.kubectl(&["delete", "validatingwebhookconfiguration", "lost-hook"]);
+}
+
+/// Says where two texts first differ.
+fn similar_asserts(one: &str, other: &str) {
+    let mut lines = one.lines().zip(other.lines()).enumerate();
+    let differs = lines.find(|(_, (a, b))| a != b);
+    let around =
+        |text: &str, at: usize| text.lines().skip(at.saturating_sub(12)).take(16).collect::<Vec<_>>().join("\n");
+    if let Some((at, _)) = differs {
+        panic!("line {at}:\n{}\n=== but ===\n{}", around(one, at), around(other, at));
+    }
+    assert_eq!(one.len(), other.len());
+}
+
+#[test]
+fn a_namespace_under_another_name() {
+    let _alone = alone();
+    open_shop("first");
+    let taken = capture(&spec(&["first"])).unwrap();
+    SERVER.kubectl(&["delete", "validatingwebhookconfiguration", "first-hook"]);
+    let options = Options { namespaces: [("first".to_owned(), "second".to_owned())].into(), ..Options::default() };
+    let planned = plan(&taken, &options);
+    assert_eq!(action(&planned.changes, "persistentvolume/first-volume"), &Action::Skip);
+    assert_eq!(action(&planned.changes, "clusterrolebinding.rbac.authorization.k8s.io/first-binding"), &Action::Skip);
+    let applied = apply(&taken, &options, &planned);
+    assert!(applied.problems.is_empty(), "{:#?}", applied.problems);
+    assert_eq!(field("second", "secret/password", ".data.word"), "aHVudGVyMg==");
+    assert_eq!(field("second", "rolebinding/reader", ".subjects[0].namespace"), "second");
+    let from = ".spec.ingress[0].from[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name";
+    assert_eq!(field("second", "networkpolicy/web", from), "second");
+    assert_eq!(field("second", "namespace/second", ".metadata.labels.team"), "shop");
+    let hook = ".webhooks[0].clientConfig.service.namespace";
+    assert_eq!(field("second", "validatingwebhookconfiguration/first-hook", hook), "second");
+    assert_eq!(field("first", "pvc/data", ".status.phase"), "Bound");
+    assert!(field("second", "service/web", ".spec.clusterIP") != field("first", "service/web", ".spec.clusterIP"));
+    SERVER.kubectl(&["delete", "validatingwebhookconfiguration", "first-hook"]);
+}
+
+#[test]
+fn what_becomes_of_objects_that_are_there() {
+    SERVER.apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: there}\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {name: changed, namespace: there}\ndata: {a: old}\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kept, namespace: there}\ndata: {a: old}\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {name: typed, namespace: there}\ntype: Opaque\nstringData: {word: hunter2}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: there}\nspec: {ports: [{port: 80}]}\n",
+    );
+    let taken = capture(&spec(&["there"])).unwrap();
+    SERVER.kubectl(&["-n", "there", "patch", "configmap", "changed", "-p", r#"{"data": {"a": "new", "more": "x"}}"#]);
+    SERVER.kubectl(&["-n", "there", "delete", "secret", "typed"]);
+    SERVER.kubectl(&["-n", "there", "create", "secret", "generic", "typed", "--type=example.com/other"]);
+    SERVER.kubectl(&[
+        "-n",
+        "there",
+        "patch",
+        "service",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 81}]"#,
+    ]);
+    let uid = field("there", "configmap/changed", ".metadata.uid");
+    let address = field("there", "service/web", ".spec.clusterIP");
+    let with = |existing| Options { existing, ..Options::default() };
+
+    let skip = plan(&taken, &with(Existing::Skip));
+    assert_eq!(action(&skip.changes, "configmap/changed in there"), &Action::Skip);
+    assert_eq!(action(&skip.changes, "configmap/kept in there"), &Action::Unchanged);
+    assert!(!skip.overwrites());
+    apply(&taken, &with(Existing::Skip), &skip);
+    assert_eq!(field("there", "configmap/changed", ".data.a"), "new");
+
+    let update = plan(&taken, &with(Existing::Update));
+    assert_eq!(action(&update.changes, "configmap/changed in there"), &Action::Update);
+    let Action::Conflict(text) = action(&update.changes, "secret/typed in there") else { panic!("{update:#?}") };
+    assert!(text.contains("type") && !text.contains("hunter2") && !text.contains("aHVudGVyMg"), "{text}");
+    assert!(update.overwrites());
+    let applied = apply(&taken, &with(Existing::Update), &update);
+    assert_eq!(applied.problems.len(), 1, "{:#?}", applied.problems);
+    assert_eq!(applied.problems[0].path, b"there/secrets/typed.yaml");
+    assert!(!format!("{applied:?}").contains("aHVudGVyMg"));
+    assert_eq!(field("there", "configmap/changed", ".data"), r#"{"a":"old"}"#);
+    assert_eq!(field("there", "configmap/changed", ".metadata.uid"), uid);
+    assert_eq!(field("there", "service/web", ".spec.ports[0].port"), "80");
+    assert_eq!(field("there", "service/web", ".spec.clusterIP"), address);
+
+    let replace = plan(&taken, &with(Existing::Replace));
+    assert_eq!(action(&replace.changes, "secret/typed in there"), &Action::Replace);
+    assert_eq!(action(&replace.changes, "configmap/changed in there"), &Action::Unchanged);
+    let applied = apply(&taken, &with(Existing::Replace), &replace);
+    assert!(applied.problems.is_empty(), "{:#?}", applied.problems);
+    assert_eq!(field("there", "secret/typed", ".type"), "Opaque");
+    assert_eq!(field("there", "secret/typed", ".data.word"), "aHVudGVyMg==");
+}
+
+#[test]
+fn a_plan_is_not_exceeded() {
+    SERVER.apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: quick}\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one, namespace: quick}\ndata: {a: old}\n",
+    );
+    let mut taken = capture(&spec(&["quick"])).unwrap();
+    SERVER.kubectl(&["-n", "quick", "delete", "configmap", "one"]);
+    let options = Options { existing: Existing::Update, ..Options::default() };
+    let planned = plan(&taken, &options);
+    assert_eq!(action(&planned.changes, "configmap/one in quick"), &Action::Create);
+    SERVER.kubectl(&["-n", "quick", "create", "configmap", "one", "--from-literal=a=somebody-elses"]);
+    let applied = apply(&taken, &options, &planned);
+    assert!(matches!(action(&applied.changes, "configmap/one in quick"), Action::Conflict(_)));
+    assert_eq!(field("quick", "configmap/one", ".data.a"), "somebody-elses");
+    // Another cluster is no obstacle, but is said; a plan is for one cluster only.
+    taken.facts.system = Some("another".to_owned());
+    let mut planned = plan(&taken, &options);
+    assert!(planned.about.iter().any(|line| line.contains("another cluster")), "{planned:?}");
+    planned.target = "another".to_owned();
+    let runtime = runtime();
+    let refused = target(&spec(&[]), &options).apply(&context(&runtime), &taken, &planned);
+    assert!(matches!(refused, Err(SourceError::Spec { .. })));
+}
+
+/// Stops the API server when the first object comes.
+struct Killer {
+    server: Server,
+    seen: usize,
+}
+
+impl Sink for Killer {
+    fn add(&mut self, _: Entry, _: Option<Input>) -> Result<(), Stopped> {
+        if self.seen == 0 {
+            self.server.kill("kube-apiserver");
+        }
+        self.seen += 1;
+        Ok(())
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        panic!("{problem:?}");
+    }
+}
+
+#[test]
+fn a_server_that_dies_half_way() {
+    let server = Server::start();
+    let maps: String = (0..700)
+        .map(|index| {
+            format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: map-{index}, namespace: default}}\n")
+        })
+        .collect();
+    server.apply(&maps);
+    let spec = Spec {
+        kubeconfig: Some(server.directory.path().join("admin.conf")),
+        include_kinds: vec!["configmaps".to_owned()],
+        namespaces: vec!["default".to_owned()],
+        ..Spec::default()
+    };
+    let mut all = Collect::default();
+    let mut source = source::Spec::Kubernetes(spec).open().unwrap();
+    let runtime = runtime();
+    source.capture(&context(&runtime), &mut all).unwrap();
+    let names: Vec<_> =
+        all.entries.iter().map(|(entry, _)| &entry.path).filter(|path| path.starts_with(b"default/")).collect();
+    assert_eq!(names.len(), 701, "700 and the cluster's certificate");
+    assert!(names.is_sorted());
+    let mut killer = Killer { server, seen: 0 };
+    let failure = source.capture(&context(&runtime), &mut killer).unwrap_err().to_string();
+    assert!(killer.seen > 0 && killer.seen < 701, "{}", killer.seen);
+    assert!(failure.contains("reach the API server"), "{failure}");
 }

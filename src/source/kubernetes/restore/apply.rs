@@ -227,7 +227,7 @@ impl Run<'_> {
     pub(super) fn link_owners(&self, applied: &mut Applied) -> Result<(), SourceError> {
         let mut linked = 0;
         for (path, item) in &self.index.items {
-            if item.left.is_some() || item.owners.is_empty() || !self.uids.contains_key(&item.uid) {
+            if item.left.is_some() || item.owners.is_empty() || !self.restored.contains(&item.uid) {
                 continue;
             }
             let owners: Vec<Value> = item

@@ -81,6 +81,8 @@ struct Run<'a> {
     fresh: BTreeSet<String>,
     /// New UIDs by those in the snapshot.
     uids: HashMap<String, String>,
+    /// UIDs in the snapshot of objects that are now as it holds them; others keep their owners.
+    restored: BTreeSet<String>,
 }
 
 impl Run<'_> {
@@ -204,6 +206,9 @@ impl Target for Cluster {
             run.pass(supply, stage, &mut |run, batch| {
                 for (wanted, done) in batch.iter().zip(run.apply_all(batch, &planned)?) {
                     if let Some(uid) = done.uid {
+                        if done.action != Action::Skip {
+                            run.restored.insert(wanted.uid.clone());
+                        }
                         run.uids.insert(wanted.uid.clone(), uid);
                     }
                     same += usize::from(done.same);
@@ -228,8 +233,8 @@ impl Cluster {
     fn run<'a>(&'a self, context: &'a Context, api: &'a Api, index: &'a Index) -> Result<Run<'a>, SourceError> {
         let found = discover(context, api)?;
         let options = &self.options;
-        let (rooms, fresh, uids) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
-        let mut run = Run { context, api, options, index, found, rooms, fresh, uids };
+        let (rooms, fresh, uids, restored) = (BTreeMap::new(), BTreeSet::new(), HashMap::new(), BTreeSet::new());
+        let mut run = Run { context, api, options, index, found, rooms, fresh, uids, restored };
         run.survey()?;
         let missing = run.rooms.iter().filter(|(_, room)| **room == Room::Missing);
         run.fresh = missing.map(|(name, _)| name.clone()).collect();
