@@ -183,7 +183,7 @@ impl Run<'_> {
                 ));
                 return Ok(());
             }
-            self.wait(sleep(PAUSE))?;
+            self.wait(async { sleep(PAUSE).await })?;
         }
     }
 
@@ -212,7 +212,7 @@ impl Run<'_> {
                     }
                     _ if begun.elapsed() > PATIENCE => break,
                     Err(failure) if failure.code() == 403 => break,
-                    Ok(_) | Err(_) => self.wait(sleep(PAUSE))?,
+                    Ok(_) | Err(_) => self.wait(async { sleep(PAUSE).await })?,
                 }
             }
         }
