@@ -19,7 +19,7 @@ pub struct Source {
     pub guard: guard::Rules,
 }
 
-const KINDS: [&str; 7] = ["files", "command", "etcd", "postgresql", "redis", "terraform", "vault"];
+const KINDS: [&str; 8] = ["files", "command", "etcd", "kubernetes", "postgresql", "redis", "terraform", "vault"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -29,10 +29,11 @@ pub(super) struct Document {
     files: Option<source::files::Spec>,
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
-    terraform: Option<source::terraform::Spec>,
-    vault: Option<source::vault::Spec>,
+    kubernetes: Option<source::kubernetes::Spec>,
     postgresql: Option<source::postgresql::Spec>,
     redis: Option<source::redis::Spec>,
+    terraform: Option<source::terraform::Spec>,
+    vault: Option<source::vault::Spec>,
     #[serde(default)]
     guard: Guard,
 }
@@ -63,10 +64,11 @@ impl Document {
             self.files.map(source::Spec::Files),
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
-            self.terraform.map(source::Spec::Terraform),
-            self.vault.map(source::Spec::Vault),
+            self.kubernetes.map(source::Spec::Kubernetes),
             self.postgresql.map(source::Spec::Postgresql),
             self.redis.map(source::Spec::Redis),
+            self.terraform.map(source::Spec::Terraform),
+            self.vault.map(source::Spec::Vault),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

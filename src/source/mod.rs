@@ -5,6 +5,7 @@ pub mod connection;
 pub mod etcd;
 pub mod files;
 pub mod http;
+pub mod kubernetes;
 pub mod postgresql;
 pub mod redis;
 pub mod target;
@@ -16,7 +17,7 @@ use crate::entry::{Facts, Sink, Stopped, Supply};
 use crate::secret::SecretRef;
 use serde::Deserialize;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,10 +29,11 @@ pub enum Spec {
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
-    Terraform(terraform::Spec),
-    Vault(vault::Spec),
+    Kubernetes(kubernetes::Spec),
     Postgresql(postgresql::Spec),
     Redis(redis::Spec),
+    Terraform(terraform::Spec),
+    Vault(vault::Spec),
 }
 
 impl Spec {
@@ -41,10 +43,11 @@ impl Spec {
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
-            Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
-            Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
+            Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
+            Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
+            Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
         })
     }
 
@@ -53,6 +56,7 @@ impl Spec {
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
+            Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
         })
@@ -65,10 +69,11 @@ impl Spec {
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
-            Self::Terraform(spec) => spec.check(directory, say),
-            Self::Vault(spec) => spec.check(directory, say),
+            Self::Kubernetes(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
             Self::Redis(spec) => spec.check(directory, say),
+            Self::Terraform(spec) => spec.check(directory, say),
+            Self::Vault(spec) => spec.check(directory, say),
         }
     }
 
@@ -79,9 +84,12 @@ impl Spec {
             Self::Files(spec) => Needs { files: vec![&spec.path], secrets: Vec::new() },
             Self::Command(spec) => Needs { files: Vec::new(), secrets: spec.env.values().collect() },
             Self::Etcd(spec) => spec.needs(),
-            Self::Terraform(spec) => spec.needs(),
+            Self::Kubernetes(spec) => {
+                Needs { files: spec.kubeconfig.iter().map(PathBuf::as_path).collect(), secrets: Vec::new() }
+            }
             Self::Postgresql(spec) => spec.needs(),
             Self::Redis(spec) => spec.needs(),
+            Self::Terraform(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
         }
     }
@@ -93,10 +101,11 @@ impl Spec {
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
-            Self::Terraform(_) => "terraform",
-            Self::Vault(_) => "vault",
+            Self::Kubernetes(_) => "kubernetes",
             Self::Postgresql(_) => "postgresql",
             Self::Redis(_) => "redis",
+            Self::Terraform(_) => "terraform",
+            Self::Vault(_) => "vault",
         }
     }
 }
@@ -225,6 +234,8 @@ pub enum SourceError {
     Stream { what: String, source: io::Error },
     #[error("run {program}: {text}")]
     Program { program: String, text: String },
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::KubernetesError),
 }
 
 impl SourceError {
@@ -253,6 +264,7 @@ pub fn native(kind: &str) -> Option<&'static dyn Native> {
     match kind {
         "etcd" => Some(&etcd::Snapshot),
         "vault" => Some(&vault::Snapshot),
+        "kubernetes" => Some(&kubernetes::Manifests),
         _ => None,
     }
 }

@@ -1,0 +1,264 @@
+//! Requests to the API server. Each has a deadline, sees whether the run goes on, and is repeated when the server asks for
+//! that. Failures never hold what was sent: a Secret's values could be in it.
+
+use super::{KubernetesError, MANAGER, Spec};
+use crate::exec::causes;
+use crate::source::{Context, SourceError};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::core::Request;
+use serde_json::Value;
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+const CONNECT: Duration = Duration::from_secs(10);
+/// For one answer, however long it is.
+const REQUEST: Duration = Duration::from_mins(1);
+const TICK: Duration = Duration::from_millis(200);
+/// Before a request is repeated.
+const AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+
+pub struct Api {
+    pub server: String,
+    client: kube::Client,
+}
+
+/// What is asked of a path.
+pub enum Ask<'a> {
+    List(&'a ListParams),
+    Get(&'a str),
+    /// Server-side apply; fields that others manage are taken over.
+    Apply {
+        name: &'a str,
+        body: &'a Value,
+        dry: bool,
+    },
+    Create {
+        body: &'a Value,
+    },
+    Put {
+        name: &'a str,
+        body: &'a Value,
+        dry: bool,
+    },
+    Merge {
+        name: &'a str,
+        body: &'a Value,
+    },
+    Delete {
+        name: &'a str,
+        uid: &'a str,
+    },
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The server said so.
+    Status {
+        code: u16,
+        text: String,
+        /// Where a list that has expired can be gone on with.
+        go_on: Option<String>,
+    },
+    /// There was no answer, or it was not one.
+    Transport(String),
+}
+
+impl Failure {
+    pub fn code(&self) -> u16 {
+        match self {
+            Self::Status { code, .. } => *code,
+            Self::Transport(_) => 0,
+        }
+    }
+
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Status { text, .. } | Self::Transport(text) => text,
+        }
+    }
+
+    fn again(&self, ask: &Ask<'_>) -> bool {
+        match self {
+            Self::Status { code, .. } => matches!(code, 429 | 503 | 504),
+            Self::Transport(_) => matches!(ask, Ask::List(_) | Ask::Get(_) | Ask::Apply { .. }),
+        }
+    }
+}
+
+impl Api {
+    /// Reads the configuration. The server is contacted by the first request.
+    pub fn connect(context: &Context, spec: &Spec) -> Result<Self, SourceError> {
+        let mut config = match &spec.kubeconfig {
+            Some(path) => {
+                let bad = |text: String| KubernetesError::Kubeconfig { path: path.display().to_string(), text };
+                let file = Kubeconfig::read_from(path).map_err(|error| bad(told(&error)))?;
+                let options = KubeConfigOptions { context: spec.context.clone(), ..KubeConfigOptions::default() };
+                let read = kube::Config::from_custom_kubeconfig(file, &options);
+                context.runtime.block_on(guarded(context, read))?.map_err(|error| bad(told(&error)))?
+            }
+            None => kube::Config::incluster().map_err(|error| KubernetesError::NotInside {
+                text: causes(error.to_string(), std::error::Error::source(&error)),
+            })?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        config.default_retry = false;
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let _inside = context.runtime.enter();
+        let client = kube::Client::try_from(config).map_err(|error| KubernetesError::Unreachable {
+            server: server.clone(),
+            text: causes(error.to_string(), std::error::Error::source(&error)),
+        })?;
+        Ok(Self { server, client })
+    }
+
+    /// The answer as JSON.
+    pub async fn send(&self, path: &str, ask: &Ask<'_>) -> Result<Value, Failure> {
+        self.send_sized(path, ask).await.map(|(answer, _)| answer)
+    }
+
+    /// The answer as JSON, and how many bytes it had.
+    pub async fn send_sized(&self, path: &str, ask: &Ask<'_>) -> Result<(Value, usize), Failure> {
+        let mut pauses = AGAIN.iter();
+        loop {
+            match self.once(path, ask).await {
+                Err(failure) if failure.again(ask) => match pauses.next() {
+                    Some(pause) => sleep(*pause).await,
+                    None => return Err(failure),
+                },
+                other => return other,
+            }
+        }
+    }
+
+    async fn once(&self, path: &str, ask: &Ask<'_>) -> Result<(Value, usize), Failure> {
+        let to = Request::new(path);
+        let built = match ask {
+            Ask::List(parameters) => to.list(parameters),
+            Ask::Get(name) => to.get(name, &kube::api::GetParams::default()),
+            Ask::Apply { name, body, dry } => {
+                let parameters = PatchParams { dry_run: *dry, ..PatchParams::apply(MANAGER).force() };
+                to.patch(name, &parameters, &Patch::Apply(body))
+            }
+            Ask::Merge { name, body } => {
+                let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+                to.patch(name, &parameters, &Patch::Merge(body))
+            }
+            Ask::Put { name, body, dry } => {
+                let parameters = PostParams { dry_run: *dry, field_manager: Some(MANAGER.to_owned()) };
+                to.replace(name, &parameters, body.to_string().into_bytes())
+            }
+            Ask::Create { body } => {
+                let parameters = PostParams { dry_run: false, field_manager: Some(MANAGER.to_owned()) };
+                to.create(&parameters, body.to_string().into_bytes())
+            }
+            Ask::Delete { name, uid } => {
+                let only = Preconditions { uid: Some((*uid).to_owned()), ..Preconditions::default() };
+                let parameters = DeleteParams {
+                    propagation_policy: Some(PropagationPolicy::Background),
+                    preconditions: Some(only),
+                    ..DeleteParams::default()
+                };
+                to.delete(name, &parameters)
+            }
+        };
+        let request = built.map_err(|error| Failure::Transport(format!("the request cannot be made: {error}")))?;
+        let text = match timeout(REQUEST, self.client.request_text(request)).await {
+            Ok(answer) => answer.map_err(|error| into_failure(&error))?,
+            Err(_) => return Err(Failure::Transport(format!("no answer within {} s", REQUEST.as_secs()))),
+        };
+        // The parser's own message would repeat the text.
+        let parsed = serde_json::from_str(&text);
+        parsed.map(|value| (value, text.len())).map_err(|_| Failure::Transport("the answer is not JSON".to_owned()))
+    }
+
+    /// Blocks for one request.
+    pub fn ask(&self, context: &Context, path: &str, ask: &Ask<'_>) -> Result<Result<Value, Failure>, SourceError> {
+        context.runtime.block_on(guarded(context, self.send(path, ask)))
+    }
+
+    /// The first request: whatever is wrong with the connection or the credentials shows here.
+    pub fn version(&self, context: &Context) -> Result<String, SourceError> {
+        let answer = self.ask(context, "/version", &Ask::List(&ListParams::default()))?;
+        let answer = answer.map_err(|failure| self.fatal("ask for the version", &failure))?;
+        Ok(answer["gitVersion"].as_str().unwrap_or("of unknown version").to_owned())
+    }
+
+    /// What tells this cluster from every other: the UID of its namespace kube-system. `None`: not ours to see.
+    pub fn system(&self, context: &Context) -> Result<Option<String>, SourceError> {
+        match self.ask(context, "/api/v1/namespaces", &Ask::Get("kube-system"))? {
+            Ok(found) => Ok(found["metadata"]["uid"].as_str().map(str::to_owned)),
+            Err(failure) if matches!(failure.code(), 403 | 404) => Ok(None),
+            Err(failure) => Err(self.fatal("identify the cluster", &failure).into()),
+        }
+    }
+
+    /// Does the server as a whole still work? Tells the failure of one kind from the failure of all.
+    pub fn is_well(&self, context: &Context) -> Result<bool, SourceError> {
+        let path = "/api/v1/namespaces";
+        let limit = ListParams::default().limit(1);
+        // Whether or not the list is permitted does not matter; that asking for it is.
+        Ok(match self.ask(context, path, &Ask::List(&limit))? {
+            Ok(_) => true,
+            Err(failure) => failure.code() == 403,
+        })
+    }
+
+    pub fn fatal(&self, what: &str, failure: &Failure) -> KubernetesError {
+        let (server, text) = (self.server.clone(), failure.text().to_owned());
+        match failure {
+            Failure::Transport(_) => KubernetesError::Unreachable { server, text },
+            Failure::Status { code: 401, .. } => KubernetesError::Unauthorized { server, text },
+            Failure::Status { .. } => KubernetesError::Request { server, what: what.to_owned(), text },
+        }
+    }
+}
+
+/// Waits for `work` for as long as the run goes on.
+pub async fn guarded<T>(context: &Context, work: impl Future<Output = T>) -> Result<T, SourceError> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            () = sleep(TICK) => context.go_on()?,
+        }
+    }
+}
+
+fn into_failure(error: &kube::Error) -> Failure {
+    match error {
+        kube::Error::Api(status) => {
+            let go_on = status.metadata.as_ref().and_then(|list| list.continue_.clone());
+            let fields = status.details.iter().flat_map(|details| &details.causes).map(|cause| cause.field.as_str());
+            let fields: Vec<_> = fields.filter(|field| !field.is_empty()).collect();
+            // What a refused object holds may be in the message: the fields alone say enough.
+            let text = match status.code {
+                400 | 422 | 500 if !fields.is_empty() => format!("{} ({})", status.reason, fields.join(", ")),
+                _ if status.message.is_empty() => status.reason.clone(),
+                _ => status.message.clone(),
+            };
+            Failure::Status { code: status.code, text: format!("{text} (HTTP {})", status.code), go_on }
+        }
+        kube::Error::Service(inner) => {
+            Failure::Transport(causes(inner.to_string(), std::error::Error::source(&**inner)))
+        }
+        kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => {
+            Failure::Transport("the answer cannot be read".to_owned())
+        }
+        other => Failure::Transport(causes(other.to_string(), std::error::Error::source(other))),
+    }
+}
+
+/// Without the file's text, which holds credentials.
+fn told(error: &KubeconfigError) -> String {
+    match error {
+        KubeconfigError::Parse(error) => match error.location() {
+            Some(at) => format!("line {} is not as a kubeconfig's should be", at.line()),
+            None => "it is not a kubeconfig".to_owned(),
+        },
+        KubeconfigError::ReadConfig(error, _) => error.to_string(),
+        other => causes(other.to_string(), std::error::Error::source(other)),
+    }
+}
