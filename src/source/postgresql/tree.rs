@@ -221,7 +221,7 @@ mod tests {
         let context = Context {
             runtime: runtime.handle().clone(),
             cancel: Cancel::default(),
-            begun: std::time::Instant::now(),
+            begun: Instant::now(),
             started: jiff::Timestamp::UNIX_EPOCH,
             deadline: Instant::now() + Duration::from_mins(1),
         };
