@@ -112,7 +112,7 @@ fn pod(schedule: &Schedule, target: &Target<'_>, needs: &Needs) -> Value {
     json!({
         "restartPolicy": "Never",
         "serviceAccountName": "lifeboat-backup",
-        "automountServiceAccountToken": false,
+        "automountServiceAccountToken": needs.account,
         "securityContext": {
             "runAsNonRoot": true,
             "runAsUser": USER,
@@ -149,6 +149,8 @@ struct Needs {
     secrets: BTreeSet<String>,
     environment: BTreeSet<String>,
     unmounted: BTreeSet<PathBuf>,
+    /// The pod's own service account is somebody to one of the systems.
+    account: bool,
 }
 
 impl Needs {
@@ -163,7 +165,8 @@ impl Needs {
             }
         }
         for source in schedule.sources.iter().filter_map(|name| config.sources.get(name)) {
-            let source::Needs { files, secrets } = source.capture.needs();
+            let source::Needs { files, secrets, account } = source.capture.needs();
+            needs.account |= account;
             for file in files {
                 needs.file(file);
             }

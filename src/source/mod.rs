@@ -81,12 +81,14 @@ impl Spec {
     #[must_use]
     pub fn needs(&self) -> Needs<'_> {
         match self {
-            Self::Files(spec) => Needs { files: vec![&spec.path], secrets: Vec::new() },
-            Self::Command(spec) => Needs { files: Vec::new(), secrets: spec.env.values().collect() },
+            Self::Files(spec) => Needs { files: vec![&spec.path], ..Needs::default() },
+            Self::Command(spec) => Needs { secrets: spec.env.values().collect(), ..Needs::default() },
             Self::Etcd(spec) => spec.needs(),
-            Self::Kubernetes(spec) => {
-                Needs { files: spec.kubeconfig.iter().map(PathBuf::as_path).collect(), secrets: Vec::new() }
-            }
+            Self::Kubernetes(spec) => Needs {
+                files: spec.kubeconfig.iter().map(PathBuf::as_path).collect(),
+                account: spec.kubeconfig.is_none(),
+                ..Needs::default()
+            },
             Self::Postgresql(spec) => spec.needs(),
             Self::Redis(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
@@ -115,6 +117,8 @@ impl Spec {
 pub struct Needs<'a> {
     pub files: Vec<&'a Path>,
     pub secrets: Vec<&'a SecretRef>,
+    /// The token of the pod's service account.
+    pub account: bool,
 }
 
 /// Takes a mistake in a document: the field, and what is wrong with it.

@@ -73,6 +73,7 @@ impl Spec {
         Needs {
             files: tls.flatten().map(PathBuf::as_path).collect(),
             secrets: self.user.iter().map(|user| &user.password).collect(),
+            account: false,
         }
     }
 

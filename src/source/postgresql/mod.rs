@@ -57,7 +57,11 @@ fn default_port() -> u16 {
 
 impl Spec {
     pub(super) fn needs(&self) -> Needs<'_> {
-        Needs { files: self.tls.iter().flat_map(Tls::files).collect(), secrets: self.password.iter().collect() }
+        Needs {
+            files: self.tls.iter().flat_map(Tls::files).collect(),
+            secrets: self.password.iter().collect(),
+            account: false,
+        }
     }
 
     pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {

@@ -84,13 +84,15 @@ const FILE: &str = "terraform.tfstate";
 impl Spec {
     pub(super) fn needs(&self) -> Needs<'_> {
         match &self.backend {
-            Backend::Local(local) => Needs { files: vec![&local.directory], secrets: Vec::new() },
-            Backend::Http(http) => {
-                Needs { files: http.tls.iter().flat_map(Tls::files).collect(), secrets: http.password.iter().collect() }
-            }
+            Backend::Local(local) => Needs { files: vec![&local.directory], ..Needs::default() },
+            Backend::Http(http) => Needs {
+                files: http.tls.iter().flat_map(Tls::files).collect(),
+                secrets: http.password.iter().collect(),
+                account: false,
+            },
             Backend::S3(s3) => Needs {
-                files: Vec::new(),
                 secrets: s3.credentials.iter().flat_map(|c| [&c.access_key_id, &c.secret_access_key]).collect(),
+                ..Needs::default()
             },
         }
     }

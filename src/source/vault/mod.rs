@@ -66,11 +66,14 @@ pub struct Kubernetes {
 
 impl Spec {
     pub(super) fn needs(&self) -> Needs<'_> {
-        let mut needs = Needs { files: self.tls.iter().flat_map(Tls::files).collect(), secrets: Vec::new() };
+        let mut needs = Needs { files: self.tls.iter().flat_map(Tls::files).collect(), ..Needs::default() };
         match &self.auth {
             Auth::Token(token) => needs.secrets.push(token),
             Auth::AppRole(role) => needs.secrets.extend([&role.role_id, &role.secret_id]),
-            Auth::Kubernetes(role) => needs.files.extend(role.token.as_deref()),
+            Auth::Kubernetes(role) => {
+                needs.files.extend(role.token.as_deref());
+                needs.account = role.token.is_none();
+            }
         }
         needs
     }
