@@ -182,6 +182,10 @@ impl Needs {
                     redis.tls.iter().flat_map(Tls::files).for_each(|file| needs.file(file));
                     redis.password.iter().for_each(|password| needs.secret(password));
                 }
+                Spec::Mariadb(mariadb) => {
+                    mariadb.tls.iter().flat_map(Tls::files).for_each(|file| needs.file(file));
+                    mariadb.password.iter().for_each(|password| needs.secret(password));
+                }
             }
         }
         needs

@@ -19,7 +19,7 @@ pub struct Source {
     pub guard: guard::Rules,
 }
 
-const KINDS: [&str; 5] = ["files", "command", "etcd", "postgresql", "redis"];
+const KINDS: [&str; 6] = ["files", "command", "etcd", "postgresql", "redis", "mariadb"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -31,6 +31,7 @@ pub(super) struct Document {
     etcd: Option<source::etcd::Spec>,
     postgresql: Option<source::postgresql::Spec>,
     redis: Option<source::redis::Spec>,
+    mariadb: Option<source::mariadb::Spec>,
     #[serde(default)]
     guard: Guard,
 }
@@ -63,6 +64,7 @@ impl Document {
             self.etcd.map(source::Spec::Etcd),
             self.postgresql.map(source::Spec::Postgresql),
             self.redis.map(source::Spec::Redis),
+            self.mariadb.map(source::Spec::Mariadb),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

@@ -4,6 +4,7 @@ pub mod command;
 pub mod connection;
 pub mod etcd;
 pub mod files;
+pub mod mariadb;
 pub mod postgresql;
 pub mod redis;
 pub mod target;
@@ -26,6 +27,7 @@ pub enum Spec {
     Etcd(etcd::Spec),
     Postgresql(postgresql::Spec),
     Redis(redis::Spec),
+    Mariadb(mariadb::Spec),
 }
 
 impl Spec {
@@ -37,13 +39,15 @@ impl Spec {
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
+            Self::Mariadb(spec) => Box::new(mariadb::Mariadb::new(spec.clone())?),
         })
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
     /// back as files (etcd, PostgreSQL and Redis, which start from files).
-    pub fn target(&self, _options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
+    pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
+            Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
         })
     }
@@ -57,6 +61,7 @@ impl Spec {
             Self::Etcd(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
             Self::Redis(spec) => spec.check(directory, say),
+            Self::Mariadb(spec) => spec.check(directory, say),
         }
     }
 
@@ -69,6 +74,7 @@ impl Spec {
             Self::Etcd(_) => "etcd",
             Self::Postgresql(_) => "postgresql",
             Self::Redis(_) => "redis",
+            Self::Mariadb(_) => "mariadb",
         }
     }
 }
