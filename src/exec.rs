@@ -1,10 +1,10 @@
-//! Child processes, the only place that starts them: no shell, no standard input, an own process group that is killed
-//! as a whole at the deadline, when the run is stopped, and when [`Running`] is dropped.
+//! Child processes, the only place that starts them: no shell, no standard input unless it is fed, an own process group
+//! that is killed as a whole at the deadline, when the run is stopped, and when [`Running`] is dropped.
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,15 +53,37 @@ pub struct Running {
     taken: usize,
     stderr: Arc<Mutex<VecDeque<u8>>>,
     stderr_end: Receiver<()>,
+    /// Pieces for its standard input, until that is closed.
+    input: Option<Sender<Vec<u8>>>,
 }
 
 impl Command {
     pub fn start(self) -> Result<Running, ExecError> {
+        self.start_with(Stdio::null())
+    }
+
+    /// With a standard input that [`Running`] writes to, up to [`Running::close`].
+    pub fn start_fed(self) -> Result<Running, ExecError> {
+        let mut running = self.start_with(Stdio::piped())?;
+        let (send, pieces) = bounded::<Vec<u8>>(4);
+        let stdin = running.child.stdin.take();
+        let feed = move || {
+            let Some(mut stdin) = stdin else { return };
+            // Whoever reads no further has ended, or is about to: its end tells why.
+            let _ = pieces.iter().try_for_each(|piece| stdin.write_all(&piece));
+        };
+        let spawned = std::thread::Builder::new().name("stdin".into()).spawn(feed);
+        spawned.map_err(|source| ExecError::Start { program: running.program(), source })?;
+        running.input = Some(send);
+        Ok(running)
+    }
+
+    fn start_with(self, stdin: Stdio) -> Result<Running, ExecError> {
         let fail = |source| ExecError::Start { program: self.program.clone(), source };
         #[expect(clippy::disallowed_methods, reason = "this is where child processes are started")]
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.arguments).envs(self.env.iter().map(|(name, value)| (name, value.as_str())));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(fail)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (send, output) = bounded(4);
@@ -75,6 +97,7 @@ impl Command {
             taken: 0,
             stderr: Arc::clone(&tail),
             stderr_end,
+            input: None,
             command: self,
         };
         let pump = move || {
@@ -153,6 +176,11 @@ impl Running {
         Ok(length)
     }
 
+    /// Ends its standard input.
+    pub fn close(&mut self) {
+        self.input = None;
+    }
+
     /// Waits for its end. Anything but exit status 0 is an error.
     pub fn wait(mut self) -> Result<(), ExecError> {
         let status = loop {
@@ -204,6 +232,26 @@ impl Running {
             }
             let _ = self.child.wait();
         }
+    }
+}
+
+/// Into its standard input. Its output must be small, or be read on another thread.
+impl Write for Running {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut piece = bytes[..bytes.len().min(PIECE)].to_vec();
+        loop {
+            self.go_on().map_err(io::Error::other)?;
+            let Some(input) = &self.input else { return Err(io::ErrorKind::BrokenPipe.into()) };
+            match input.send_timeout(piece, TICK) {
+                Ok(()) => return Ok(bytes.len().min(PIECE)),
+                Err(SendTimeoutError::Timeout(back)) => piece = back,
+                Err(SendTimeoutError::Disconnected(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

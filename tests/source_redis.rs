@@ -51,7 +51,9 @@ impl Server {
     fn start_in(home: TempDir, settings: &[&str]) -> Self {
         let port = etcd::free_ports(1)[0];
         let log = fs::File::create(home.path().join("log")).unwrap();
-        let mut command = support::command("redis-server");
+        // One program, and what it does goes by the name that it is called by.
+        let mut command = support::command("redis-check-rdb");
+        command.arg0("redis-server");
         command.current_dir(home.path()).args(["--save", "", "--bind", "127.0.0.1"]);
         command.args(["--unixsocket", "socket", "--repl-diskless-sync-delay", "0"]);
         if settings.contains(&"--tls-port") {

@@ -19,7 +19,8 @@ pub struct Source {
     pub guard: guard::Rules,
 }
 
-const KINDS: [&str; 8] = ["files", "command", "etcd", "kubernetes", "postgresql", "redis", "terraform", "vault"];
+const KINDS: [&str; 9] =
+    ["files", "command", "etcd", "kubernetes", "mariadb", "postgresql", "redis", "terraform", "vault"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -34,6 +35,7 @@ pub(super) struct Document {
     redis: Option<source::redis::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
+    mariadb: Option<source::mariadb::Spec>,
     #[serde(default)]
     guard: Guard,
 }
@@ -69,6 +71,7 @@ impl Document {
             self.redis.map(source::Spec::Redis),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),
+            self.mariadb.map(source::Spec::Mariadb),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

@@ -166,7 +166,7 @@ impl Content for Stream {
     }
 }
 
-fn into_io(error: ExecError) -> io::Error {
+pub(super) fn into_io(error: ExecError) -> io::Error {
     match error {
         ExecError::Start { program, source } => {
             io::Error::new(source.kind(), format!("start {program} (is it installed, and on the PATH?): {source}"))

@@ -6,6 +6,7 @@ pub mod etcd;
 pub mod files;
 pub mod http;
 pub mod kubernetes;
+pub mod mariadb;
 pub mod postgresql;
 pub mod redis;
 pub mod target;
@@ -30,6 +31,7 @@ pub enum Spec {
     Command(command::Spec),
     Etcd(etcd::Spec),
     Kubernetes(kubernetes::Spec),
+    Mariadb(mariadb::Spec),
     Postgresql(postgresql::Spec),
     Redis(redis::Spec),
     Terraform(terraform::Spec),
@@ -44,6 +46,7 @@ impl Spec {
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
             Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
+            Self::Mariadb(spec) => Box::new(mariadb::Mariadb::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
@@ -57,6 +60,7 @@ impl Spec {
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
+            Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
         })
@@ -70,6 +74,7 @@ impl Spec {
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
             Self::Kubernetes(spec) => spec.check(directory, say),
+            Self::Mariadb(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
             Self::Redis(spec) => spec.check(directory, say),
             Self::Terraform(spec) => spec.check(directory, say),
@@ -89,6 +94,7 @@ impl Spec {
                 account: spec.kubeconfig.is_none(),
                 ..Needs::default()
             },
+            Self::Mariadb(spec) => spec.needs(),
             Self::Postgresql(spec) => spec.needs(),
             Self::Redis(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
@@ -104,6 +110,7 @@ impl Spec {
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
             Self::Kubernetes(_) => "kubernetes",
+            Self::Mariadb(_) => "mariadb",
             Self::Postgresql(_) => "postgresql",
             Self::Redis(_) => "redis",
             Self::Terraform(_) => "terraform",

@@ -7,12 +7,29 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 
 /// Passes `limit` bytes on from the server at `port`, then calls `then`; goes on if that says so.
 pub fn interrupted(port: u16, limit: u64, then: impl FnOnce() -> bool + Send + 'static) -> u16 {
-    between(port, move |far, near| {
+    between(port, interrupt(limit, then))
+}
+
+/// The same on the second connection; the first one passes.
+pub fn second_interrupted(port: u16, limit: u64, then: impl FnOnce() -> bool + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near_port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        one(&listener, port, |far, near| {
+            let _ = std::io::copy(far, near); // it ends somehow
+        });
+        one(&listener, port, interrupt(limit, then));
+    });
+    near_port
+}
+
+fn interrupt(limit: u64, then: impl FnOnce() -> bool) -> impl FnOnce(&mut TcpStream, &mut TcpStream) {
+    move |far, near| {
         std::io::copy(&mut far.take(limit), near).unwrap();
         if then() {
             let _ = std::io::copy(far, near); // it ends somehow
         }
-    })
+    }
 }
 
 /// Changes one bit of what comes from the server.
@@ -29,13 +46,15 @@ pub fn damaging(port: u16, at: u64) -> u16 {
 fn between(port: u16, answers: impl FnOnce(&mut TcpStream, &mut TcpStream) + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let near_port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let mut near = listener.accept().unwrap().0;
-        let mut far = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let (mut up_in, mut up_out) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-        std::thread::spawn(move || std::io::copy(&mut up_in, &mut up_out));
-        answers(&mut far, &mut near);
-        let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
-    });
+    std::thread::spawn(move || one(&listener, port, answers));
     near_port
+}
+
+fn one(listener: &TcpListener, port: u16, answers: impl FnOnce(&mut TcpStream, &mut TcpStream)) {
+    let mut near = listener.accept().unwrap().0;
+    let mut far = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let (mut up_in, mut up_out) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+    std::thread::spawn(move || std::io::copy(&mut up_in, &mut up_out));
+    answers(&mut far, &mut near);
+    let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
 }

@@ -192,8 +192,8 @@ async fn begin(client: &mut Client) -> Result<(String, String, End), Failure> {
     let (id, offset) = (id.to_owned(), offset.to_owned());
     loop {
         let line = client.line().await?;
-        if line.starts_with('-') {
-            return Err(Failure::Refused(line[1..].to_owned()));
+        if let Some(text) = line.strip_prefix('-') {
+            return Err(Failure::Refused(text.to_owned()));
         }
         if !line.is_empty() {
             let end = End::parse(&line).ok_or(Failure::Protocol("it does not say how long the file is"))?;

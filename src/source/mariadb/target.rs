@@ -1,0 +1,97 @@
+//! A dump back into a running server.
+//!
+//! The dump drops and makes anew every database's tables that it holds; tables that it does not hold stay. So a server
+//! with tables of users is only touched with `existing: replace`.
+
+use super::Spec;
+use super::client::{Client, State};
+use crate::entry::Supply;
+use crate::exec::causes;
+use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
+use crate::source::{Context, SourceError};
+use std::io;
+use std::time::Instant;
+
+pub struct Server {
+    client: Client,
+    options: Options,
+}
+
+impl Server {
+    pub fn new(spec: Spec, options: Options) -> Result<Self, SourceError> {
+        Ok(Self { client: Client::new(spec)?, options })
+    }
+
+    fn action(&self, is: &State) -> Action {
+        match self.options.existing {
+            _ if is.tables == 0 => Action::Create,
+            Existing::Replace => Action::Replace,
+            Existing::Skip | Existing::Update => {
+                Action::Conflict(format!("the server holds {} tables, which a dump can only replace", is.tables))
+            }
+        }
+    }
+
+    fn feed(&self, context: &Context, supply: &dyn Supply) -> Result<(), SourceError> {
+        let action = "restore MariaDB";
+        let command = self.client.program(context, "mariadb", context.deadline, &["--batch", "--binary-mode"])?;
+        let mut running = command.start_fed().map_err(|error| self.client.failed(context, action, error))?;
+        let mut dumps = 0;
+        let fed = supply.entries(&mut |entry, body| {
+            if entry.path != b"dump.sql" {
+                return Ok(());
+            }
+            dumps += 1;
+            body.copy(&mut running)
+        });
+        // Where the client ended early, its end tells why; where the snapshot could not be read, the client must not
+        // take what it got for all.
+        match fed {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                drop(running);
+                let text = causes(error.to_string(), error.get_ref().and_then(std::error::Error::source));
+                return Err(SourceError::Server { action, server: self.client.server.clone(), text });
+            }
+            _ => running.close(),
+        }
+        running.wait().map_err(|error| self.client.failed(context, action, error))?;
+        if dumps != 1 {
+            let text = "the snapshot holds no dump.sql".to_owned();
+            return Err(SourceError::Server { action, server: self.client.server.clone(), text });
+        }
+        Ok(())
+    }
+}
+
+impl Target for Server {
+    fn plan(&mut self, context: &Context, supply: &dyn Supply) -> Result<Plan, SourceError> {
+        let is = self.client.state(context)?;
+        let was = supply.facts().details.get("version").cloned().unwrap_or_default();
+        let mut about = vec![format!("MariaDB {}, {} tables", is.version, is.tables)];
+        if was != is.version {
+            about.push(format!("the snapshot is of MariaDB {was}; run mariadb-upgrade afterwards"));
+        }
+        let change = Change { what: "all databases and accounts of the dump".to_owned(), action: self.action(&is) };
+        Ok(Plan { target: self.client.server.clone(), about, changes: vec![change] })
+    }
+
+    fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError> {
+        if let Some(Change { action: Action::Conflict(why), .. }) = plan.changes.first() {
+            let (server, text) = (self.client.server.clone(), why.clone());
+            return Err(SourceError::Server { action: "restore MariaDB", server, text });
+        }
+        self.feed(context, supply)?;
+        let checking = "check the restored tables";
+        let deadline = context.deadline.max(Instant::now());
+        let command = self.client.program(context, "mariadb-check", deadline, &["--all-databases", "--silent"])?;
+        let said = command.run(1 << 20).map_err(|error| self.client.failed(context, checking, error))?;
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        if !said.is_empty() {
+            return Err(SourceError::Server { action: checking, server: self.client.server.clone(), text: said });
+        }
+        let is = self.client.state(context)?;
+        let checked = vec![format!("mariadb-check finds all tables sound; {} tables of users are there", is.tables)];
+        let to_do = vec!["the accounts are those of the snapshot, this one's password too".to_owned()];
+        Ok(Applied { changes: plan.changes.clone(), problems: Vec::new(), checked, to_do })
+    }
+}

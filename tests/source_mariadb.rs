@@ -1,0 +1,327 @@
+//! Dumps of real MariaDB servers, through the program and its repository, and back into others.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/collect.rs"]
+mod collect;
+#[path = "support/etcd.rs"]
+#[allow(dead_code, reason = "for its certificates")]
+mod etcd;
+#[path = "endtoend/picture.rs"]
+#[allow(dead_code, reason = "the world's")]
+mod picture;
+#[path = "support/proxy.rs"]
+mod proxy;
+#[path = "support/mod.rs"]
+mod support;
+#[path = "endtoend/world.rs"]
+#[allow(dead_code, reason = "shared with the end-to-end tests")]
+mod world;
+
+use collect::{Collect, context, runtime};
+use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};
+use lifeboat::secret::SecretRef;
+use lifeboat::source::connection::Tls;
+use lifeboat::source::mariadb::Spec as Mariadb;
+use lifeboat::source::target::{Action, Existing, Options};
+use lifeboat::source::{SourceError, Spec};
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use world::{World, made};
+
+const PASSWORD: &str = "correct-horse-battery";
+
+struct Server {
+    home: TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Server {
+    fn start(settings: &[&str]) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let mut install = support::command("mariadb-install-db");
+        install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        install.arg(format!("--datadir={}", home.path().join("data").display()));
+        if rustix::process::geteuid().is_root() {
+            install.arg("--user=root");
+        }
+        let made = install.output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let port = etcd::free_ports(1)[0];
+        let mut command = support::command("/usr/sbin/mariadbd");
+        command.args(["--no-defaults", "--datadir=data", "--bind-address=127.0.0.1", "--skip-name-resolve"]);
+        command.arg(format!("--port={port}")).arg(format!("--socket={}", home.path().join("socket").display()));
+        command.args(["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=32M"]).args(settings);
+        if rustix::process::geteuid().is_root() {
+            command.arg("--user=root");
+        }
+        let log = fs::File::create(home.path().join("log")).unwrap();
+        let data = home.path().join("data");
+        command.current_dir(home.path()).arg(format!("--datadir={}", data.display()));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        let server = Self { port, child: command.spawn().unwrap(), home };
+        let deadline = Instant::now() + Duration::from_mins(2);
+        while server.try_sql("SELECT 1").is_err() {
+            let log = fs::read_to_string(server.home.path().join("log")).unwrap();
+            assert!(Instant::now() < deadline, "MariaDB did not start: {log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        server
+    }
+
+    fn try_sql(&self, text: &str) -> Result<String, String> {
+        let mut client = support::command("mariadb");
+        client.arg("--no-defaults").arg(format!("--socket={}", self.home.path().join("socket").display()));
+        client.args(["--user=root", "--batch", "--skip-column-names", "--execute", text]);
+        let output = client.output().unwrap();
+        let [out, err] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap().trim().to_owned());
+        if output.status.success() { Ok(out) } else { Err(err) }
+    }
+
+    #[track_caller]
+    fn sql(&self, text: &str) -> String {
+        self.try_sql(text).unwrap()
+    }
+
+    /// An account for backups, and tables, a view, a routine, a trigger and an event.
+    fn fill(&self) {
+        self.sql(&format!("CREATE USER backup@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'"));
+        self.sql("GRANT ALL ON *.* TO backup@'127.0.0.1' WITH GRANT OPTION");
+        self.sql(
+            "CREATE DATABASE shop CHARACTER SET utf8mb4; USE shop; \
+             CREATE TABLE goods (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(80), raw VARBINARY(40)); \
+             CREATE TABLE seen (n INT); \
+             INSERT INTO goods (name, raw) SELECT CONCAT('ware ☂ ', seq), UNHEX(SHA1(seq)) FROM seq_1_to_20000; \
+             CREATE VIEW few AS SELECT * FROM goods WHERE id <= 10; \
+             CREATE FUNCTION twice(n INT) RETURNS INT DETERMINISTIC RETURN 2 * n; \
+             CREATE TRIGGER note AFTER INSERT ON goods FOR EACH ROW INSERT INTO seen VALUES (NEW.id); \
+             CREATE EVENT later ON SCHEDULE AT '2037-01-01 00:00:00' DO DELETE FROM seen",
+        );
+    }
+
+    /// Of everything in the tables.
+    fn checksums(&self) -> String {
+        self.sql("CHECKSUM TABLE shop.goods, shop.seen")
+    }
+
+    fn kill(&mut self) {
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "shop", "--json"];
+
+fn document(world: &World, port: u16) {
+    fs::write(world.path("password"), PASSWORD).unwrap();
+    let text = format!(
+        "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: shop}}\nspec:\n  mariadb:\n    \
+         host: 127.0.0.1\n    port: {port}\n    user: backup\n    password: {{file: {}}}\n",
+        world.path("password").display()
+    );
+    world.document("source.yaml", &text);
+}
+
+fn spec(port: u16, user: &str, password: Option<&Path>) -> Mariadb {
+    Mariadb {
+        host: Some("127.0.0.1".into()),
+        port,
+        socket: None,
+        user: user.into(),
+        password: password.map(|path| SecretRef::File(path.to_owned())),
+        tls: None,
+        insecure: false,
+    }
+}
+
+/// A dump in a file, as a snapshot gives it.
+struct Dump {
+    facts: Facts,
+    sql: Vec<u8>,
+}
+
+impl Body for Dump {
+    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(&self.sql)
+    }
+}
+
+impl Supply for Dump {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
+        let mut sink = Collect::default();
+        let file = tempfile::tempdir()?;
+        fs::write(file.path().join("dump.sql"), "")?;
+        let files = lifeboat::source::files::Spec {
+            path: file.path().to_owned(),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            one_file_system: false,
+        };
+        Spec::Files(files).open().unwrap().capture(&context(&runtime()), &mut sink).unwrap();
+        let entry: &Entry = &sink.entries.iter().find(|(entry, _)| entry.path == b"dump.sql").unwrap().0;
+        visit(entry, self)
+    }
+}
+
+#[test]
+fn a_dump_comes_back_into_a_server() {
+    let server = Server::start(&["--log-bin=binlog", "--server-id=1"]);
+    server.fill();
+    let world = World::local();
+    document(&world, server.port);
+    let before = server.sql("SELECT @@gtid_current_pos");
+    let captured = world.run(BACKUP).expect(0);
+    assert_eq!(made(&captured).number, 1);
+    let facts = captured.json()["backups"][0]["facts"].clone();
+    assert_eq!(facts["details"]["gtid_position"], before.as_str());
+    assert_eq!(facts["position"].as_u64().unwrap().to_string(), before.rsplit('-').next().unwrap());
+    assert_eq!(facts["objects"], 2);
+    let checksums = server.checksums();
+    server.sql("INSERT INTO shop.goods (name) VALUES ('later')");
+    assert_ne!(server.checksums(), checksums);
+    let second = world.run(BACKUP).expect(0).json();
+    assert!(second["backups"][0]["facts"]["position"].as_u64() > facts["position"].as_u64());
+    drop(server);
+
+    world.as_owner(&["restore", "snapshot", "shop@1", "--to", "out"]).expect(0);
+    let sql = fs::read(world.path("out/dump.sql")).unwrap();
+    assert!(String::from_utf8_lossy(&sql).contains("-- SET GLOBAL gtid_slave_pos="), "the position is not in the dump");
+    let details = [("version".to_owned(), facts["details"]["version"].as_str().unwrap().to_owned())].into();
+    let dump = Dump { facts: Facts { details, ..Facts::default() }, sql };
+
+    let fresh = Server::start(&[]);
+    fresh.sql("SET PASSWORD FOR root@'127.0.0.1' = PASSWORD('')");
+    fresh.sql(&format!("CREATE USER backup@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'"));
+    fresh.sql("GRANT ALL ON *.* TO backup@'127.0.0.1' WITH GRANT OPTION");
+    let (runtime, password) = (runtime(), world.path("password"));
+    let to = |options: Options| {
+        let spec = Spec::Mariadb(spec(fresh.port, "backup", Some(&password)));
+        spec.target(options).unwrap().unwrap()
+    };
+    let mut target = to(Options::default());
+    let plan = target.plan(&context(&runtime), &dump).unwrap();
+    assert!(!plan.overwrites() && plan.changes[0].action == Action::Create, "{plan:?}");
+    assert_eq!(fresh.sql("SHOW DATABASES LIKE 'shop'"), "");
+    let applied = target.apply(&context(&runtime), &dump, &plan).unwrap();
+    assert!(applied.checked[0].contains("2 tables"), "{applied:?}");
+    assert_eq!(fresh.checksums(), checksums);
+    assert_eq!(fresh.sql("SELECT name FROM shop.few WHERE id = 7"), "ware ☂ 7");
+    assert_eq!(fresh.sql("SELECT shop.twice(21)"), "42");
+    assert_eq!(fresh.sql("SELECT event_name FROM information_schema.events"), "later");
+    fresh.sql("INSERT INTO shop.goods (name) VALUES ('new')");
+    assert_eq!(fresh.sql("SELECT COUNT(*) FROM shop.seen"), "1");
+
+    // It holds something now: only an order to replace it does.
+    let mut target = to(Options::default());
+    let plan = target.plan(&context(&runtime), &dump).unwrap();
+    assert!(matches!(&plan.changes[0].action, Action::Conflict(why) if why.contains("2 tables")), "{plan:?}");
+    assert!(target.apply(&context(&runtime), &dump, &plan).is_err());
+    assert_ne!(fresh.checksums(), checksums);
+    let mut target = to(Options { existing: Existing::Replace, ..Options::default() });
+    let plan = target.plan(&context(&runtime), &dump).unwrap();
+    assert!(plan.overwrites());
+    target.apply(&context(&runtime), &dump, &plan).unwrap();
+    assert_eq!(fresh.checksums(), checksums);
+
+    // What the server refuses is told.
+    let bad = Dump { facts: dump.facts.clone(), sql: b"CREATE DATABASE broken; NONSENSE;".to_vec() };
+    let plan = target.plan(&context(&runtime), &bad).unwrap();
+    let text = target.apply(&context(&runtime), &bad, &plan).unwrap_err().to_string();
+    assert!(text.contains("ERROR 1064"), "{text}");
+}
+
+#[test]
+fn a_server_that_dies_half_way_leaves_no_snapshot() {
+    let mut server = Server::start(&[]);
+    server.fill();
+    let world = World::local();
+    let port = server.port;
+    // Of two connections the second is the dump's.
+    let fall = move || {
+        server.kill();
+        false
+    };
+    document(&world, proxy::second_interrupted(port, 1_000_000, fall));
+    world.run(BACKUP).expect(1).says("mariadb-dump failed with exit status");
+    let listed = world.as_writer(&["snapshots", "--json"]).expect(0).json();
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0, "{listed}");
+}
+
+fn check(spec: Mariadb) -> Result<Vec<String>, SourceError> {
+    Spec::Mariadb(spec).open()?.check(&context(&runtime()))
+}
+
+#[test]
+fn accounts_rights_and_tls() {
+    let home = tempfile::tempdir().unwrap();
+    etcd::certificates(home.path());
+    let file = |name: &str| home.path().join(name);
+    fs::write(file("right"), format!("{PASSWORD}\n")).unwrap();
+    fs::write(file("wrong"), "incorrect-pony\n").unwrap();
+    let [certificate, key] = [("cert", "server.pem"), ("key", "server.key")]
+        .map(|(name, path)| format!("--ssl-{name}={}", file(path).display()));
+    let (plain, secured) = (Server::start(&[]), Server::start(&[&certificate, &key]));
+    plain.fill();
+    secured.fill();
+    secured.sql("ALTER USER backup@'127.0.0.1' REQUIRE SSL");
+    plain.sql(&format!("CREATE USER looker@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'"));
+    let tls = Tls { ca: file("ca.pem"), certificate: None, key: None, server_name: None };
+    let over = |server: &Server, tls: &Tls, password: &str| Mariadb {
+        tls: Some(tls.clone()),
+        ..spec(server.port, "backup", Some(&file(password)))
+    };
+    let lines = check(over(&secured, &tls, "right")).unwrap();
+    assert!(lines[0].contains("MariaDB 10") && lines[0].contains("2 tables"), "{lines:?}");
+    check(spec(plain.port, "backup", Some(&file("right")))).unwrap();
+
+    let failure = |spec: Mariadb| {
+        let text = check(spec).unwrap_err().to_string();
+        assert!(!text.contains("incorrect-pony") && !text.contains(PASSWORD), "{text}");
+        text
+    };
+    for wrong in [over(&secured, &tls, "wrong"), spec(plain.port, "backup", Some(&file("wrong")))] {
+        let text = failure(wrong);
+        assert!(text.contains("denied access"), "{text}");
+    }
+    let text = failure(spec(secured.port, "backup", Some(&file("right"))));
+    assert!(text.contains("denied access"), "{text}");
+    let foreign = Tls { ca: file("other-ca.pem"), ..tls.clone() };
+    let text = failure(over(&secured, &foreign, "right"));
+    assert!(text.to_lowercase().contains("certificate"), "{text}");
+    // No going back to plain text.
+    let text = failure(over(&plain, &tls, "right"));
+    assert!(text.contains("SSL"), "{text}");
+    let named = Tls { server_name: Some("localhost".into()), ..tls.clone() };
+    let text = failure(over(&secured, &named, "right"));
+    assert!(text.contains("mariadb.tls.serverName"), "{text}");
+
+    // An account without rights sees no tables, and can dump nothing.
+    let mut sink = Collect::default();
+    let runtime = runtime();
+    let looker = Spec::Mariadb(spec(plain.port, "looker", Some(&file("right"))));
+    assert!(looker.open().unwrap().capture(&context(&runtime), &mut sink).is_err());
+    let text = sink.failure.unwrap();
+    assert!(text.contains("mariadb-dump failed") && text.contains("denied"), "{text}");
+
+    let gone = etcd::free_ports(1)[0];
+    let text = failure(spec(gone, "backup", Some(&file("right"))));
+    assert!(text.contains(&format!("127.0.0.1:{gone}")), "{text}");
+}
