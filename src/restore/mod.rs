@@ -18,13 +18,13 @@ pub enum RestoreError {
     #[error(transparent)]
     Tree(#[from] tree::TreeError),
     #[error("write {path}")]
-    Write { path: String, source: std::io::Error },
+    Write { path: String, source: io::Error },
     #[error("write the export")]
-    Export(#[source] std::io::Error),
+    Export(#[source] io::Error),
     #[error("the restore was interrupted; its target is incomplete")]
     Stopped,
     #[error("start a thread")]
-    Thread(#[source] std::io::Error),
+    Thread(#[source] io::Error),
     #[error("{0} is not in the snapshot")]
     NotThere(String),
 }

@@ -130,7 +130,7 @@ pub enum SourceError {
     #[error("{what}; correct the Source document")]
     Spec { what: String },
     #[error("read the root {path} (is it mounted, and readable for this user?)")]
-    Root { path: String, source: std::io::Error },
+    Root { path: String, source: io::Error },
     #[error(
         "{path} holds nothing to capture; if that is right, remove the source, otherwise look for a missing mount or a wrong include pattern"
     )]
@@ -138,7 +138,7 @@ pub enum SourceError {
     #[error("read the credentials: {0}")]
     Secret(#[from] crate::secret::SecretError),
     #[error("read {path} for the connection")]
-    Tls { path: String, source: std::io::Error },
+    Tls { path: String, source: io::Error },
     #[error("etcd denied access to {endpoint}: {text}; the user needs the root role for snapshots")]
     Denied { endpoint: String, text: String },
     #[error("no etcd member can be captured: {}", failures.join("; "))]
