@@ -12,9 +12,9 @@ use lifeboat::source::kubernetes::{ClusterScoped, Spec};
 use lifeboat::source::target::{Action, Applied, Existing, Options, Plan};
 use lifeboat::source::{self, SourceError};
 use server::Server;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 /// One for all tests, which have namespaces of their own.
 static SERVER: LazyLock<Server> = LazyLock::new(Server::start);
@@ -97,7 +97,7 @@ fn shop(namespace: &str) -> String {
 
 /// Makes it and waits until the controllers have done their part.
 fn open_shop(namespace: &str) {
-    SERVER.apply(&shop(namespace).split("---\n# custom objects\n").next().unwrap().to_owned());
+    SERVER.apply(&shop(namespace).split("---\n# custom objects\n").next().unwrap());
     SERVER.kubectl(&["wait", "--for=condition=Established", &format!("crd/wheels.{namespace}.example.com")]);
     SERVER.until("custom objects can be made", || {
         SERVER.try_kubectl(&["apply", "--server-side", "-f", "-"], &shop(namespace)).is_ok()
@@ -565,4 +565,74 @@ fn a_server_that_dies_half_way() {
     let failure = source.capture(&context(&runtime), &mut killer).unwrap_err().to_string();
     assert!(killer.seen > 0 && killer.seen < 701, "{}", killer.seen);
     assert!(failure.contains("reach the API server"), "{failure}");
+}
+
+/// `cargo test --release --test source_kubernetes -- --ignored --nocapture` prints how long it takes.
+#[test]
+#[ignore = "a measurement by hand: it takes minutes"]
+fn twenty_thousand_objects() {
+    const COUNT: u64 = 20_000;
+    let server = Server::start();
+    let spec = Spec {
+        kubeconfig: Some(server.directory.path().join("admin.conf")),
+        namespaces: vec!["many".to_owned()],
+        ..Spec::default()
+    };
+    let mut made = Taken { facts: Facts::default(), sink: Collect::default() };
+    let filler = "x".repeat(1000);
+    let (template, _) = capture_from(&server).sink.entries.remove(0);
+    for index in 0..COUNT {
+        let path = format!("many/configmaps/map-{index}.yaml").into_bytes();
+        let text = format!(
+            "apiVersion: v1\ndata:\n  filler: {filler}\nkind: ConfigMap\nmetadata:\n  name: map-{index}\n  namespace: many\n"
+        );
+        made.sink.entries.push((Entry { path, size: text.len() as u64, ..template.clone() }, text.into_bytes()));
+    }
+    let runtime = runtime();
+    let context = source::Context { deadline: Instant::now() + Duration::from_mins(20), ..context(&runtime) };
+    let options = Options::default();
+    let mut target = source::Spec::Kubernetes(spec.clone()).target(options).unwrap().unwrap();
+    let began = Instant::now();
+    let plan = target.plan(&context, &made).unwrap();
+    println!("planned in {:.1?}", began.elapsed());
+    let began = Instant::now();
+    let applied = target.apply(&context, &made, &plan).unwrap();
+    assert!(applied.problems.is_empty(), "{:?}", applied.problems);
+    println!("restored in {:.1?}", began.elapsed());
+    let bytes: usize = made.sink.entries.iter().map(|(_, content)| content.len()).sum();
+    drop(made);
+    let mut counted = Counted::default();
+    let began = Instant::now();
+    let facts = source::Spec::Kubernetes(spec).open().unwrap().capture(&context, &mut counted).unwrap();
+    println!("captured {counted:?} in {:.1?}; {bytes} bytes were restored; {facts:?}", began.elapsed());
+    assert!(counted.objects > COUNT && counted.bytes > bytes);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    println!(
+        "{}",
+        status.lines().filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS")).collect::<String>()
+    );
+}
+
+fn capture_from(server: &Server) -> Taken {
+    let spec = Spec { kubeconfig: Some(server.directory.path().join("admin.conf")), ..Spec::default() };
+    capture(&spec).unwrap()
+}
+
+/// Keeps nothing.
+#[derive(Debug, Default)]
+struct Counted {
+    objects: u64,
+    bytes: usize,
+}
+
+impl Sink for Counted {
+    fn add(&mut self, entry: Entry, _: Option<Input>) -> Result<(), Stopped> {
+        self.objects += 1;
+        self.bytes += entry.size as usize;
+        Ok(())
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        panic!("{problem:?}");
+    }
 }

@@ -10,7 +10,6 @@ use tempfile::TempDir;
 
 pub struct Server {
     pub directory: TempDir,
-    pub port: u16,
     /// By name, each under a shell that ends it when this process ends or lets go of it.
     components: Vec<(&'static str, Child)>,
 }
@@ -65,7 +64,7 @@ impl Server {
         let users = "admin-token,admin,1,system:masters\nsmall-token,small,2\n";
         std::fs::write(directory.path().join("tokens.csv"), users).unwrap();
         let [client, peer, port, controllers] = free_ports();
-        let mut server = Self { directory, port, components: Vec::new() };
+        let mut server = Self { directory, components: Vec::new() };
         server.kubeconfig("admin", port);
         server.kubeconfig("small", port);
         server.kubeconfig("wrong", port);
@@ -116,16 +115,15 @@ impl Server {
         let _ = child.wait();
     }
 
-    /// `<user>.conf`, for the server or whoever passes its connections on at `port`.
-    pub fn kubeconfig(&self, user: &str, port: u16) -> PathBuf {
+    /// `<user>.conf`.
+    fn kubeconfig(&self, user: &str, port: u16) {
         let path = self.directory.path().join(format!("{user}.conf"));
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
              clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{port}', certificate-authority: ca.pem}}}}]\n\
              users: [{{name: u, user: {{token: {user}-token}}}}]\n"
         );
-        std::fs::write(&path, text).unwrap();
-        path
+        std::fs::write(path, text).unwrap();
     }
 
     pub fn until(&self, what: &str, mut done: impl FnMut() -> bool) {

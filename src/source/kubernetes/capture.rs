@@ -194,7 +194,7 @@ impl Run<'_> {
         let place = Place::of(kind, namespace.as_deref(), &name);
         // In the items of a list, both go without saying.
         object["apiVersion"] = kind.api_version().into();
-        object["kind"] = kind.kind.as_str().into();
+        object["kind"] = kind.name.as_str().into();
         if Place::parse(place.path().as_bytes()).as_ref() != Some(&place) || matches!(&*name, "" | "." | "..") {
             self.problem(word.as_bytes(), format!("{word} {name:?} has a name that no file can have"));
             return Ok(());

@@ -17,7 +17,8 @@ pub struct Kind {
     pub version: String,
     /// What it is called in paths.
     pub plural: String,
-    pub kind: String,
+    /// What it is called in objects.
+    pub name: String,
     pub namespaced: bool,
     pub listable: bool,
 }
@@ -57,7 +58,7 @@ impl Found {
         let (api_version, kind) = (&object["apiVersion"], &object["kind"]);
         let api_version = api_version.as_str().unwrap_or_default();
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-        let Some(known) = self.kinds.iter().find(|known| known.group == group && kind == known.kind.as_str()) else {
+        let Some(known) = self.kinds.iter().find(|known| known.group == group && kind == known.name.as_str()) else {
             return Err(format!("the cluster has no {kind} of {api_version}; install what defines it"));
         };
         if !self.served.contains(&(group.to_owned(), version.to_owned())) {
@@ -127,7 +128,7 @@ fn of_version(group: &str, version: &str, list: &Value, seen: &mut BTreeSet<(Str
             group: group.to_owned(),
             version: version.to_owned(),
             plural: plural.to_owned(),
-            kind: kind.to_owned(),
+            name: kind.to_owned(),
             namespaced: resource["namespaced"].as_bool().unwrap_or(false),
             listable: verbs.is_some_and(|verbs| verbs.iter().any(|verb| verb == "list")),
         });

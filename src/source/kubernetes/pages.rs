@@ -47,6 +47,8 @@ pub struct Page {
     limit: u32,
 }
 
+/// A page's objects and the list's version.
+type Answer = Result<(Vec<Value>, String), Failure>;
 type Fetch = JoinHandle<Result<Page, Failure>>;
 
 /// A list of which the first page has come.
@@ -80,7 +82,7 @@ pub fn open(context: &Context, api: &Arc<Api>, lists: Vec<List>) -> impl Stream<
 
 impl Listing {
     /// The next objects; `None` at the end.
-    pub fn page(&mut self, context: &Context) -> Result<Option<Result<(Vec<Value>, String), Failure>>, SourceError> {
+    pub fn page(&mut self, context: &Context) -> Result<Option<Answer>, SourceError> {
         let mut came = match (self.first.take(), self.pending.take()) {
             (Some(first), _) => first,
             (None, Some(pending)) => context.runtime.block_on(guarded(context, joined(pending)))?,

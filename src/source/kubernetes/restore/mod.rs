@@ -70,6 +70,9 @@ enum Room {
     Going,
 }
 
+/// Takes some objects of one kind.
+type Each<'e, R> = dyn FnMut(&mut R, &[Wanted]) -> Result<(), SourceError> + 'e;
+
 struct Run<'a> {
     context: &'a Context,
     api: &'a Api,
@@ -114,12 +117,7 @@ impl Run<'_> {
     }
 
     /// Gives the objects of a stage to `each`, some of one kind at a time.
-    fn pass(
-        &mut self,
-        supply: &dyn Supply,
-        stage: Stage,
-        each: &mut dyn FnMut(&mut Self, &[Wanted]) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
+    fn pass(&mut self, supply: &dyn Supply, stage: Stage, each: &mut Each<'_, Self>) -> Result<(), SourceError> {
         let (context, index) = (self.context, self.index);
         let mut batch: Vec<Wanted> = Vec::new();
         let walked = supply.entries(&mut |entry, body| {
