@@ -370,7 +370,7 @@ fn a_lost_namespace_comes_back() {
     assert_eq!(action(&planned.changes, "secret/password in lost"), &Action::Create);
     assert_eq!(action(&planned.changes, "wheel.lost.example.com/front in lost"), &Action::Create);
     assert_eq!(action(&planned.changes, "namespace/lost"), &Action::Create);
-    assert_eq!(action(&planned.changes, "persistentvolume/lost-volume"), &Action::Update);
+    assert_eq!(action(&planned.changes, "persistentvolume/lost-volume"), &Action::Adopt);
     assert_eq!(action(&planned.changes, "storageclass.storage.k8s.io/lost-class"), &Action::Unchanged);
     for left in ["replicaset", "pod/", "secret/token", "kube-root-ca.crt"] {
         assert!(!planned.changes.iter().any(|change| change.what.starts_with(left)), "{planned:#?}");

@@ -37,6 +37,8 @@ pub enum Action {
     Create,
     Update,
     Replace,
+    /// It outlived what it belonged to, and is joined to that again; nothing of it is lost.
+    Adopt,
     /// It is as the snapshot holds it.
     Unchanged,
     /// It is there, differs, and is left alone.
@@ -51,6 +53,7 @@ impl fmt::Display for Action {
             Self::Create => f.write_str("create"),
             Self::Update => f.write_str("update"),
             Self::Replace => f.write_str("replace"),
+            Self::Adopt => f.write_str("adopt"),
             Self::Unchanged => f.write_str("unchanged"),
             Self::Skip => f.write_str("skip"),
             Self::Conflict(why) => write!(f, "conflict: {why}"),

@@ -10,6 +10,7 @@ mod clock;
 mod etcd;
 mod init;
 mod kill;
+mod kubernetes;
 mod network;
 mod picture;
 mod room;

@@ -1,4 +1,5 @@
 //! A real Kubernetes control plane on loopback: etcd, API server, controller manager; no nodes.
+#![allow(dead_code, reason = "each test crate uses its part")]
 #![expect(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
 use std::io::Write as _;

@@ -164,5 +164,7 @@ pub fn unwrapped(context: &Context, error: io::Error) -> SourceError {
     if let Err(stop) = context.go_on() {
         return stop;
     }
-    error.downcast::<SourceError>().unwrap_or_else(|error| KubernetesError::Snapshot(error).into())
+    error
+        .downcast::<SourceError>()
+        .unwrap_or_else(|error| SourceError::Snapshot { what: "the objects".into(), source: error })
 }

@@ -116,8 +116,6 @@ pub enum KubernetesError {
     Nothing { server: String, what: String },
     #[error("read {path} of the snapshot: {text}")]
     Object { path: String, text: String },
-    #[error("read the snapshot")]
-    Snapshot(#[source] std::io::Error),
 }
 
 #[derive(Debug)]

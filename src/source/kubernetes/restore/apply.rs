@@ -83,7 +83,7 @@ impl Run<'_> {
             };
             let answer = match (&action, judged.live) {
                 (Action::Create, _) => self.create(wanted, kind).await,
-                (Action::Update, Some(live)) => self.update(wanted, kind, &live).await,
+                (Action::Update | Action::Adopt, Some(live)) => self.update(wanted, kind, &live).await,
                 (Action::Replace, Some(live)) => self.replace(wanted, kind, &live).await,
                 (Action::Conflict(text), _) => return Ok(Done::conflict(text)),
                 (_, live) => {

@@ -72,7 +72,7 @@ impl Run<'_> {
             let claim = |volume: &Value| volume["spec"]["claimRef"].clone();
             match live["status"]["phase"].as_str() {
                 // Its claim is gone, and is restored: it may have its volume back.
-                Some("Released") if claim(&now) == claim(&wanted.body) => return Ok(Action::Update),
+                Some("Released") if claim(&now) == claim(&wanted.body) => return Ok(Action::Adopt),
                 Some("Bound" | "Released") if claim(&now) != claim(&wanted.body) => {
                     // It is another claim's now, whatever people want of objects that are there.
                     return Ok(Action::Skip);

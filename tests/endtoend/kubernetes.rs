@@ -1,0 +1,72 @@
+//! A namespace that somebody deletes, through the program's own commands.
+
+#[path = "../support/kubernetes.rs"]
+mod server;
+
+use crate::world::{World, made};
+use server::Server;
+
+const SHOP: &str = include_str!("../support/shop.yaml");
+
+#[test]
+fn a_deleted_namespace_comes_back() {
+    let server = Server::start();
+    let world = World::local();
+    let kubeconfig = server.directory.path().join("admin.conf");
+    let document = format!(
+        "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: shop}}\n\
+         spec: {{kubernetes: {{kubeconfig: {}, namespaces: [shop]}}}}\n",
+        kubeconfig.display()
+    );
+    world.document("shop.yaml", &document);
+    world.as_writer(&["backup", "shop"]).expect(1).says("nothing to capture");
+    // Objects of the platform; its custom objects are tested elsewhere.
+    server.apply(SHOP.replace("NS", "shop").split("---\n# custom objects\n").next().unwrap());
+    world.as_writer(&["doctor"]).expect(0);
+    let first = made(&world.as_writer(&["backup", "shop", "--json"]).expect(0));
+    let before = server.kubectl(&["-n", "shop", "get", "configmap", "settings", "-o", "jsonpath={.data}"]);
+    let restore = ["restore", "snapshot", "shop@1", "--into", "shop"];
+    let into = |more: &[&str]| world.as_owner(&[&restore, more].concat());
+
+    // What somebody changed is shown by comparing two snapshots.
+    server.kubectl(&["-n", "shop", "patch", "configmap", "settings", "-p", r#"{"data": {"colour": "red"}}"#]);
+    let second = made(&world.as_writer(&["backup", "shop", "--json"]).expect(0));
+    assert!(second.new_bytes < first.new_bytes, "{} after {}", second.new_bytes, first.new_bytes);
+    let differs = world.as_owner(&["diff", "shop@1", "shop@2"]);
+    assert!(differs.out.contains("shop/configmaps/settings.yaml"), "{} {}", differs.out, differs.err);
+
+    // Nothing that is there is touched unless somebody says so, and names the cluster.
+    let planned = into(&["--dry-run"]).expect(0);
+    assert!(planned.out.contains("skip") && planned.out.contains("settings"), "{}", planned.out);
+    into(&["--existing", "update"]).expect(2).says("would overwrite").says("--target-id");
+    let id = into(&["--existing", "update", "--dry-run", "--json"]).expect(0).json();
+    let id = id["target"].as_str().unwrap().to_owned();
+    into(&["--existing", "update", "--yes", "--target-id", "another"]).expect(2).says(&id);
+    into(&["--existing", "update", "--yes", "--target-id", &id]).expect(0);
+    assert_eq!(server.kubectl(&["-n", "shop", "get", "configmap", "settings", "-o", "jsonpath={.data}"]), before);
+
+    server.kubectl(&["delete", "namespace", "shop", "--timeout=100s"]);
+    let planned = into(&["--dry-run", "--json"]).expect(0).json();
+    assert_eq!(planned["overwrites"], false, "{planned}");
+    into(&[]).expect(0);
+    assert_eq!(server.kubectl(&["-n", "shop", "get", "configmap", "settings", "-o", "jsonpath={.data}"]), before);
+    server
+        .until("its pods are made again", || !server.kubectl(&["-n", "shop", "get", "pods", "-o", "name"]).is_empty());
+
+    // Beside itself, for a look at what was.
+    into(&["--map-namespace", "shop=shop-before"]).expect(0);
+    let beside = server.kubectl(&["-n", "shop-before", "get", "configmap", "settings", "-o", "jsonpath={.data}"]);
+    assert_eq!(beside, before);
+    // A kind that is not the target's.
+    world.file("a", "content");
+    world.backup();
+    world.as_owner(&["restore", "snapshot", "docs", "--into", "shop"]).expect(2).says("of kind files");
+    // The tree on a disk, and manifests that kubectl takes.
+    world.as_owner(&["restore", "snapshot", "shop@1", "--to", "tree"]).expect(0);
+    assert!(world.path("tree/shop/configmaps/settings.yaml").exists());
+    world.as_owner(&["export", "shop@1", "-o", "shop.yaml"]).expect(0);
+    let manifests = std::fs::read_to_string(world.path("shop.yaml")).unwrap();
+    server
+        .try_kubectl(&["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-"], &manifests)
+        .unwrap();
+}
