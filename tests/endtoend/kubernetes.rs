@@ -48,12 +48,19 @@ fn a_deleted_namespace_comes_back() {
     server.kubectl(&["delete", "namespace", "shop", "--timeout=100s"]);
     let planned = into(&["--dry-run", "--json"]).expect(0).json();
     assert_eq!(planned["overwrites"], false, "{planned}");
+    // A webhook that outlived its service keeps Secrets out.
+    let kept_out = into(&[]).expect(3);
+    assert!(kept_out.out.contains("delete its configuration"), "{}", kept_out.out);
+    server.kubectl(&["delete", "validatingwebhookconfiguration", "shop-hook"]);
     into(&[]).expect(0);
+    server.kubectl(&["get", "validatingwebhookconfiguration", "shop-hook"]);
+    server.kubectl(&["-n", "shop", "get", "secret", "password"]);
     assert_eq!(server.kubectl(&["-n", "shop", "get", "configmap", "settings", "-o", "jsonpath={.data}"]), before);
     server
         .until("its pods are made again", || !server.kubectl(&["-n", "shop", "get", "pods", "-o", "name"]).is_empty());
 
     // Beside itself, for a look at what was.
+    server.kubectl(&["delete", "validatingwebhookconfiguration", "shop-hook"]);
     into(&["--map-namespace", "shop=shop-before"]).expect(0);
     let beside = server.kubectl(&["-n", "shop-before", "get", "configmap", "settings", "-o", "jsonpath={.data}"]);
     assert_eq!(beside, before);
@@ -62,8 +69,8 @@ fn a_deleted_namespace_comes_back() {
     world.backup();
     world.as_owner(&["restore", "snapshot", "docs", "--into", "shop"]).expect(2).says("of kind files");
     // The tree on a disk, and manifests that kubectl takes.
-    world.as_owner(&["restore", "snapshot", "shop@1", "--to", "tree"]).expect(0);
-    assert!(world.path("tree/shop/configmaps/settings.yaml").exists());
+    world.as_owner(&["restore", "snapshot", "shop@1", "--to", "objects"]).expect(0);
+    assert!(world.path("objects/shop/configmaps/settings.yaml").exists());
     world.as_owner(&["export", "shop@1", "-o", "shop.yaml"]).expect(0);
     let manifests = std::fs::read_to_string(world.path("shop.yaml")).unwrap();
     server

@@ -222,7 +222,12 @@ impl Target for Cluster {
         }
         run.link_owners(&mut applied)?;
         applied.checked.push(format!("{same} of {} objects are as the snapshot holds them", applied.changes.len()));
-        applied.to_do.extend(index.left().iter().map(|(left, count)| format!("{count} objects {}", left.describe())));
+        if applied.problems.iter().any(|problem| problem.text.contains("failed calling webhook")) {
+            let text = "a webhook whose service does not run keeps objects out: delete its configuration and run the \
+                        same command again, which restores it last";
+            applied.to_do.push(text.into());
+        }
+        applied.checked.extend(index.left().iter().map(|(left, count)| format!("{count} objects {}", left.describe())));
         Ok(applied)
     }
 }
