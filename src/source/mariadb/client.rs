@@ -105,7 +105,7 @@ impl Client {
         let deadline = context.deadline.min(Instant::now() + REQUEST);
         let words = ["--batch", "--skip-column-names", "--connect-timeout=10", "--execute", query];
         let command = self.program(context, "mariadb", deadline, &words)?;
-        let answer = command.run(LARGEST).map_err(|error| self.failed(context, "ask MariaDB", error))?;
+        let answer = command.run(LARGEST).map_err(|error| self.failed(context, "ask MariaDB", &error))?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
@@ -126,11 +126,11 @@ impl Client {
         Err(SourceError::Refused { server: self.server.clone(), text, advice: ADVICE })
     }
 
-    pub fn failed(&self, context: &Context, action: &'static str, error: ExecError) -> SourceError {
+    pub fn failed(&self, context: &Context, action: &'static str, error: &ExecError) -> SourceError {
         if let Err(ended) = context.go_on() {
             return ended;
         }
-        let text = exec::causes(error.to_string(), std::error::Error::source(&error));
+        let text = exec::causes(error.to_string(), std::error::Error::source(error));
         let server = self.server.clone();
         // Denied: access, a privilege, a command.
         if ["ERROR 1045", "ERROR 1227", "ERROR 1142", "ERROR 1044"].iter().any(|code| text.contains(code)) {

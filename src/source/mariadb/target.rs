@@ -36,7 +36,7 @@ impl Server {
     fn feed(&self, context: &Context, supply: &dyn Supply) -> Result<(), SourceError> {
         let action = "restore MariaDB";
         let command = self.client.program(context, "mariadb", context.deadline, &["--batch", "--binary-mode"])?;
-        let mut running = command.start_fed().map_err(|error| self.client.failed(context, action, error))?;
+        let mut running = command.start_fed().map_err(|error| self.client.failed(context, action, &error))?;
         let mut dumps = 0;
         let fed = supply.entries(&mut |entry, body| {
             if entry.path != b"dump.sql" {
@@ -55,7 +55,7 @@ impl Server {
             }
             _ => running.close(),
         }
-        running.wait().map_err(|error| self.client.failed(context, action, error))?;
+        running.wait().map_err(|error| self.client.failed(context, action, &error))?;
         if dumps != 1 {
             let text = "the snapshot holds no dump.sql".to_owned();
             return Err(SourceError::Server { action, server: self.client.server.clone(), text });
@@ -85,7 +85,7 @@ impl Target for Server {
         let mut to_do = vec!["the accounts are those of the snapshot, with their passwords".to_owned()];
         let command =
             self.client.program(context, "mariadb-check", context.deadline, &["--all-databases", "--silent"])?;
-        let said = match command.run(1 << 20).map_err(|error| self.client.failed(context, CHECKING, error)) {
+        let said = match command.run(1 << 20).map_err(|error| self.client.failed(context, CHECKING, &error)) {
             Ok(said) => String::from_utf8_lossy(&said).trim().to_owned(),
             // The snapshot does not hold this account, or with another password.
             Err(SourceError::Refused { .. }) => {
