@@ -4,7 +4,7 @@ use super::At;
 use super::decode::Wrong;
 use super::node::Node;
 use crate::id::SourceName;
-use crate::policy::{Tier, guard};
+use crate::policy::{Tier, duration, guard};
 use crate::source;
 use serde::Deserialize;
 use std::path::Path;
@@ -31,11 +31,11 @@ pub(super) struct Document {
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
     kubernetes: Option<source::kubernetes::Spec>,
+    mariadb: Option<source::mariadb::Spec>,
     postgresql: Option<source::postgresql::Spec>,
     redis: Option<source::redis::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
-    mariadb: Option<source::mariadb::Spec>,
     #[serde(default)]
     guard: Guard,
 }
@@ -67,16 +67,21 @@ impl Document {
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
             self.kubernetes.map(source::Spec::Kubernetes),
+            self.mariadb.map(source::Spec::Mariadb),
             self.postgresql.map(source::Spec::Postgresql),
             self.redis.map(source::Spec::Redis),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),
-            self.mariadb.map(source::Spec::Mariadb),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {
             let field = kind.field();
             kind.check(directory, &mut |below, message| say(&format!("spec.{field}.{below}"), message));
+            if let source::Spec::Command(source::command::Spec { timeout: Some(timeout), .. }) = kind
+                && let Err(why) = duration::parse(timeout)
+            {
+                say("spec.command.timeout", &why.to_string());
+            }
         }
         if kinds.len() != 1 {
             say("spec", &format!("expected exactly one of {}", KINDS.join(", ")));

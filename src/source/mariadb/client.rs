@@ -17,7 +17,16 @@ const STATE: &str = "SELECT 'version', @@version; SELECT 'gtid', @@gtid_current_
     ('mysql', 'sys', 'information_schema', 'performance_schema'); \
     SELECT 'others', COUNT(*) FROM information_schema.tables WHERE table_type = 'BASE TABLE' AND engine <> 'InnoDB' AND \
     table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema'); \
+    SELECT 'right', privilege_type FROM information_schema.user_privileges WHERE grantee IN (CONCAT('\\'', \
+    SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\''), \
+    CONCAT('\\'', CURRENT_ROLE(), '\\'@\\'\\'')); \
     SHOW GLOBAL VARIABLES LIKE 'server_uid'";
+
+/// Without one of these the dump succeeds and leaves out what the account does not see.
+const RIGHTS: [&str; 4] = ["SELECT", "SHOW VIEW", "TRIGGER", "EVENT"];
+
+const ADVICE: &str = "the account needs the right password, and for a dump SELECT, SHOW VIEW, TRIGGER, EVENT, LOCK TABLES, \
+    RELOAD and BINLOG MONITOR on *.*";
 
 #[derive(Debug)]
 pub struct Client {
@@ -37,6 +46,8 @@ pub struct State {
     pub binary_log: bool,
     pub tables: u64,
     pub not_transactional: u64,
+    /// What the account may do everywhere.
+    rights: Vec<String>,
 }
 
 impl Client {
@@ -94,7 +105,7 @@ impl Client {
         let deadline = context.deadline.min(Instant::now() + REQUEST);
         let words = ["--batch", "--skip-column-names", "--connect-timeout=10", "--execute", query];
         let command = self.program(context, "mariadb", deadline, &words)?;
-        let answer = command.run(LARGEST).map_err(|error| self.failed(context, "ask MariaDB", error))?;
+        let answer = command.run(LARGEST).map_err(|error| self.failed(context, "ask MariaDB", &error))?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
@@ -105,17 +116,25 @@ impl Client {
         State::parse(&answer).ok_or(SourceError::Server { action: "ask MariaDB", server, text })
     }
 
-    pub fn failed(&self, context: &Context, action: &'static str, error: ExecError) -> SourceError {
+    /// An account that sees a part must not make a dump that looks like all.
+    pub fn sees_all(&self, state: &State) -> Result<(), SourceError> {
+        let missing: Vec<_> = RIGHTS.into_iter().filter(|right| !state.rights.iter().any(|has| has == right)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let text = format!("the account {} lacks {} on *.*", self.spec.user, missing.join(", "));
+        Err(SourceError::Refused { server: self.server.clone(), text, advice: ADVICE })
+    }
+
+    pub fn failed(&self, context: &Context, action: &'static str, error: &ExecError) -> SourceError {
         if let Err(ended) = context.go_on() {
             return ended;
         }
-        let text = exec::causes(error.to_string(), std::error::Error::source(&error));
+        let text = exec::causes(error.to_string(), std::error::Error::source(error));
         let server = self.server.clone();
         // Denied: access, a privilege, a command.
         if ["ERROR 1045", "ERROR 1227", "ERROR 1142", "ERROR 1044"].iter().any(|code| text.contains(code)) {
-            let advice = "the account needs the right password, and for a dump SELECT, RELOAD, LOCK TABLES, SHOW VIEW, \
-                          EVENT, TRIGGER, SHOW CREATE ROUTINE, BINLOG MONITOR on everything";
-            return SourceError::Refused { server, text, advice };
+            return SourceError::Refused { server, text, advice: ADVICE };
         }
         SourceError::Server { action, server, text }
     }
@@ -131,6 +150,7 @@ impl State {
                 "gtid" => value.clone_into(&mut state.gtid),
                 "log" => state.binary_log = value == "1",
                 "tables" => state.tables = value.parse().ok()?,
+                "right" => state.rights.push(value.to_owned()),
                 "others" => state.not_transactional = value.parse().ok()?,
                 "server_uid" => state.uid = Some(value.to_owned()),
                 _ => {}

@@ -2,7 +2,7 @@
 //!
 //! The snapshot is one entry, `dump.sql`, with routines, events, triggers and accounts, and, where the server keeps a
 //! binary log, the position in it that the dump stands at (in a comment). MariaDB's own programs do the work; they must be
-//! on the PATH. A dump without its last line is none.
+//! on the PATH. A dump without its last line is none; neither is one of an account that does not see everything.
 //!
 //! What the guard can compare: the server's id (`server_uid`) is made from a network address, and so changes when a pod
 //! moves; it is a detail, not the system. The position is the sum of the GTIDs' sequence numbers over all domains, which
@@ -101,6 +101,7 @@ impl Source for Mariadb {
 
     fn check(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
         let state = self.client.state(context)?;
+        self.client.sees_all(&state)?;
         Ok(vec![format!("{}: MariaDB {}, {} tables", self.client.server, state.version, state.tables)])
     }
 
@@ -108,6 +109,7 @@ impl Source for Mariadb {
         context.go_on()?;
         let clock = Instant::now();
         let state = self.client.state(context)?;
+        self.client.sees_all(&state)?;
         // The dump begins after this.
         let sure = context.started.as_millisecond().saturating_add(clock.elapsed().as_millis() as i64);
         let open = dump::open(&self.client, context, state.binary_log)?;
