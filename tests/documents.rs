@@ -265,7 +265,7 @@ fn a_source_is_of_one_kind() {
     file.yaml:7: spec.command.timeout: expected whole numbers with the units d, h, m or s, the largest first, such as "90s", "1h30m" or "7d"
     file.yaml:8: spec.guard.minimumShare: expected a number from 0 to 1
     "#);
-    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, command, etcd, kubernetes, mariadb, postgresql, redis, terraform, vault, guard");
+    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, command, etcd, kubernetes, mariadb, postgresql, redis, terraform, vault, heldElsewhere, guard");
     let globs = "files: {path: a, exclude: ['*.tmp', '[a']}";
     insta::assert_snapshot!(mistakes(&document("Source", "a", globs)), @"
     file.yaml:6: spec.files.exclude[1]: error parsing glob '[a': unclosed character class; missing ']'

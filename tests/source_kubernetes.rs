@@ -508,8 +508,16 @@ fn a_plan_is_not_exceeded() {
     let applied = apply(&taken, &options, &planned);
     assert!(matches!(action(&applied.changes, "configmap/one in quick"), Action::Conflict(_)));
     assert_eq!(field("quick", "configmap/one", ".data.a"), "somebody-elses");
-    // Another cluster is no obstacle, but is said; a plan is for one cluster only.
+    // Two namespaces do not become one.
+    let options = Options { namespaces: [("quick".to_owned(), "kube-public".to_owned())].into(), ..options };
+    let both = capture(&spec(&["quick", "kube-public"])).unwrap();
+    let refused = target(&spec(&[]), &options).plan(&context(&runtime()), &both).unwrap_err();
+    assert!(refused.to_string().contains("both would become kube-public"), "{refused}");
+    // Another cluster must be meant, and is said; a plan is for one cluster only.
     taken.facts.system = Some("another".to_owned());
+    let refused = target(&spec(&[]), &options).plan(&context(&runtime()), &taken).unwrap_err();
+    assert!(refused.to_string().contains("add --foreign"), "{refused}");
+    let options = Options { foreign: true, ..Options::default() };
     let mut planned = plan(&taken, &options);
     assert!(planned.about.iter().any(|line| line.contains("another cluster")), "{planned:?}");
     planned.target = "another".to_owned();

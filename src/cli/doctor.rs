@@ -3,6 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
 use super::output::{clock, count, print, print_json};
+use crate::config::Config;
 use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::source;
@@ -49,6 +50,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         },
     }
     if let Ok(config) = context.config() {
+        checks.push(Check { name: "escrow".into(), result: escrow(config) });
         for known in config.sources.values() {
             let name = format!("source {}", known.name);
             checks.push(Check { name, result: reach(&known.capture).await });
@@ -71,6 +73,15 @@ fn configuration(context: &Context) -> Result<String, Failure> {
     }
     let sources = count(config.sources.len() as u64, "source", "sources");
     Ok(format!("{sources}, {}", count(config.schedules.len() as u64, "schedule", "schedules")))
+}
+
+/// Whether the keys that the sources' snapshots need are kept.
+fn escrow(config: &Config) -> Result<String, Failure> {
+    let missing = config.escrow();
+    if missing.is_empty() {
+        return Ok("no source lacks keys that its snapshots need, as far as the documents tell".into());
+    }
+    Err(Fault::Failed { message: missing.join("; "), hint: None }.into())
 }
 
 fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {

@@ -6,6 +6,7 @@
 
 mod cronjob;
 mod decode;
+mod escrow;
 mod mistake;
 mod node;
 mod quantity;

@@ -17,6 +17,8 @@ pub struct Source {
     pub tier: Option<Tier>,
     pub capture: source::Spec,
     pub guard: guard::Rules,
+    /// Who keeps the keys that its snapshots are worth nothing without, and that no source captures.
+    pub held_elsewhere: Vec<String>,
 }
 
 const KINDS: [&str; 9] =
@@ -36,6 +38,8 @@ pub(super) struct Document {
     redis: Option<source::redis::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
+    #[serde(default)]
+    held_elsewhere: Vec<String>,
     #[serde(default)]
     guard: Guard,
 }
@@ -89,7 +93,7 @@ impl Document {
         match kinds.pop() {
             Some(capture) if wrong.is_empty() => {
                 let guard = guard::Rules { minimum_share: share.unwrap_or(guard::Rules::default().minimum_share) };
-                Ok(Source { name, at, tier: self.tier, capture, guard })
+                Ok(Source { name, at, tier: self.tier, capture, guard, held_elsewhere: self.held_elsewhere })
             }
             _ => Err(wrong),
         }

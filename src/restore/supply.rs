@@ -25,13 +25,24 @@ impl Supply for Supplied<'_> {
 
     fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
         let reader = self.reader;
+        let mut found = vec![false; self.selection.paths().len()];
         let walked = walk(reader, |item| {
             if self.selection.contains(&item.entry.path) {
+                if let Some(at) = self.selection.position(&item.entry.path) {
+                    found[at] = true;
+                }
                 visit(&item.entry, &Content { reader, item: &item }).map_err(RestoreError::of_export)?;
             }
             Ok(())
         });
-        walked.map_err(RestoreError::into_io)
+        walked.map_err(RestoreError::into_io)?;
+        match found.iter().position(|found| !found) {
+            Some(at) => {
+                let path = String::from_utf8_lossy(&self.selection.paths()[at]).into_owned();
+                Err(RestoreError::NotThere(path).into_io())
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -83,6 +83,8 @@ impl Failure {
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     client: reqwest::Client,
+    /// Its requests wait for their answer as long as the run goes on: a body under way counts as waiting.
+    patient: reqwest::Client,
     pub address: String,
 }
 
@@ -95,30 +97,37 @@ impl Server {
             path: path.display().to_string(),
             source: io::Error::new(io::ErrorKind::InvalidData, Failure::of(error).text),
         };
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT)
-            .read_timeout(STALL)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none());
         let tls = tls.cloned().unwrap_or_default();
-        if let Some(path) = &tls.ca {
-            let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|error| bad(path, error))?;
-            builder = builder.tls_certs_only(certificates);
-        }
-        if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
-            let pem = zeroize::Zeroizing::new([read(certificate)?, read(key)?].concat());
-            builder = builder.identity(Identity::from_pem(&pem).map_err(|error| bad(key, error))?);
-        }
-        let client = builder.build().map_err(|error| SourceError::System {
-            attempt: format!("prepare the connection to {address}"),
-            text: Failure::of(error).text,
-            need: String::new(),
-        })?;
-        Ok(Self { client, address: address.trim_end_matches('/').to_owned() })
+        let build = |builder: reqwest::ClientBuilder| {
+            let mut builder = builder.connect_timeout(CONNECT).no_proxy().redirect(reqwest::redirect::Policy::none());
+            if let Some(path) = &tls.ca {
+                let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|error| bad(path, error))?;
+                builder = builder.tls_certs_only(certificates);
+            }
+            if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
+                let pem = zeroize::Zeroizing::new([read(certificate)?, read(key)?].concat());
+                builder = builder.identity(Identity::from_pem(&pem).map_err(|error| bad(key, error))?);
+            }
+            builder.build().map_err(|error| SourceError::System {
+                attempt: format!("prepare the connection to {address}"),
+                text: Failure::of(error).text,
+                need: String::new(),
+            })
+        };
+        Ok(Self {
+            client: build(reqwest::Client::builder().read_timeout(STALL))?,
+            patient: build(reqwest::Client::builder())?,
+            address: address.trim_end_matches('/').to_owned(),
+        })
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.address))
+    }
+
+    /// A request with a large body.
+    pub fn upload(&self, path: &str, body: reqwest::Body) -> RequestBuilder {
+        self.patient.request(Method::POST, format!("{}{path}", self.address)).body(body)
     }
 }
 

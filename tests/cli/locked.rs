@@ -68,4 +68,5 @@ kind: Source
 metadata: {name: etcd-main}
 spec:
   etcd: {endpoints: ['ETCD']}
+  heldElsewhere: [nothing but this etcd is needed]
 ";

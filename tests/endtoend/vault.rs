@@ -15,7 +15,8 @@ fn document(world: &World, name: &str, port: u16, token: &str, restore: &str) {
     let file = world.path(format!("{name}.token"));
     let text = format!(
         "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: {name}}}\nspec:\n  vault:\n    \
-         address: http://127.0.0.1:{port}\n    auth: {{token: {{file: {}}}}}\n    restore: {{{restore}}}\n",
+         address: http://127.0.0.1:{port}\n    auth: {{token: {{file: {}}}}}\n    restore: {{{restore}}}\n  \
+         heldElsewhere: [in this test]\n",
         file.display()
     );
     world.document(&format!("{name}.yaml"), &text);

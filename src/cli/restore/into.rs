@@ -7,9 +7,10 @@ use crate::cli::context::Context;
 use crate::cli::fault::{Exit, Failure, Fault};
 use crate::cli::output::{clock, count, name, print, print_json};
 use crate::cli::reference::{Reference, open_reader};
+use crate::cli::snapshots;
 use crate::config::nearest;
 use crate::id::SourceName;
-use crate::repo::Reader;
+use crate::repo::{Reader, State};
 use crate::restore::supply::Supplied;
 use crate::restore::{RestoreError, Selection};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
@@ -116,6 +117,11 @@ pub async fn run(
     let (_, reader) = open_reader(context, reference).await?;
     reader.check_access()?;
     let what = format!("{}@{}", reference.source, reader.snapshot().sequence());
+    let state = reader.snapshot().state();
+    if state != State::Good {
+        let state = snapshots::state(state);
+        tracing::warn!(snapshot = what, state, "the snapshot itself is not good: see `lifeboat show`");
+    }
     let (captured, kind) = (reader.catalogue().kind.clone(), context.config()?.sources[into].capture.field());
     if captured != kind {
         let message = format!("{what} is a snapshot of kind {captured}, and {into} is of kind {kind}");
@@ -139,6 +145,10 @@ pub async fn run(
     if args.dry_run {
         say_plan(context, &what, into, &plan)?;
         return Ok(exit(&plan.changes, false));
+    }
+    if let Some(id) = args.target_id.as_ref().filter(|id| **id != plan.target) {
+        let message = format!("{into} is {}, and not {id}: nothing was changed", plan.target);
+        return Err(Fault::usage(message, "look again at what is to be restored where").into());
     }
     if plan.overwrites() {
         confirm(context, &what, into, &plan, &args)?;
@@ -187,8 +197,9 @@ fn told(error: SourceError) -> Failure {
     match error {
         SourceError::Cancelled => {
             let message = "interrupted; the target may be half restored".into();
-            Fault::Failed { message, hint: Some("run the same command again: what is done is not done twice".into()) }
-                .into()
+            let hint = "run the same command again: what is done is not done twice (a database server that holds tables \
+                        by now needs --existing replace)";
+            Fault::Failed { message, hint: Some(hint.into()) }.into()
         }
         SourceError::Snapshot { source, .. }
             if source.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<RestoreError>) =>
@@ -207,14 +218,8 @@ fn exit(changes: &[Change], problems: bool) -> Exit {
 /// # Errors
 /// Nobody said that this target is meant.
 fn confirm(context: &Context, what: &str, into: &SourceName, plan: &Plan, args: &SystemArgs) -> Result<(), Failure> {
-    if let Some(id) = &args.target_id {
-        if *id != plan.target {
-            let message = format!("{into} is {}, and not {id}: nothing was changed", plan.target);
-            return Err(Fault::usage(message, "look again at what is to be restored where").into());
-        }
-        if args.yes {
-            return Ok(());
-        }
+    if args.yes && args.target_id.is_some() {
+        return Ok(());
     }
     let interactive = io::stdin().is_terminal() && io::stderr().is_terminal() && !context.globals.json;
     if interactive {

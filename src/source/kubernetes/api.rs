@@ -103,6 +103,9 @@ impl Api {
                 text: causes(error.to_string(), std::error::Error::source(&error)),
             })?,
         };
+        if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
+            return Err(KubernetesError::Login.into());
+        }
         config.connect_timeout = Some(CONNECT);
         config.default_retry = false;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();

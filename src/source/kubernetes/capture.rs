@@ -11,7 +11,7 @@ use crate::source::command::plain_file;
 use crate::source::{Context, SourceError, unpack};
 use futures_util::StreamExt as _;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What controllers and the server make again by themselves, or what is no state at all.
@@ -33,7 +33,15 @@ pub fn capture(context: &Context, spec: &Spec, sink: &mut dyn Sink) -> Result<Fa
     let version = api.version(context)?;
     let system = api.system(context)?;
     let found = discover(context, &api)?;
-    let mut run = Run { context, api, sink, needs: Needs::default(), counts: Counts::default() };
+    let mut run = Run {
+        context,
+        api,
+        sink,
+        needs: Needs::default(),
+        asked: BTreeSet::new(),
+        went_round: false,
+        counts: Counts::default(),
+    };
     for problem in &found.problems {
         run.problem(&problem.path, problem.text.clone());
     }
@@ -74,6 +82,9 @@ struct Run<'a> {
     api: Arc<Api>,
     sink: &'a mut dyn Sink,
     needs: Needs,
+    /// (resource, name) of what is needed and has been asked for.
+    asked: BTreeSet<(String, String)>,
+    went_round: bool,
     counts: Counts,
 }
 
@@ -229,25 +240,38 @@ impl Run<'_> {
                 Ok(())
             })?;
         }
+        // Some of what is needed needs more: a custom object its definition, a content its class.
+        while self.needed_once(kinds, &mut bindings)? {}
+        Ok(())
+    }
+
+    /// One round; whether anything new was taken.
+    fn needed_once(&mut self, kinds: &[Kind], bindings: &mut Vec<Value>) -> Result<bool, SourceError> {
+        let list = |kind: &Kind| vec![List { kind: kind.clone(), namespace: None, selector: None }];
+        let before = self.counts.objects;
+        let first = !std::mem::replace(&mut self.went_round, true);
         for kind in kinds {
             let word = kind.word();
             if word == CLUSTER_ROLE_BINDINGS {
-                for binding in std::mem::take(&mut bindings) {
+                for binding in std::mem::take(bindings) {
                     self.add(kind, binding)?;
                 }
             } else if LATE.contains(&&*word) {
-                self.each(list(kind), &mut |run, kind, object| {
-                    if run.needs.is_served(&object) { run.add(kind, object) } else { Ok(()) }
-                })?;
+                if first {
+                    self.each(list(kind), &mut |run, kind, object| {
+                        if run.needs.is_served(&object) { run.add(kind, object) } else { Ok(()) }
+                    })?;
+                }
             } else {
                 self.by_name(kind, &word)?;
             }
         }
-        Ok(())
+        Ok(self.counts.objects > before)
     }
 
     fn by_name(&mut self, kind: &Kind, word: &str) -> Result<(), SourceError> {
         let names: Vec<String> = self.needs.names(word).cloned().collect();
+        let names: Vec<_> = names.into_iter().filter(|name| self.asked.insert((word.into(), name.clone()))).collect();
         let mut aggregated = Vec::new();
         for name in &names {
             match self.api.ask(self.context, &kind.path(None), &Ask::Get(name))? {
@@ -272,7 +296,8 @@ impl Run<'_> {
         self.each(all, &mut |run, kind, role| {
             let name = role["metadata"]["name"].as_str().unwrap_or_default();
             let part = aggregated.iter().any(|whole| is_part(whole, &role));
-            if part && !names.iter().any(|known| known == name) { run.add(kind, role) } else { Ok(()) }
+            let new = part && run.asked.insert((kind.word(), name.to_owned()));
+            if new { run.add(kind, role) } else { Ok(()) }
         })
     }
 

@@ -98,6 +98,11 @@ const MANAGER: &str = "lifeboat";
 pub enum KubernetesError {
     #[error("read the kubeconfig {path}: {text}")]
     Kubeconfig { path: String, text: String },
+    #[error(
+        "the kubeconfig's user logs in by a program (exec, auth-provider), which is not supported: it might wait for a \
+         person for ever; give a kubeconfig with a token or a client certificate"
+    )]
+    Login,
     #[error("find the cluster that this runs in: {text}; outside of a cluster, give a kubeconfig")]
     NotInside { text: String },
     #[error("reach the API server {server}: {text}")]

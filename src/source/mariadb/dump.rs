@@ -12,13 +12,14 @@ const LAST_LINE: &[u8] = b"\n-- Dump completed";
 /// Bytes at the end that the last line lies in.
 const TAIL: usize = 128;
 
-const OPTIONS: [&str; 9] = [
+const OPTIONS: [&str; 10] = [
     "--single-transaction",
     "--quick",
     "--routines",
     "--events",
     "--triggers",
     "--hex-blob",
+    "--max-allowed-packet=1G",
     "--flush-privileges",
     "--default-character-set=utf8mb4",
     "--all-databases",

@@ -35,7 +35,12 @@ impl Server {
 
     fn feed(&self, context: &Context, supply: &dyn Supply) -> Result<(), SourceError> {
         let action = "restore MariaDB";
-        let command = self.client.program(context, "mariadb", context.deadline, &["--batch", "--binary-mode"])?;
+        let command = self.client.program(
+            context,
+            "mariadb",
+            context.deadline,
+            &["--batch", "--binary-mode", "--max-allowed-packet=1G"],
+        )?;
         let mut running = command.start_fed().map_err(|error| self.client.failed(context, action, &error))?;
         let mut dumps = 0;
         let fed = supply.entries(&mut |entry, body| {
@@ -72,8 +77,9 @@ impl Target for Server {
         if was != is.version {
             about.push(format!("the snapshot is of MariaDB {was}; run mariadb-upgrade afterwards"));
         }
-        let change = Change { what: "all databases and accounts of the dump".to_owned(), action: self.action(&is) };
-        Ok(Plan { target: self.client.server.clone(), about, changes: vec![change] })
+        let databases = Change { what: "all databases of the dump".to_owned(), action: self.action(&is) };
+        let accounts = Change { what: "all accounts of the server".to_owned(), action: Action::Replace };
+        Ok(Plan { target: self.client.server.clone(), about, changes: vec![databases, accounts] })
     }
 
     fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError> {

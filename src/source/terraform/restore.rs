@@ -5,9 +5,13 @@ use super::state::{MAX_STATE, State, same, with_serial};
 use super::{FILE, Found, Spec, read_all};
 use crate::entry::{Problem, Supply};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
-use crate::source::{Context, SourceError};
+use crate::source::{Cancel, Context, SourceError};
 use std::collections::BTreeMap;
 use std::io;
+use std::time::{Duration, Instant};
+
+/// For taking a lock away after a run has ended.
+const UNLOCKING: Duration = Duration::from_secs(30);
 
 pub struct Restoring {
     spec: Spec,
@@ -55,8 +59,15 @@ impl Restoring {
                 state.lineage
             ));
         }
-        if same(bytes, &found.bytes) {
+        if *bytes == found.bytes || !found.state.encrypted && same(bytes, &found.bytes) {
             return Action::Unchanged;
+        }
+        if found.state.encrypted && self.options.existing != Existing::Skip && found.state.serial <= state.serial {
+            let (was, is) = (found.state.serial, state.serial);
+            return Action::Conflict(format!(
+                "the captured state is encrypted, so that its serial, {was}, cannot be raised above {is}: move the state \
+                 that is there out of the way first"
+            ));
         }
         match self.options.existing {
             Existing::Skip => Action::Skip,
@@ -145,7 +156,13 @@ impl Restoring {
             return Ok(Err(format!("it is locked by {holder}")));
         }
         let written = Self::write(context, backend, found, current.as_ref(), &lock);
-        let unlocked = backend.unlock(context, workspace, &lock);
+        // Also when the run has been ended: a lock that stays keeps everybody out.
+        let last = Context { cancel: Cancel::default(), deadline: Instant::now() + UNLOCKING, ..context.clone() };
+        let unlocked = backend.unlock(&last, workspace, &lock);
+        if let (Err(_), Err(error)) = (&written, &unlocked) {
+            let id = &lock.id;
+            tracing::error!(workspace, id, error = error as &dyn std::error::Error, "the state stays locked");
+        }
         let done = written?;
         if let Err(error) = unlocked {
             let path = format!("{workspace}/{FILE}").into_bytes();
@@ -174,7 +191,10 @@ impl Restoring {
             return Ok(Err("it has changed since it was looked at; run the command again".into()));
         }
         // Terraform takes nothing that is older than what it has seen.
-        let serial = current.map_or(found.state.serial, |(_, state)| state.serial.max(found.state.serial) + 1);
+        let serial = match current {
+            Some((_, state)) if !found.state.encrypted => state.serial.max(found.state.serial) + 1,
+            _ => found.state.serial,
+        };
         let bad = |text: String| SourceError::System {
             attempt: format!("restore the state of workspace {} at {}", found.workspace, backend.place()),
             text,

@@ -15,6 +15,8 @@ pub(super) struct State {
     pub serial: u64,
     /// Managed and data resources; 0 where they are encrypted.
     pub resources: u64,
+    /// By OpenTofu, which keeps lineage and serial inside too: they cannot be changed from outside.
+    pub encrypted: bool,
 }
 
 #[derive(Deserialize)]
@@ -46,7 +48,8 @@ impl State {
         if fields.lineage.is_empty() {
             return Err("it has no lineage".into());
         }
-        Ok(Self { lineage: fields.lineage, serial: fields.serial, resources: fields.resources.len() as u64 })
+        let encrypted = fields.encrypted_data.is_some();
+        Ok(Self { lineage: fields.lineage, serial: fields.serial, resources: fields.resources.len() as u64, encrypted })
     }
 }
 
@@ -84,7 +87,7 @@ mod tests {
         let next = with_serial(STATE, 9).unwrap();
         let text = String::from_utf8(next.clone()).unwrap();
         assert!(text.contains("1234567890123456789012345678901234567890") && text.contains("1.10"), "{text}");
-        assert_eq!(State::parse(&next), Ok(State { lineage: "l".into(), serial: 9, resources: 1 }));
+        assert_eq!(State::parse(&next), Ok(State { lineage: "l".into(), serial: 9, resources: 1, encrypted: false }));
         assert!(same(STATE, &next));
         assert!(!same(STATE, &text.replace("1.10", "1.2").into_bytes()));
     }
@@ -102,6 +105,9 @@ mod tests {
         }
         let encrypted =
             br#"{"lineage": "l", "serial": 3, "meta": {}, "encrypted_data": "xyz", "encryption_version": "v0"}"#;
-        assert_eq!(State::parse(encrypted), Ok(State { lineage: "l".into(), serial: 3, resources: 0 }));
+        assert_eq!(
+            State::parse(encrypted),
+            Ok(State { lineage: "l".into(), serial: 3, resources: 0, encrypted: true })
+        );
     }
 }

@@ -87,7 +87,14 @@ impl Client {
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let mut request = self.server.request(method, &format!("/v1/{path}"));
+        self.authorised(self.server.request(method, &format!("/v1/{path}")))
+    }
+
+    pub fn upload(&self, path: &str, body: reqwest::Body) -> RequestBuilder {
+        self.authorised(self.server.upload(&format!("/v1/{path}"), body))
+    }
+
+    fn authorised(&self, mut request: RequestBuilder) -> RequestBuilder {
         if let Some(namespace) = &self.namespace {
             request = request.header("X-Vault-Namespace", namespace);
         }
@@ -160,17 +167,22 @@ impl Client {
         if allowed { Ok(()) } else { Err(self.error("use", "permission denied", &need)) }
     }
 
-    /// Turns to the active node, if it can be reached under the address that it gives itself.
+    /// Turns to the active node, if it is reachable under the address that it gives itself. It must be of the same cluster,
+    /// and no less protected on the way: the token goes there.
     pub fn follow_leader(&mut self, context: &Context, spec: &Spec) -> Result<(), SourceError> {
         let Ok(leader) = http::json(context, self.request(Method::GET, "sys/leader"))? else { return Ok(()) };
-        let address = leader["leader_address"].as_str().unwrap_or_default();
-        if leader["is_self"] == true || address.is_empty() || address == self.address() {
+        let address = leader["leader_address"].as_str().unwrap_or_default().trim_end_matches('/');
+        let scheme = |address: &str| address.split_once("://").map(|(scheme, _)| scheme.to_owned());
+        if leader["is_self"] == true || address == self.address() || scheme(address) != scheme(self.address()) {
             return Ok(());
         }
+        let own = self.health(context)?.cluster_id;
         let mut other = Self::new(&Spec { address: address.to_owned(), ..spec.clone() })?;
-        other.token.clone_from(&self.token);
         match other.health(context) {
-            Ok(health) if !health.sealed && !health.standby => *self = other,
+            Ok(health) if !health.sealed && !health.standby && health.cluster_id == own => {
+                other.token.clone_from(&self.token);
+                *self = other;
+            }
             Err(stop @ (SourceError::Cancelled | SourceError::Deadline)) => return Err(stop),
             // A standby forwards the request.
             _ => tracing::debug!(leader = address, "the active node is not reachable under its own address"),

@@ -223,7 +223,7 @@ fn problem(error: &SourceError) -> Problem {
 fn send(context: &Context, client: &Client, supply: &dyn Supply, foreign: bool) -> Result<(), SourceError> {
     let (upload, body) = http::Upload::new();
     let path = if foreign { SNAPSHOT_FORCE } else { SNAPSHOT };
-    let request = client.request(Method::POST, path).body(body);
+    let request = client.upload(path, body);
     let world = context.clone();
     let (written, answer) = std::thread::scope(|scope| {
         let sending = scope.spawn(move || http::send(&world, request));
@@ -241,6 +241,11 @@ fn send(context: &Context, client: &Client, supply: &dyn Supply, foreign: bool) 
     });
     let answer = answer.map_err(|_| client.error("restore into", "sending the snapshot crashed", ""))??;
     match (answer, written) {
+        // All was sent and no answer came: whether it was taken shows when the server is up again.
+        (Err(http::Failure { status: None, text }), Ok(())) => {
+            tracing::warn!(text, "the Vault took the snapshot and did not say what became of it");
+            Ok(())
+        }
         // The upload ends early when the server has answered: its answer says why.
         (Err(failure), Ok(())) => Err(client.failed("restore into", &failure, "nothing is changed unless it says so")),
         (Err(failure), Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {

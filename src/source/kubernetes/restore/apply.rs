@@ -143,9 +143,12 @@ impl Run<'_> {
             _ => {}
         }
         let begun = Instant::now();
-        while let Ok(there) = self.api.send(&path, &Ask::Get(&wanted.name)).await {
-            if there["metadata"]["uid"] != uid {
-                break;
+        loop {
+            match self.api.send(&path, &Ask::Get(&wanted.name)).await {
+                Ok(there) if there["metadata"]["uid"] == uid => {}
+                Ok(_) => break,
+                Err(failure) if failure.code() == 404 => break,
+                Err(failure) => return Err(failure),
             }
             if begun.elapsed() > PATIENCE {
                 let text = format!("it was deleted, and is still there after {} s", PATIENCE.as_secs());

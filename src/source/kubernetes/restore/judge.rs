@@ -97,6 +97,10 @@ impl Run<'_> {
             Err(failure @ Failure::Transport(_)) => return Err(failure),
             // Somebody changes it at this moment, or a webhook knows no rehearsals.
             Err(failure) if matches!(failure.code(), 400 | 409 | 500..) => None,
+            // What it does not let us write, it does not let us make anew either.
+            Err(failure) if failure.code() == 403 => {
+                return Ok(Action::Conflict(format!("the server refuses it: {}", failure.text())));
+            }
             Err(failure) => Some(failure.text().to_owned()),
         };
         let replace = self.options.existing == Existing::Replace && !NEVER_DELETED.contains(&&*wanted.word);

@@ -167,9 +167,17 @@ impl Target for Cluster {
         if let (Some(there), Some(taken)) = (&system, &supply.facts().system)
             && there != taken
         {
+            if !self.options.foreign {
+                return Err(SourceError::System {
+                    attempt: format!("restore into the cluster at {}", api.server),
+                    text: format!("it is cluster {there}, and the snapshot is of cluster {taken}"),
+                    need: "if it is meant to take over from that one, add --foreign".into(),
+                });
+            }
             about.push(format!("this is another cluster ({there}) than the one that was captured ({taken})"));
         }
         let index = Index::read(supply).map_err(|error| unwrapped(context, error))?;
+        self.refuse_collisions(&index)?;
         about.extend(index.left().iter().map(|(left, count)| format!("{count} objects {}", left.describe())));
         let mut run = self.run(context, &api, &index)?;
         let rooms = |wanted: Room| run.rooms.values().filter(|room| **room == wanted).count();
@@ -233,6 +241,24 @@ impl Target for Cluster {
 }
 
 impl Cluster {
+    /// Two namespaces in one would overwrite each other's objects.
+    fn refuse_collisions(&self, index: &Index) -> Result<(), SourceError> {
+        let captured: BTreeSet<&String> =
+            index.items.values().filter_map(|item| item.place.namespace.as_ref()).collect();
+        let mut taken = BTreeMap::new();
+        for name in captured {
+            let target = self.options.namespaces.get(name).unwrap_or(name);
+            if let Some(other) = taken.insert(target, name) {
+                return Err(SourceError::System {
+                    attempt: format!("restore the namespaces {other} and {name}"),
+                    text: format!("both would become {target}"),
+                    need: "restore one of them by itself (name its path), or under another name".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn run<'a>(&'a self, context: &'a Context, api: &'a Api, index: &'a Index) -> Result<Run<'a>, SourceError> {
         let found = discover(context, api)?;
         let options = &self.options;
