@@ -220,4 +220,14 @@ fn states_in_a_directory() {
     fs::write(&state, "").unwrap();
     world.as_writer(&["backup", "infrastructure"]).expect(1).says("it is empty");
     assert_eq!(world.numbers("infrastructure"), [1]);
+    // It can be restored over, if somebody says so.
+    let kept = restore(&world, &[]).expect(3);
+    assert!(actions(&kept)[0].1.contains("--existing replace"), "{}", kept.out);
+    let target = tofu.directory.display().to_string();
+    restore(&world, &["--existing", "replace", "--yes", "--target-id", &target]).expect(0);
+    tofu.run(&["workspace", "select", "default"]);
+    assert!(tofu.is_as_planned("small"));
+    // A path that is not in the snapshot is a slip of the finger.
+    let nothing = ["restore", "snapshot", "infrastructure", "produktion", "--into", "infrastructure"];
+    world.as_owner(&nothing).expect(1).says("produktion is not in the snapshot");
 }

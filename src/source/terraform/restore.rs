@@ -2,11 +2,10 @@
 
 use super::backend::{Backend, Lock};
 use super::state::{MAX_STATE, State, same, with_serial};
-use super::{FILE, Found, Spec, read_all};
+use super::{FILE, Found, Spec};
 use crate::entry::{Problem, Supply};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Cancel, Context, SourceError};
-use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -27,20 +26,24 @@ impl Restoring {
 /// What is to be done for one workspace.
 struct Step {
     found: Found,
-    /// What is there now.
-    current: Option<(Vec<u8>, State)>,
+    current: Option<Current>,
     action: Action,
+}
+
+/// What is there now; without a state it is a file that is none, damaged perhaps.
+struct Current {
+    bytes: Vec<u8>,
+    state: Option<State>,
 }
 
 impl Restoring {
     fn steps(&self, context: &Context, backend: &dyn Backend, supply: &dyn Supply) -> Result<Vec<Step>, SourceError> {
-        let mut current: BTreeMap<_, _> = read_all(context, backend)?
-            .into_iter()
-            .map(|found| (found.workspace.clone(), (found.bytes, found.state)))
-            .collect();
         let mut steps = Vec::new();
         for found in captured(supply)? {
-            let current = current.remove(&found.workspace);
+            let current = backend.read(context, &found.workspace)?.map(|bytes| {
+                let state = State::parse(&bytes).ok();
+                Current { bytes, state }
+            });
             let action = match backend.holder(context, &found.workspace)? {
                 Some(holder) => Action::Conflict(format!("it is locked by {holder}")),
                 None => self.action(&found, current.as_ref()),
@@ -50,8 +53,17 @@ impl Restoring {
         Ok(steps)
     }
 
-    fn action(&self, found: &Found, current: Option<&(Vec<u8>, State)>) -> Action {
-        let Some((bytes, state)) = current else { return Action::Create };
+    fn action(&self, found: &Found, current: Option<&Current>) -> Action {
+        let Some(Current { bytes, state }) = current else { return Action::Create };
+        let Some(state) = state else {
+            return match self.options.existing {
+                Existing::Skip => Action::Conflict(
+                    "what is there is no state (damaged?); --existing replace puts the captured one in its place"
+                        .into(),
+                ),
+                Existing::Update | Existing::Replace => Action::Replace,
+            };
+        };
         if state.lineage != found.state.lineage && !self.options.foreign {
             let Found { state: State { lineage, .. }, .. } = found;
             return Action::Conflict(format!(
@@ -106,7 +118,8 @@ impl Target for Restoring {
         for Step { found, current, .. } in &steps {
             let (name, state) = (&found.workspace, &found.state);
             let now = match current {
-                Some((_, now)) => format!("serial {}, {} resources", now.serial, now.resources),
+                Some(Current { state: Some(now), .. }) => format!("serial {}, {} resources", now.serial, now.resources),
+                Some(_) => "something that is no state".into(),
                 None => "no state".into(),
             };
             about.push(format!(
@@ -183,16 +196,19 @@ impl Restoring {
         context: &Context,
         backend: &dyn Backend,
         found: &Found,
-        current: Option<&(Vec<u8>, State)>,
+        current: Option<&Current>,
         lock: &Lock,
     ) -> Result<Result<u64, String>, SourceError> {
         let now = backend.read(context, &found.workspace)?;
-        if now.as_deref() != current.map(|(bytes, _)| &bytes[..]) {
+        if now.as_deref() != current.map(|current| &current.bytes[..]) {
             return Ok(Err("it has changed since it was looked at; run the command again".into()));
         }
         // Terraform takes nothing that is older than what it has seen.
         let serial = match current {
-            Some((_, state)) if !found.state.encrypted => state.serial.max(found.state.serial) + 1,
+            Some(Current { state, .. }) if !found.state.encrypted => {
+                let now = state.as_ref().map_or(0, |state| state.serial);
+                now.max(found.state.serial) + 1
+            }
             _ => found.state.serial,
         };
         let bad = |text: String| SourceError::System {
