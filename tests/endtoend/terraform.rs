@@ -14,14 +14,24 @@ const RESOURCES: &str = "variable \"size\" { default = \"small\" }\n\
 /// A directory with a configuration.
 struct Tofu {
     directory: PathBuf,
+    /// Of states; none if it is empty.
+    encryption: &'static str,
 }
+
+const ENCRYPTED: &str = "key_provider \"pbkdf2\" \"key\" { passphrase = \"long-enough-for-a-test\" }\n\
+    method \"aes_gcm\" \"sealed\" { keys = key_provider.pbkdf2.key }\n\
+    state {\n  method = method.aes_gcm.sealed\n  enforced = true\n}\n";
 
 impl Tofu {
     fn new(world: &World, name: &str, backend: &str) -> Self {
+        Self::with_encryption(world, name, backend, "")
+    }
+
+    fn with_encryption(world: &World, name: &str, backend: &str, encryption: &'static str) -> Self {
         let directory = world.path(name);
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("main.tf"), format!("terraform {{\n{backend}\n}}\n{RESOURCES}")).unwrap();
-        let tofu = Self { directory };
+        let tofu = Self { directory, encryption };
         tofu.run(&["init", "-input=false"]);
         tofu
     }
@@ -30,6 +40,7 @@ impl Tofu {
         let mut tofu = command(tool("tofu"));
         tofu.args(arguments).current_dir(&self.directory).env_clear().env("HOME", &self.directory);
         tofu.env("PATH", "/usr/bin:/bin").env("CHECKPOINT_DISABLE", "1").env("TF_IN_AUTOMATION", "1");
+        tofu.env("TF_ENCRYPTION", self.encryption);
         tofu.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
         let output = tofu.output().unwrap();
         let text = [output.stdout, output.stderr].concat();
@@ -230,4 +241,26 @@ fn states_in_a_directory() {
     // A path that is not in the snapshot is a slip of the finger.
     let nothing = ["restore", "snapshot", "infrastructure", "produktion", "--into", "infrastructure"];
     world.as_owner(&nothing).expect(1).says("produktion is not in the snapshot");
+}
+
+#[test]
+fn encrypted_states_come_back_as_they_are() {
+    let world = World::local();
+    let tofu = Tofu::with_encryption(&world, "configuration", "", ENCRYPTED);
+    tofu.apply("small");
+    let state = tofu.directory.join("terraform.tfstate");
+    assert!(!fs::read_to_string(&state).unwrap().contains("small"));
+    document(&world, "infrastructure", &format!("local: {{directory: {}}}", tofu.directory.display()));
+    world.as_writer(&BACKUP).expect(0);
+    fs::remove_file(&state).unwrap();
+    assert_eq!(actions(&restore(&world, &[]).expect(0))[0].1, "create");
+    assert!(tofu.is_as_planned("small"));
+    // Its serial is sealed inside: it cannot go over a later one.
+    tofu.apply("large");
+    let refused = restore(&world, &["--existing", "update"]).expect(3);
+    assert!(actions(&refused)[0].1.contains("encrypted"), "{}", refused.out);
+    assert!(tofu.is_as_planned("large"));
+    fs::remove_file(&state).unwrap();
+    restore(&world, &[]).expect(0);
+    assert!(tofu.is_as_planned("small"));
 }
