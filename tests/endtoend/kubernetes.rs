@@ -3,6 +3,7 @@
 #[path = "../support/kubernetes.rs"]
 mod server;
 
+use crate::support::{command, tool};
 use crate::world::{World, made};
 use server::Server;
 
@@ -76,4 +77,47 @@ fn a_deleted_namespace_comes_back() {
     server
         .try_kubectl(&["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-"], &manifests)
         .unwrap();
+}
+
+/// Helm keeps its releases as Secrets; its own program says whether they are what they were.
+#[test]
+fn helm_releases_come_back_with_their_history() {
+    let server = Server::start();
+    let world = World::local();
+    let kubeconfig = server.directory.path().join("admin.conf");
+    let document = format!(
+        "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: apps}}\n\
+         spec: {{kubernetes: {{kubeconfig: {}, namespaces: [apps]}}}}\n",
+        kubeconfig.display()
+    );
+    world.document("apps.yaml", &document);
+    std::fs::create_dir_all(world.path("chart/templates")).unwrap();
+    let chart = "apiVersion: v2\nname: web\nversion: 1.2.3\n";
+    let template = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: web}\ndata: {colour: {{ .Values.colour }}}\n";
+    std::fs::write(world.path("chart/Chart.yaml"), chart).unwrap();
+    std::fs::write(world.path("chart/values.yaml"), "colour: red\n").unwrap();
+    std::fs::write(world.path("chart/templates/web.yaml"), template).unwrap();
+    let helm = |arguments: &[&str]| {
+        let mut helm = command(tool("helm"));
+        helm.args(arguments).arg("--kubeconfig").arg(&kubeconfig).args(["--namespace", "apps"]);
+        let output = helm.current_dir(world.home.path()).env("HOME", world.home.path()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let colour = || server.kubectl(&["-n", "apps", "get", "configmap", "web", "-o", "jsonpath={.data.colour}"]);
+    helm(&["install", "web", "chart", "--create-namespace"]);
+    helm(&["upgrade", "web", "chart", "--set", "colour=blue"]);
+    world.as_writer(&["backup", "apps"]).expect(0);
+    let (list, history) = (helm(&["list", "-o", "json"]), helm(&["history", "web", "-o", "json"]));
+    assert!(list.contains(r#""revision":"2""#) && history.contains("superseded"), "{list} {history}");
+
+    server.kubectl(&["delete", "namespace", "apps", "--timeout=100s"]);
+    world.as_owner(&["restore", "snapshot", "apps", "--into", "apps"]).expect(0);
+    assert_eq!(helm(&["list", "-o", "json"]), list);
+    assert_eq!(helm(&["history", "web", "-o", "json"]), history);
+    assert_eq!(colour(), "blue");
+    helm(&["rollback", "web", "1"]);
+    assert_eq!(colour(), "red");
+    helm(&["upgrade", "web", "chart", "--set", "colour=green"]);
+    assert_eq!(colour(), "green");
 }
