@@ -44,9 +44,12 @@ impl Config {
 fn takes(spec: &files::Spec, file: &Path) -> bool {
     let Ok(below) = file.strip_prefix(&spec.path) else { return false };
     let matches = |patterns: &[String]| {
-        let globs: Vec<_> = patterns.iter().filter_map(|pattern| globset::Glob::new(pattern).ok()).collect();
+        let mut globs = patterns.iter().filter_map(|pattern| globset::Glob::new(pattern).ok());
         // A pattern that matches a directory stands for all below it.
-        globs.iter().any(|glob| below.ancestors().any(|part| glob.compile_matcher().is_match(part)))
+        globs.any(|glob| {
+            let glob = glob.compile_matcher();
+            below.ancestors().any(|part| glob.is_match(part))
+        })
     };
     (spec.include.is_empty() || matches(&spec.include)) && !matches(&spec.exclude)
 }

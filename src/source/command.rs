@@ -36,12 +36,6 @@ impl Spec {
     }
 }
 
-/// A positive duration, as people write it.
-fn duration(text: &str) -> Option<Duration> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|parsed| Duration::try_from(parsed).ok());
-    parsed.filter(|duration| !duration.is_zero())
-}
-
 #[derive(Debug)]
 pub struct Command {
     spec: Spec,
@@ -64,9 +58,10 @@ impl Command {
             return bad(format!("{name:?} cannot be the name of an environment variable"));
         }
         let text = spec.timeout.as_deref().unwrap_or("1h");
-        match duration(text) {
-            Some(timeout) => Ok(Self { spec, timeout }),
-            None => bad(format!("the timeout {text:?} is not a duration such as \"90s\" or \"1h 30m\"")),
+        let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|parsed| Duration::try_from(parsed).ok());
+        match parsed {
+            Some(timeout) if !timeout.is_zero() => Ok(Self { spec, timeout }),
+            _ => bad(format!("the timeout {text:?} is not a duration such as \"90s\" or \"1h 30m\"")),
         }
     }
 

@@ -4,15 +4,16 @@
 //! another machine unless the document asks for it; everything waits no longer than its own limit, and ends when the run
 //! does. Deliberately absent: what the servers say, which is each source's own.
 
-use super::{Context, Say, SourceError};
+use super::{Context, Needs, Say, SourceError};
 use crate::exec::causes;
+use crate::secret::SecretRef;
 use serde::Deserialize;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -23,7 +24,6 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 /// For a connection, a greeting, any small request.
 pub(super) const REQUEST: Duration = Duration::from_secs(15);
-const TICK: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -90,8 +90,15 @@ impl Tls {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
+/// A file that a connection needs.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
     std::fs::read(path).map_err(|source| SourceError::Tls { path: path.display().to_string(), source })
+}
+
+/// What a server that asks for a password, or nothing, takes to be reached.
+pub(super) fn needs<'a>(tls: Option<&'a Tls>, password: Option<&'a SecretRef>) -> Needs<'a> {
+    let files = tls.into_iter().flat_map(Tls::files).collect();
+    Needs { files, secrets: password.into_iter().collect(), account: false }
 }
 
 fn bad_file(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
@@ -177,19 +184,10 @@ pub(super) enum Waited {
 
 /// Waits for `answer`, at most for `limit`, and only while the run goes on. Blocks.
 pub(super) fn wait<T>(context: &Context, limit: Duration, answer: impl Future<Output = T>) -> Result<T, Waited> {
-    let began = Instant::now();
-    context.runtime.block_on(async {
-        let mut answer = std::pin::pin!(answer);
-        loop {
-            if let Ok(answer) = timeout(TICK, &mut answer).await {
-                return Ok(answer);
-            }
-            context.go_on().map_err(Waited::Ended)?;
-            if began.elapsed() >= limit {
-                return Err(Waited::TooLong);
-            }
-        }
-    })
+    match context.wait(async { timeout(limit, answer).await }) {
+        Ok(answer) => answer.map_err(|_| Waited::TooLong),
+        Err(ended) => Err(Waited::Ended(ended)),
+    }
 }
 
 /// An error of a connection, with what is behind it.

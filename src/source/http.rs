@@ -4,6 +4,7 @@
 //! are always checked, proxies from the environment are not used, redirections are not followed: a token must not go
 //! where a server says.
 
+use super::connection::read;
 use super::{Context, Say, SourceError};
 use crate::exec::causes;
 use bytes::{Buf as _, Bytes};
@@ -90,9 +91,6 @@ pub(super) struct Server {
 
 impl Server {
     pub fn new(address: &str, tls: Option<&Tls>) -> Result<Self, SourceError> {
-        let read = |path: &Path| {
-            std::fs::read(path).map_err(|source| SourceError::Tls { path: path.display().to_string(), source })
-        };
         let bad = |path: &Path, error: reqwest::Error| SourceError::Tls {
             path: path.display().to_string(),
             source: io::Error::new(io::ErrorKind::InvalidData, Failure::of(error).text),

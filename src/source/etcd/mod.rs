@@ -9,11 +9,14 @@
 mod member;
 mod stream;
 
+pub use super::connection::Tls;
 pub use stream::Export;
 #[doc(hidden)]
 pub use stream::page_size;
 
 use super::command::plain_file;
+use super::connection::{self, read};
+use super::http;
 use super::{Context, Native, Needs, Say, Source, SourceError};
 use crate::entry::{Facts, Input, Layout, OnError, Sink, Supply};
 use crate::exec::causes;
@@ -22,7 +25,7 @@ use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use member::Member;
 use serde::Deserialize;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What went wrong, for people: a status by itself shows its cause as programmers see it.
@@ -51,17 +54,6 @@ pub struct Spec {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Tls {
-    /// PEM files.
-    pub ca: PathBuf,
-    pub certificate: Option<PathBuf>,
-    pub key: Option<PathBuf>,
-    /// The name that the servers' certificates are checked against, if it is not the endpoint's.
-    pub server_name: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct User {
     pub name: String,
     pub password: SecretRef,
@@ -69,12 +61,7 @@ pub struct User {
 
 impl Spec {
     pub(super) fn needs(&self) -> Needs<'_> {
-        let tls = self.tls.iter().flat_map(|tls| [Some(&tls.ca), tls.certificate.as_ref(), tls.key.as_ref()]);
-        Needs {
-            files: tls.flatten().map(PathBuf::as_path).collect(),
-            secrets: self.user.iter().map(|user| &user.password).collect(),
-            account: false,
-        }
+        connection::needs(self.tls.as_ref(), self.user.as_ref().map(|user| &user.password))
     }
 
     pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
@@ -82,19 +69,10 @@ impl Spec {
             say("endpoints", "expected the client URL of at least one member");
         }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
-            let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
-            if host.is_none_or(|host| host.is_empty() || host.contains('@')) {
-                say(&format!("endpoints[{index}]"), "expected https://HOST:PORT, without credentials");
-            }
+            http::check_address(endpoint, &format!("endpoints[{index}]"), say);
         }
         if let Some(tls) = &mut self.tls {
-            if tls.certificate.is_some() != tls.key.is_some() {
-                say("tls", "certificate and key belong together: give both or neither");
-            }
-            let paths: [Option<&mut PathBuf>; 3] = [Some(&mut tls.ca), tls.certificate.as_mut(), tls.key.as_mut()];
-            for path in paths.into_iter().flatten() {
-                *path = directory.join(&*path);
-            }
+            tls.check(directory, say);
         }
     }
 }
@@ -196,8 +174,4 @@ impl Native for Snapshot {
         supply.entries(&mut |_, body| body.copy(&mut file))?;
         file.finish()
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
-    std::fs::read(path).map_err(|source| SourceError::Tls { path: path.display().to_string(), source })
 }

@@ -8,14 +8,12 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Precon
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::Request;
 use serde_json::Value;
-use std::future::Future;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// For one answer, however long it is.
 const REQUEST: Duration = Duration::from_mins(1);
-const TICK: Duration = Duration::from_millis(200);
 /// Before a request is repeated.
 const AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
@@ -97,7 +95,7 @@ impl Api {
                 let file = Kubeconfig::read_from(path).map_err(|error| bad(told(&error)))?;
                 let options = KubeConfigOptions { context: spec.context.clone(), ..KubeConfigOptions::default() };
                 let read = kube::Config::from_custom_kubeconfig(file, &options);
-                context.runtime.block_on(guarded(context, read))?.map_err(|error| bad(told(&error)))?
+                context.wait(read)?.map_err(|error| bad(told(&error)))?
             }
             None => kube::Config::incluster().map_err(|error| KubernetesError::NotInside {
                 text: causes(error.to_string(), std::error::Error::source(&error)),
@@ -179,7 +177,7 @@ impl Api {
 
     /// Blocks for one request.
     pub fn ask(&self, context: &Context, path: &str, ask: &Ask<'_>) -> Result<Result<Value, Failure>, SourceError> {
-        context.runtime.block_on(guarded(context, self.send(path, ask)))
+        context.wait(self.send(path, ask))
     }
 
     /// The first request: whatever is wrong with the connection or the credentials shows here.
@@ -215,17 +213,6 @@ impl Api {
             Failure::Transport(_) => KubernetesError::Unreachable { server, text },
             Failure::Status { code: 401, .. } => KubernetesError::Unauthorized { server, text },
             Failure::Status { .. } => KubernetesError::Request { server, what: what.to_owned(), text },
-        }
-    }
-}
-
-/// Waits for `work` for as long as the run goes on.
-pub async fn guarded<T>(context: &Context, work: impl Future<Output = T>) -> Result<T, SourceError> {
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return Ok(done),
-            () = sleep(TICK) => context.go_on()?,
         }
     }
 }

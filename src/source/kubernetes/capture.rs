@@ -151,7 +151,7 @@ impl Run<'_> {
     ) -> Result<(), SourceError> {
         let context = self.context;
         let mut listings = open(context, &self.api, lists);
-        while let Some(mut listing) = context.runtime.block_on(super::api::guarded(context, listings.next()))? {
+        while let Some(mut listing) = context.wait(listings.next())? {
             while let Some(page) = listing.page(context)? {
                 match page {
                     Ok((items, version)) => {

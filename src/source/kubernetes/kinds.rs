@@ -1,6 +1,6 @@
 //! Which kinds of objects the server has.
 
-use super::api::{Api, Ask, Failure, guarded};
+use super::api::{Api, Ask, Failure};
 use crate::entry::Problem;
 use crate::source::{Context, SourceError};
 use futures_util::{StreamExt as _, stream};
@@ -74,7 +74,7 @@ impl Found {
 
 /// Asks for every group. Of a kind that several versions have, the group's preferred one counts.
 pub fn discover(context: &Context, api: &Api) -> Result<Found, SourceError> {
-    context.runtime.block_on(guarded(context, all(api)))?
+    context.wait(all(api))?
 }
 
 async fn all(api: &Api) -> Result<Found, SourceError> {

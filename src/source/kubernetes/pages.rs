@@ -3,7 +3,7 @@
 //! A page's size follows the size of its objects, so that a page of large Secrets needs no more memory than one of small
 //! ones; the page after the current one is under way.
 
-use super::api::{Api, Ask, Failure, guarded};
+use super::api::{Api, Ask, Failure};
 use super::kinds::Kind;
 use crate::source::{Context, SourceError};
 use futures_util::{Stream, StreamExt as _, stream};
@@ -85,7 +85,7 @@ impl Listing {
     pub fn page(&mut self, context: &Context) -> Result<Option<Answer>, SourceError> {
         let mut came = match (self.first.take(), self.pending.take()) {
             (Some(first), _) => first,
-            (None, Some(pending)) => context.runtime.block_on(guarded(context, joined(pending)))?,
+            (None, Some(pending)) => context.wait(joined(pending))?,
             (None, None) => return Ok(None),
         };
         if let Err(Failure::Status { code: 410, go_on, .. }) = &came
@@ -98,7 +98,7 @@ impl Listing {
                 self.skip = Some(self.last.clone());
             }
             let again = fetch(Arc::clone(&self.api), self.list.clone(), go_on, FIRST);
-            came = context.runtime.block_on(guarded(context, again))?;
+            came = context.wait(again)?;
         }
         let mut page = match came {
             Ok(page) => page,

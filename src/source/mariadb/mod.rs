@@ -19,7 +19,7 @@ mod target;
 pub use target::Server;
 
 use super::command::plain_file;
-use super::connection::{Place, Tls};
+use super::connection::{self, Place, Tls};
 use super::{Context, Needs, Say, Source, SourceError};
 use crate::entry::{Facts, Input, Layout, OnError, Sink};
 use crate::secret::SecretRef;
@@ -53,11 +53,7 @@ fn default_port() -> u16 {
 
 impl Spec {
     pub(super) fn needs(&self) -> Needs<'_> {
-        Needs {
-            files: self.tls.iter().flat_map(Tls::files).collect(),
-            secrets: self.password.iter().collect(),
-            account: false,
-        }
+        connection::needs(self.tls.as_ref(), self.password.as_ref())
     }
 
     pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {

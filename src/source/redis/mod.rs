@@ -15,7 +15,7 @@ mod client;
 mod rdb;
 
 use super::command::plain_file;
-use super::connection::{Place, REQUEST, Tls, Waited, wait};
+use super::connection::{self, Place, REQUEST, Tls, Waited, wait};
 use super::unpack::hand_over_rest;
 use super::{Context, Needs, Say, Source, SourceError};
 use crate::entry::{Facts, Layout, Sink};
@@ -56,11 +56,7 @@ fn default_port() -> u16 {
 
 impl Spec {
     pub(super) fn needs(&self) -> Needs<'_> {
-        Needs {
-            files: self.tls.iter().flat_map(Tls::files).collect(),
-            secrets: self.password.iter().collect(),
-            account: false,
-        }
+        connection::needs(self.tls.as_ref(), self.password.as_ref())
     }
 
     pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {

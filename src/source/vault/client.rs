@@ -169,17 +169,16 @@ impl Client {
 
     /// Turns to the active node, if it is reachable under the address that it gives itself. It must be of the same cluster,
     /// and no less protected on the way: the token goes there.
-    pub fn follow_leader(&mut self, context: &Context, spec: &Spec) -> Result<(), SourceError> {
+    pub fn follow_leader(&mut self, context: &Context, spec: &Spec, own: &Health) -> Result<(), SourceError> {
         let Ok(leader) = http::json(context, self.request(Method::GET, "sys/leader"))? else { return Ok(()) };
         let address = leader["leader_address"].as_str().unwrap_or_default().trim_end_matches('/');
         let scheme = |address: &str| address.split_once("://").map(|(scheme, _)| scheme.to_owned());
         if leader["is_self"] == true || address == self.address() || scheme(address) != scheme(self.address()) {
             return Ok(());
         }
-        let own = self.health(context)?.cluster_id;
         let mut other = Self::new(&Spec { address: address.to_owned(), ..spec.clone() })?;
         match other.health(context) {
-            Ok(health) if !health.sealed && !health.standby && health.cluster_id == own => {
+            Ok(health) if !health.sealed && !health.standby && health.cluster_id == own.cluster_id => {
                 other.token.clone_from(&self.token);
                 *self = other;
             }

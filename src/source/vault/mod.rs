@@ -118,9 +118,10 @@ impl Source for Vault {
     fn capture(&mut self, context: &Context, sink: &mut dyn Sink) -> Result<Facts, SourceError> {
         context.go_on()?;
         let mut client = Client::new(&self.spec)?;
-        client.health(context)?.must_be_unsealed(&client)?;
+        let health = client.health(context)?;
+        health.must_be_unsealed(&client)?;
         client.log_in(context, &self.spec.auth)?;
-        client.follow_leader(context, &self.spec)?;
+        client.follow_leader(context, &self.spec, &health)?;
         let health = client.health(context)?;
         health.must_be_unsealed(&client)?;
         let seal = client.seal(context)?;

@@ -77,7 +77,7 @@ impl Target for Restoring {
         let health = client.health(context)?;
         health.must_be_unsealed(&client)?;
         client.log_in(context, &self.spec.auth)?;
-        client.follow_leader(context, &self.spec)?;
+        client.follow_leader(context, &self.spec, &health)?;
         client.must_be_allowed(context, "update")?;
         let target = health.cluster_id.clone().unwrap_or_else(|| client.address().to_owned());
         let foreign = facts.system.as_ref() != Some(&target);

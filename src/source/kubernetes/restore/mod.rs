@@ -8,7 +8,7 @@
 mod apply;
 mod judge;
 
-use super::api::{Api, Ask, guarded};
+use super::api::{Api, Ask};
 use super::index::{Index, Item, object, unwrapped};
 use super::kinds::{Found, Kind, discover};
 use super::order::{CRDS, Stage};
@@ -90,7 +90,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, SourceError> {
-        self.context.runtime.block_on(guarded(self.context, work))
+        self.context.wait(work)
     }
 
     fn target_namespace(&self, item: &Item) -> Option<String> {
