@@ -4,7 +4,9 @@
 use super::{KubernetesError, MANAGER, Spec};
 use crate::exec::causes;
 use crate::source::{Context, SourceError};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{
+    DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::Request;
 use serde_json::Value;
@@ -14,6 +16,8 @@ use tokio::time::{sleep, timeout};
 const CONNECT: Duration = Duration::from_secs(10);
 /// For one answer, however long it is.
 const REQUEST: Duration = Duration::from_mins(1);
+/// The most of a log, in bytes.
+const LOG: i64 = 64 << 10;
 /// Before a request is repeated.
 const AGAIN: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
@@ -173,6 +177,22 @@ impl Api {
         // The parser's own message would repeat the text.
         let parsed = serde_json::from_str(&text);
         parsed.map(|value| (value, text.len())).map_err(|_| Failure::Transport("the answer is not JSON".to_owned()))
+    }
+
+    /// The last lines of a container's log, below the path of a namespace's pods.
+    pub async fn log(&self, pods: &str, pod: &str, container: &str, lines: i64) -> Result<String, Failure> {
+        let parameters = LogParams {
+            container: Some(container.to_owned()),
+            tail_lines: Some(lines),
+            limit_bytes: Some(LOG),
+            ..LogParams::default()
+        };
+        let request = Request::new(pods).logs(pod, &parameters);
+        let request = request.map_err(|error| Failure::Transport(format!("the request cannot be made: {error}")))?;
+        match timeout(REQUEST, self.client.request_text(request)).await {
+            Ok(answer) => answer.map_err(|error| into_failure(&error)),
+            Err(_) => Err(Failure::Transport(format!("no answer within {} s", REQUEST.as_secs()))),
+        }
     }
 
     /// Blocks for one request.

@@ -9,8 +9,11 @@
 
 mod api;
 mod capture;
+pub mod check;
 mod export;
+pub mod fence;
 mod index;
+pub mod job;
 mod kinds;
 mod needed;
 mod normal;
@@ -68,8 +71,7 @@ impl Spec {
             *path = directory.join(&*path);
         }
         for (index, name) in self.namespaces.iter().enumerate() {
-            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-            if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
+            if !is_namespace(name) {
                 say(&format!("namespaces[{index}]"), "expected the name of a namespace");
             }
         }
@@ -87,6 +89,11 @@ impl Spec {
             say("selector", "expected a label selector such as \"app=shop\"");
         }
     }
+}
+
+fn is_namespace(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !name.is_empty() && name.len() <= 63 && name.chars().all(fits)
 }
 
 /// Where in a snapshot the objects without a namespace lie. No namespace can have this name.
