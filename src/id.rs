@@ -114,6 +114,19 @@ impl FromStr for SourceName {
     }
 }
 
+impl serde::Serialize for SourceName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for SourceName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|why: InvalidId| serde::de::Error::custom(why.rule))
+    }
+}
+
 impl fmt::Display for SourceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -122,7 +135,18 @@ impl fmt::Display for SourceName {
 
 /// A snapshot's number in its lineage, counted from 1.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, minicbor::Encode, minicbor::Decode, serde::Serialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    minicbor::Encode,
+    minicbor::Decode,
+    serde::Deserialize,
+    serde::Serialize,
 )]
 #[cbor(transparent)]
 pub struct Sequence(#[n(0)] pub u64);

@@ -1,10 +1,12 @@
 //! How commands end: exit codes, and errors as people and programs read them.
 
 use super::globals::LogFormat;
+use super::restore::{Busy, Unfit};
 use crate::backup::BackupError;
 use crate::config::Mistake;
 use crate::id::RepositoryId;
 use crate::repo::{ReadError, RepoError};
+use crate::restore::RestoreError;
 use crate::secret::SecretError;
 use crate::store::{StoreError, StoreErrorKind};
 use std::error::Error;
@@ -53,6 +55,9 @@ pub enum Fault {
     /// A repository may have been created; `place` names it on a command line.
     #[error("it is not known whether the repository was created; its keys are kept in {}", kit.display())]
     Unsure { place: String, kit: PathBuf, source: RepoError },
+    /// A restore plan that can go on.
+    #[error("interrupted; what was done is done")]
+    Paused { level: String, id: String },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
 }
@@ -97,6 +102,9 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::Usage { hint, .. } => (Exit::Usage, hint.clone()),
             Fault::Mistakes(_) => (Exit::Usage, None),
             Fault::Interrupted { .. } => (Exit::Interrupted, None),
+            Fault::Paused { level, id } => {
+                (Exit::Interrupted, Some(format!("go on with it: lifeboat restore {level} --resume {id}")))
+            }
             Fault::File { .. } => return None,
             Fault::BadKey(_) => (Exit::WrongKey, Some("the recovery kit has it, and can be given as it is".into())),
             Fault::OtherKit { .. } => {
@@ -115,6 +123,13 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });
     }
+    if error.is::<Busy>() {
+        return Some((Exit::Busy, None));
+    }
+    if error.is::<Unfit>() {
+        let hint = "nothing was changed; see `lifeboat snapshots` for what there is";
+        return Some((Exit::Failed, Some(hint.into())));
+    }
     if error.is::<SecretError>() {
         return Some((Exit::Usage, Some("check the path, or the variable, that the key is to come from".into())));
     }
@@ -129,8 +144,10 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
         }
         _ => {}
     }
-    if let Some(crate::restore::RestoreError::Repo(error)) = error.downcast_ref() {
-        return Some(of_repository(error));
+    match error.downcast_ref() {
+        Some(RestoreError::Repo(error)) => return Some(of_repository(error)),
+        Some(RestoreError::NotThere(_)) => return Some((Exit::Failed, Some("see `lifeboat ls`".into()))),
+        _ => {}
     }
     error.downcast_ref::<RepoError>().map(of_repository).or_else(|| error.downcast_ref::<StoreError>().map(of_store))
 }

@@ -1,6 +1,15 @@
 //! `lifeboat restore …`
 
+mod edge;
 mod into;
+mod kept;
+mod live;
+mod plan;
+mod shown;
+mod world;
+
+pub use kept::Busy;
+pub use plan::Unfit;
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
@@ -9,6 +18,7 @@ use super::progress::{self, Done, pace};
 use super::reference::{Reference, open_reader};
 use crate::config::Url;
 use crate::repo::State;
+use crate::restore::plan::Level;
 use crate::restore::snapshot::{Progress, Restored, restore};
 use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
@@ -24,6 +34,16 @@ use std::time::{Duration, Instant};
 pub enum Command {
     /// Bring a snapshot back: its entries into a directory, or its system's state into a running system
     Snapshot(Args),
+    /// Bring one application back, by a RestorePlan document
+    App(plan::Args),
+    /// Bring several applications and what they share back
+    Service(plan::Args),
+    /// Bring a control plane and what runs on it back
+    Cluster(plan::Args),
+    /// Bring everything back somewhere else
+    Region(plan::Args),
+    /// List the restore plans that were carried out, or are under way
+    List,
 }
 
 #[derive(clap::Args)]
@@ -48,7 +68,17 @@ pub struct Args {
 const THREADS_OVER_NETWORK: usize = 8;
 
 pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
-    let Command::Snapshot(args) = command;
+    match command {
+        Command::Snapshot(args) => snapshot(context, args).await,
+        Command::App(args) => plan::run(context, Level::App, args).await,
+        Command::Service(args) => plan::run(context, Level::Service, args).await,
+        Command::Cluster(args) => plan::run(context, Level::Cluster, args).await,
+        Command::Region(args) => plan::run(context, Level::Region, args).await,
+        Command::List => plan::list(context).await,
+    }
+}
+
+async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
     let selection = Selection::new(args.paths.into_iter().map(OsStringExt::into_vec));
     let Some(to) = args.to else { return into::run(context, &args.reference, selection, args.system).await };
     let (opened, reader) = open_reader(context, &args.reference).await?;

@@ -273,7 +273,7 @@ impl Memory {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the edge reads the environment")]
-fn state_directory() -> Option<PathBuf> {
+pub fn state_directory() -> Option<PathBuf> {
     let given = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     given("XDG_STATE_HOME").or_else(|| Some(given("HOME")?.join(".local/state")))
 }

@@ -1,4 +1,4 @@
-//! The documents that people write: `Repository`, `Source`, `Schedule`, in Kubernetes' form.
+//! The documents that people write: `Repository`, `Source`, `Schedule`, `RestorePlan`, in Kubernetes' form.
 //!
 //! Invariants: every mistake of every file is reported at once, with its file, line and field; a configuration with a
 //! mistake is no configuration. A document never holds a secret, and no message repeats a value that might be one.
@@ -9,6 +9,7 @@ mod decode;
 mod escrow;
 mod mistake;
 mod node;
+mod plan;
 mod quantity;
 mod repository;
 mod schedule;
@@ -27,6 +28,8 @@ pub use source::Source;
 use crate::id::SourceName;
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
+use crate::restore::plan::document::{Document, Doing, Plan};
+use crate::restore::plan::lint::{Needs, lint};
 use decode::{Wrong, decode};
 use jiff::Timestamp;
 use mistake::allowed;
@@ -39,8 +42,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const API_VERSION: &str = "lifeboat.dev/v1";
-const KINDS: [&str; 3] = ["Repository", "Source", "Schedule"];
-const LATER_KINDS: [&str; 2] = ["RestorePlan", "Drill"];
+const KINDS: [&str; 4] = ["Repository", "Source", "Schedule", "RestorePlan"];
+const LATER_KINDS: [&str; 1] = ["Drill"];
 
 /// Where a document begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +58,7 @@ pub struct Config {
     pub repositories: BTreeMap<String, Repository>,
     pub sources: BTreeMap<SourceName, Source>,
     pub schedules: BTreeMap<String, Schedule>,
+    pub plans: BTreeMap<String, Plan>,
 }
 
 impl Config {
@@ -72,6 +76,9 @@ impl Config {
         }
         reader.references();
         if reader.mistakes.is_empty() {
+            reader.plans();
+        }
+        if reader.mistakes.is_empty() {
             return Ok(reader.config);
         }
         reader.mistakes.sort();
@@ -84,6 +91,12 @@ impl Config {
     pub fn tier(&self, source: &SourceName) -> Option<Tier> {
         let own = self.sources.get(source).and_then(|s| s.tier);
         own.or_else(|| self.schedules_of(source).map(|s| s.tier).min())
+    }
+
+    /// What the sources need to be back before them.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        self.sources.values().map(|source| (source.name.clone(), source.needs.iter().cloned().collect())).collect()
     }
 
     pub fn schedules_of(&self, source: &SourceName) -> impl Iterator<Item = &Schedule> {
@@ -289,8 +302,26 @@ impl Reader {
             "Source" => {
                 let document: source::Document = decode(spec, line, "spec", directory)?;
                 let source = document.into_source(name.clone(), at, place.document, directory)?;
+                for (index, needed) in source.needs.iter().enumerate() {
+                    self.refer(place, "Source", format!("spec.needs[{index}]"), needed.as_str());
+                }
                 if keep {
                     self.config.sources.insert(name, source);
+                }
+            }
+            "RestorePlan" => {
+                let document: Document = decode(spec, line, "spec", directory)?;
+                let plan = plan::into_plan(document, name.to_string(), at, place.document, directory)?;
+                for (index, step) in plan.steps.iter().enumerate() {
+                    if let Doing::Plan(included) = &step.doing {
+                        self.refer(place, "RestorePlan", format!("spec.steps[{index}].plan"), included);
+                    }
+                    for (field, source) in step.doing.documents() {
+                        self.refer(place, "Source", format!("spec.steps[{index}].{field}"), source.as_str());
+                    }
+                }
+                if keep {
+                    self.config.plans.insert(name.to_string(), plan);
                 }
             }
             _ => {
@@ -309,8 +340,7 @@ impl Reader {
     fn refers(&mut self, place: &Place<'_>, spec: &Node) {
         let mut refer = |kind, field: String, node: &Node| {
             if let Some(name) = node.text() {
-                let at = At { file: place.file.into(), line: place.document.line_of(&field) };
-                self.references.push(Reference { kind, name: name.to_owned(), at, field });
+                self.refer(place, kind, field, name);
             }
         };
         if let Some(repository) = spec.get("repository") {
@@ -319,6 +349,23 @@ impl Reader {
         if let Some(node::Value::List(sources)) = spec.get("sources").map(|s| &s.value) {
             sources.iter().enumerate().for_each(|(n, source)| refer("Source", format!("spec.sources[{n}]"), source));
         }
+    }
+
+    fn refer(&mut self, place: &Place<'_>, kind: &'static str, field: String, name: &str) {
+        let at = At { file: place.file.into(), line: place.document.line_of(&field) };
+        self.references.push(Reference { kind, name: name.to_owned(), at, field });
+    }
+
+    /// What is wrong with plans that are right one by one: their order, and what they include.
+    fn plans(&mut self) {
+        let (plans, needs) = (&self.config.plans, self.config.needs());
+        let found = plans.values().flat_map(|plan| lint(plans, plan, &needs).mistakes);
+        self.mistakes.extend(found.map(|finding| Mistake {
+            file: finding.file,
+            line: Some(finding.line),
+            field: String::new(),
+            message: format!("{}: {}", finding.what, finding.text),
+        }));
     }
 
     /// Every name that is referred to must be there. One whose document has mistakes is.

@@ -1,15 +1,8 @@
 //! Amounts as documents spell them.
 
-use crate::policy::duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
-
-/// `#[serde(deserialize_with)]` for a duration ("90s", "7d").
-pub(super) fn of_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    duration::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
-}
 
 /// A number of bytes ("64MiB", "50MB").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,7 +3,8 @@
 use super::At;
 use super::decode::Wrong;
 use super::node::Node;
-use super::quantity::{Size, of_time};
+use super::quantity::Size;
+use crate::policy::duration;
 use crate::policy::duration::Shown;
 use crate::secret::SecretRef;
 use serde::Deserialize;
@@ -32,10 +33,10 @@ pub struct Repository {
     #[serde(default)]
     pub compression: Compression,
     /// How long a pruned snapshot's packs stay.
-    #[serde(default = "three_days", deserialize_with = "of_time")]
+    #[serde(default = "three_days", with = "duration::text")]
     pub grace_period: Duration,
     /// A run that takes longer commits nothing.
-    #[serde(default = "one_day", deserialize_with = "of_time")]
+    #[serde(default = "one_day", with = "duration::text")]
     pub run_limit: Duration,
 }
 

@@ -4,11 +4,9 @@ use super::At;
 use super::decode::Wrong;
 use super::mistake::nearest;
 use super::node::Node;
-use super::quantity::of_time;
 use crate::id::SourceName;
-use crate::policy::Tier;
-use crate::policy::retention;
 use crate::policy::schedule::{Timetable, Took, WorstCase};
+use crate::policy::{Tier, duration, retention};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
@@ -51,9 +49,9 @@ pub(super) struct Document {
     cron: String,
     #[serde(default = "utc")]
     time_zone: String,
-    #[serde(default = "half_a_minute", deserialize_with = "of_time")]
+    #[serde(default = "half_a_minute", with = "duration::text")]
     start_delay: Duration,
-    #[serde(deserialize_with = "of_time")]
+    #[serde(with = "duration::text")]
     max_duration: Duration,
     sources: Vec<String>,
     #[serde(default)]

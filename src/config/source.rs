@@ -19,6 +19,8 @@ pub struct Source {
     pub guard: guard::Rules,
     /// Who keeps the keys that its snapshots are worth nothing without, and that no source captures.
     pub held_elsewhere: Vec<String>,
+    /// The sources that a restore plan must bring back before it (an application's objects need its secrets).
+    pub needs: Vec<SourceName>,
 }
 
 const KINDS: [&str; 9] =
@@ -40,6 +42,8 @@ pub(super) struct Document {
     vault: Option<source::vault::Spec>,
     #[serde(default)]
     held_elsewhere: Vec<String>,
+    #[serde(default)]
+    needs: Vec<SourceName>,
     #[serde(default)]
     guard: Guard,
 }
@@ -93,7 +97,8 @@ impl Document {
         match kinds.pop() {
             Some(capture) if wrong.is_empty() => {
                 let guard = guard::Rules { minimum_share: share.unwrap_or(guard::Rules::default().minimum_share) };
-                Ok(Source { name, at, tier: self.tier, capture, guard, held_elsewhere: self.held_elsewhere })
+                let (tier, held_elsewhere, needs) = (self.tier, self.held_elsewhere, self.needs);
+                Ok(Source { name, at, tier, capture, guard, held_elsewhere, needs })
             }
             _ => Err(wrong),
         }

@@ -54,6 +54,25 @@ pub fn spell(duration: Duration) -> String {
     Spelled(duration).to_string()
 }
 
+/// `#[serde(with)]` for a duration as documents spell it.
+pub mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+    use std::time::Duration;
+
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::spell(*duration))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        super::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+
+    /// `#[serde(deserialize_with)]` for one that need not be given.
+    pub fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        deserialize(deserializer).map(Some)
+    }
+}
+
 fn write(f: &mut fmt::Formatter<'_>, duration: Duration, space: &str) -> fmt::Result {
     let mut rest = duration.as_secs();
     if rest == 0 {

@@ -187,6 +187,11 @@ impl RootKey {
     pub(crate) fn signer(&self) -> Signer {
         Signer::new(&self.0.derive("lifeboat.dev 2026 root signature", &[]))
     }
+
+    /// A secret for one use, named by `context`.
+    pub(crate) fn derive(&self, context: &str) -> Secret32 {
+        self.0.derive(context, &[])
+    }
 }
 
 /// The id of the repository whose root key has this public half.

@@ -180,6 +180,21 @@ impl Lineage {
         self.newest_where(|snapshot| snapshot.state() != State::Quarantined).await
     }
 
+    /// Snapshots from the newest back to the first that is `enough`, that one included.
+    ///
+    /// # Errors
+    /// A store's.
+    pub async fn back_to(&self, enough: impl Fn(&Snapshot) -> bool) -> Result<(Vec<Snapshot>, Vec<SteppedOver>)> {
+        let passed = Mutex::new(Vec::new());
+        let found = self
+            .newest_where(|snapshot| {
+                passed.lock().unwrap_or_else(PoisonError::into_inner).push(snapshot.clone());
+                enough(snapshot)
+            })
+            .await?;
+        Ok((passed.into_inner().unwrap_or_else(PoisonError::into_inner), found.stepped_over))
+    }
+
     pub(crate) async fn newest_where(&self, wanted: impl Fn(&Snapshot) -> bool) -> Result<Newest> {
         const PAGE: usize = 16;
         let prefix = manifest::prefix(&self.source);

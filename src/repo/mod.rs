@@ -14,6 +14,7 @@ mod error;
 mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
+mod journal;
 mod keys;
 mod known;
 mod lineage;
@@ -32,6 +33,7 @@ mod writer;
 
 pub use epoch::Access;
 pub use error::{RepoError, Result};
+pub use journal::{Journals, Written};
 pub use keys::{KeeperKey, RootKey, WriterKey};
 pub use lineage::{Lineage, Newest, Selector, Snapshot, SteppedOver};
 pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
@@ -119,6 +121,15 @@ impl Repository {
     #[must_use]
     pub fn lineage(&self, source: &SourceName, access: Access) -> Lineage {
         Lineage::new(self.store.clone(), self.root.clone(), source.clone(), access)
+    }
+
+    /// The journals of restores.
+    ///
+    /// # Errors
+    /// `WrongKey` without a recovery identity.
+    pub fn journals(&self, identity: &Identity) -> Result<Journals> {
+        let keys = self.root.unlock(identity)?;
+        Ok(Journals::new(self.store.clone(), self.root.clone(), &keys.root))
     }
 
     /// Adds someone who can read everything, past snapshots included.

@@ -1,5 +1,7 @@
 //! Bringing things back.
 
+pub mod export;
+pub mod plan;
 pub mod snapshot;
 pub mod stream;
 pub mod supply;

@@ -10,7 +10,7 @@ use crate::exec::causes;
 use bytes::{Buf as _, Bytes};
 use futures_util::Stream;
 use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::error::Error as _;
 use std::io::{self, Read, Write};
@@ -29,7 +29,7 @@ const PIECE: usize = 512 << 10;
 const PIECES: usize = 3;
 
 /// How a server proves who it is, and we to it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tls {
     /// PEM file of the authorities that are trusted; default: those of this machine.
@@ -129,14 +129,19 @@ impl Server {
     }
 }
 
-/// Sends a request. The outer error is the run's, the inner the server's; an answer that is not a success is one.
-pub(super) fn send(context: &Context, request: RequestBuilder) -> Result<Result<Response, Failure>, SourceError> {
+/// Sends a request. The outer error is the run's, the inner the connection's.
+pub(super) fn answer(context: &Context, request: RequestBuilder) -> Result<Result<Response, Failure>, SourceError> {
     let inside = context.runtime.enter(); // reqwest looks for its timers at once
     let sent = request.send();
     drop(inside);
-    let answer = match context.wait(sent)? {
+    Ok(context.wait(sent)?.map_err(Failure::of))
+}
+
+/// Likewise; an answer that is not a success is an error too.
+pub(super) fn send(context: &Context, request: RequestBuilder) -> Result<Result<Response, Failure>, SourceError> {
+    let answer = match answer(context, request)? {
         Ok(answer) => answer,
-        Err(error) => return Ok(Err(Failure::of(error))),
+        Err(failure) => return Ok(Err(failure)),
     };
     let status = answer.status();
     if status.is_success() {

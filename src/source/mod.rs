@@ -8,6 +8,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod mariadb;
 pub mod postgresql;
+pub mod probe;
 pub mod redis;
 pub mod target;
 pub mod terraform;

@@ -5,11 +5,13 @@
 
 use super::{Context, SourceError};
 use crate::entry::{Problem, Supply};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// How people want a snapshot to be brought back.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Options {
     /// What becomes of objects that are there already.
     pub existing: Existing,
@@ -20,7 +22,8 @@ pub struct Options {
 }
 
 /// What becomes of an object that is there already and is not what the snapshot holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Existing {
     /// It stays as it is.
     #[default]

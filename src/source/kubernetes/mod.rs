@@ -142,6 +142,11 @@ impl Kubernetes {
     }
 }
 
+/// Tells a cluster from every other: the uid of its `kube-system` namespace, if it may be read.
+pub fn identity(context: &Context, spec: &Spec) -> Result<Option<String>, SourceError> {
+    api::Api::connect(context, spec)?.system(context)
+}
+
 impl Source for Kubernetes {
     fn kind(&self) -> &'static str {
         "kubernetes"

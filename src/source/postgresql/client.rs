@@ -1,4 +1,4 @@
-//! A small client for PostgreSQL's frontend/backend protocol 3.0, in the replication mode.
+//! A small client for PostgreSQL's frontend/backend protocol 3.0, in the replication mode or with a database.
 //!
 //! Protocol: "Frontend/Backend Protocol" in PostgreSQL's documentation. Invariants: a password is sent as it is only over
 //! TLS or a socket file; a server that was asked by SCRAM must prove that it knows the password too; no message is larger
@@ -35,6 +35,13 @@ type Result<T> = std::result::Result<T, Failure>;
 /// The values of a row, as text.
 pub type Row = Vec<Option<String>>;
 
+/// What a connection is for.
+#[derive(Clone, Copy, Debug)]
+pub enum Session<'a> {
+    Replication,
+    Database(&'a str),
+}
+
 pub struct Client {
     wire: Box<dyn Wire>,
     buffer: BytesMut,
@@ -61,6 +68,7 @@ impl Client {
         connector: Option<&TlsConnector>,
         user: &str,
         password: Option<&str>,
+        session: Session<'_>,
     ) -> Result<Self> {
         let mut wire = place.connect().await?;
         if let Some(connector) = connector {
@@ -78,7 +86,11 @@ impl Client {
         }
         let (parameters, warnings) = (BTreeMap::new(), Vec::new());
         let mut client = Self { wire, buffer: BytesMut::new(), parameters, warnings };
-        let start = [("user", user), ("replication", "true"), ("application_name", "lifeboat")];
+        let session = match session {
+            Session::Replication => ("replication", "true"),
+            Session::Database(name) => ("database", name),
+        };
+        let start = [("user", user), session, ("application_name", "lifeboat")];
         client.send(|out| frontend::startup_message(start, out)).await?;
         let private = connector.is_some() || place.socket.is_some();
         client.authenticate(user, password, private).await?;

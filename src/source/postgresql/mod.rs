@@ -24,7 +24,7 @@ use super::{Context, Needs, Say, Source, SourceError};
 use crate::entry::{Facts, Layout, Problem, Sink};
 use crate::secret::SecretRef;
 use backup::{Event, Stream};
-use client::{Client, Failure};
+use client::{Client, Failure, Session};
 use serde::Deserialize;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,7 @@ impl Postgresql {
         let connector = self.place.connector()?;
         let password = self.spec.password.as_ref().map(SecretRef::read).transpose()?;
         let password = password.as_ref().map(|password| password.as_str());
-        let connect = Client::connect(&self.place, connector.as_ref(), &self.spec.user, password);
+        let connect = Client::connect(&self.place, connector.as_ref(), &self.spec.user, password, Session::Replication);
         let mut client = self.ask(context, "connect to PostgreSQL", REQUEST, connect)?;
         let identity = self.ask(context, "identify PostgreSQL", REQUEST, identify(&mut client))?;
         let major = identity.version.split(['.', ' ', 'b', 'd', 'r']).next().and_then(|text| text.parse::<u32>().ok());
@@ -142,6 +142,27 @@ impl Postgresql {
             Ok(Err(failure)) => Err(SourceError::Server { action, server, text: failure.to_string() }),
         }
     }
+}
+
+/// The first value that a query answers with, in a transaction that changes nothing.
+pub(super) fn query(
+    context: &Context,
+    spec: &Spec,
+    database: Option<&str>,
+    query: &str,
+) -> Result<Option<String>, SourceError> {
+    let server = Postgresql::new(spec.clone())?;
+    let connector = server.place.connector()?;
+    let password = spec.password.as_ref().map(SecretRef::read).transpose()?;
+    let password = password.as_ref().map(|password| password.as_str());
+    let session = Session::Database(database.unwrap_or(&spec.user));
+    let answer = async {
+        let mut client = Client::connect(&server.place, connector.as_ref(), &spec.user, password, session).await?;
+        client.rows("SET default_transaction_read_only = on").await?;
+        client.rows(query).await
+    };
+    let rows = server.ask(context, "ask PostgreSQL", REQUEST, answer)?;
+    Ok(rows.into_iter().next().map(|row| row.into_iter().next().flatten().unwrap_or_default()))
 }
 
 async fn identify(client: &mut Client) -> Result<Identity, Failure> {

@@ -172,6 +172,23 @@ impl Redis {
 }
 
 /// Asks for the file; gives the replication id, the offset, and where the file will end.
+/// The text that a key holds, if it is there and holds one.
+pub(super) fn get(context: &Context, spec: &Spec, key: &str) -> Result<Option<String>, SourceError> {
+    let server = Redis::new(spec.clone())?;
+    let (mut client, _) = server.connect(context)?;
+    let answer = async {
+        // The client knows no "nothing" among answers.
+        if client.ask(&["EXISTS", key]).await? == "0" {
+            return Ok(None);
+        }
+        match client.ask(&["TYPE", key]).await?.as_str() {
+            "string" => client.ask(&["GET", key]).await.map(Some),
+            other => Ok(Some(other.to_owned())),
+        }
+    };
+    server.ask(context, "ask Redis", REQUEST, answer)
+}
+
 async fn begin(client: &mut Client) -> Result<(String, String, End), Failure> {
     // Older servers do not know the one or the other, and send the file all the same.
     for capability in [["REPLCONF", "capa", "eof"], ["REPLCONF", "rdb-only", "1"]] {

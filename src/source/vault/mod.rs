@@ -101,6 +101,20 @@ impl Vault {
     }
 }
 
+/// Whether a secret can be read, with the token for checks or the usual login. What it says is thrown away.
+pub(super) fn read(context: &Context, spec: &Spec, path: &str) -> Result<String, SourceError> {
+    let mut client = Client::new(spec)?;
+    client.health(context)?.must_be_unsealed(&client)?;
+    match &spec.restore.token {
+        Some(token) => client.use_token(token.read()?),
+        None => client.log_in(context, &spec.auth)?,
+    }
+    match http::json(context, client.request(reqwest::Method::GET, path))? {
+        Ok(_) => Ok(format!("{path} is readable")),
+        Err(failure) => Err(client.failed(&format!("read {path} of"), &failure, "")),
+    }
+}
+
 impl Source for Vault {
     fn kind(&self) -> &'static str {
         "vault"

@@ -1,0 +1,357 @@
+//! `lifeboat restore app|service|cluster|region PLAN`: a RestorePlan document, resolved, shown, confirmed, carried out.
+
+use super::edge::{Edge, Keep};
+use super::kept::{self, Kept};
+use super::shown::{self, Seen};
+use super::world;
+use crate::cli::context::{Context, Opened, Use};
+use crate::cli::fault::{Exit, Failure, Fault};
+use crate::cli::output::{clock, print};
+use crate::cli::reference::numbered;
+use crate::config::Url;
+use crate::id::{Sequence, SourceName};
+use crate::repo::Journals;
+use crate::restore::plan::execute::{End, Execution};
+use crate::restore::plan::hands::{Facts, Worker};
+use crate::restore::plan::journal::{Event, History, State, Verdict};
+use crate::restore::plan::report::Report;
+use crate::restore::plan::{Finding, Level, Resolved, resolve};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::io::{self, BufRead as _, IsTerminal as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of a RestorePlan document
+    #[arg(value_name = "PLAN", required_unless_present_any = ["resume", "abort"])]
+    plan: Option<String>,
+    /// Go back to this moment: the newest recovery points at or before it (RFC 3339)
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["run", "resume", "abort"])]
+    at: Option<Timestamp>,
+    /// Only what this run captured, so that all parts belong together (`lifeboat show` has a snapshot's run)
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["resume", "abort"])]
+    run: Option<String>,
+    /// This snapshot of its source, and no other; the only way to take one that is in quarantine; repeatable
+    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = numbered, conflicts_with_all = ["resume", "abort"])]
+    snapshot: Vec<(SourceName, Sequence)>,
+    /// Say what would happen, and change nothing
+    #[arg(long, conflicts_with_all = ["resume", "abort"])]
+    dry_run: bool,
+    /// Go on with a restore that was interrupted or failed
+    #[arg(long, value_name = "ID", conflicts_with = "plan")]
+    resume: Option<String>,
+    /// Give a restore up: let go what its fences hold back
+    #[arg(long, value_name = "ID", conflicts_with_all = ["plan", "resume"])]
+    abort: Option<String>,
+    /// Do not ask whether targets may be overwritten; each must be named with --target-id
+    #[arg(long, requires = "target_id")]
+    yes: bool,
+    /// A target that may be overwritten or held back, as --dry-run shows it; repeatable
+    #[arg(long, value_name = "ID")]
+    target_id: Vec<String>,
+    /// Confirm what this step asks; repeatable
+    #[arg(long, value_name = "STEP")]
+    answer: Vec<String>,
+    /// Do not capture what is about to be overwritten
+    #[arg(long)]
+    no_safety_snapshot: bool,
+    /// Write the final report into this directory, as Markdown, HTML and JSON
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+}
+
+/// A target that is not there yet is waited for no longer than this when the plan is shown.
+const LOOK: Duration = Duration::from_secs(20);
+
+pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Failure> {
+    let use_ = if args.dry_run { Use::Read } else { Use::Write };
+    let opened = context.open(use_).await?;
+    let journals = journals(context, &opened)?;
+    if let Some(id) = args.resume.as_ref().or(args.abort.as_ref()) {
+        let (kept, history) = Kept::resume(id, journals).await?;
+        is_of(level, &history.resolved.plan, history.resolved.level)?;
+        return go_on(context, &opened, &args, kept, history);
+    }
+    let name = args.plan.as_deref().unwrap_or_default();
+    let plan = world::plan(context, name)?;
+    is_of(level, name, plan.level)?;
+    let mut world = world::look(context, &opened, plan, journals.as_ref()).await?;
+    world.at = args.at;
+    world.run.clone_from(&args.run);
+    world.chosen = args.snapshot.iter().cloned().collect();
+    world::fill(context, &opened, plan, &mut world).await?;
+    let resolved = resolve(name, &world).map_err(|findings| Unfit { plan: name.into(), findings })?;
+    let id = format!("{name}-{}", world.now.strftime("%Y%m%d-%H%M%S"));
+    let history = History::new(resolved, world.now);
+    if args.dry_run {
+        let edge = Edge::new(context, &history, &args.answer, None);
+        let worker = worker(context, &opened, &id, &history, &edge)?;
+        let seen = look(&worker, &history.resolved);
+        shown::print_plan(context, &history.resolved, &seen)?;
+        return Ok(if seen.refused() { Exit::Failed } else { Exit::Ok });
+    }
+    let kept = Begin { id, journals };
+    begin(context, &opened, &args, kept, history)
+}
+
+pub async fn list(context: &Context) -> Result<Exit, Failure> {
+    let opened = context.open(Use::Read).await?;
+    let journals = journals(context, &opened)?;
+    shown::list(context, journals.as_ref()).await
+}
+
+/// What keeps a plan from being carried out.
+#[derive(Debug, thiserror::Error)]
+#[error("the plan {plan} cannot be carried out:{}", findings.iter().map(|finding| format!("\n  {finding}")).collect::<String>())]
+pub struct Unfit {
+    plan: String,
+    pub findings: Vec<Finding>,
+}
+
+struct Begin {
+    id: String,
+    journals: Option<Journals>,
+}
+
+fn journals(context: &Context, opened: &Opened) -> Result<Option<Journals>, Failure> {
+    // Without the recovery identity the contents may still be readable (a drill's, an escrow's).
+    let identity = context.require_identity(opened)?;
+    let journals = opened.repository.journals(&identity).ok();
+    if journals.is_none() {
+        tracing::warn!("this identity cannot write a journal into the repository: only this machine can go on");
+    }
+    Ok(journals)
+}
+
+fn is_of(asked: Level, plan: &str, level: Level) -> Result<(), Failure> {
+    if asked == level {
+        return Ok(());
+    }
+    let hint = format!("lifeboat restore {level} …");
+    Err(Fault::usage(format!("{plan} is a plan of level {level}"), hint).into())
+}
+
+fn worker<'a>(
+    context: &Context,
+    opened: &Opened,
+    id: &str,
+    history: &History,
+    edge: &'a Edge,
+) -> Result<Worker<'a>, Failure> {
+    let sources = &context.config()?.sources;
+    let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    Ok(Worker {
+        id: id.to_owned(),
+        repository: opened.repository.clone(),
+        access: context.access_to_contents(opened)?,
+        documents: sources.iter().map(|(name, source)| (name.clone(), source.capture.clone())).collect(),
+        confirmed: history.confirmed.clone(),
+        threads: match opened.settings.url {
+            Url::Directory(_) => cores,
+            Url::S3 { .. } => cores.max(super::THREADS_OVER_NETWORK),
+        },
+        runtime: tokio::runtime::Handle::current(),
+        cancel: edge.cancel.clone(),
+        outside: edge,
+    })
+}
+
+/// Looks at the targets, on threads that may block.
+fn look(worker: &Worker<'_>, resolved: &Resolved) -> Seen {
+    let facts = tokio::task::block_in_place(|| worker.survey(resolved, LOOK));
+    Seen { facts }
+}
+
+fn begin(context: &Context, opened: &Opened, args: &Args, begin: Begin, mut history: History) -> Result<Exit, Failure> {
+    let edge = Edge::new(context, &history, &args.answer, keep(context, opened, args)?);
+    let seen = look(&worker(context, opened, &begin.id, &history, &edge)?, &history.resolved);
+    if let Some(facts) = seen.facts.iter().find(|facts| facts.refused.is_some()) {
+        let why = facts.refused.as_deref().unwrap_or_default();
+        let step = &history.resolved.tasks[facts.task].name;
+        return Err(
+            Fault::usage(format!("{step} would not be done: {}: {why}", facts.place), "nothing was changed").into()
+        );
+    }
+    let confirmed = confirm(context, args, &history, &seen)?;
+    // The clock starts when people have decided.
+    history.began = clock();
+    let mut kept = Kept::begin(&begin.id, begin.journals, &kept::first(&history))?;
+    if !context.globals.json {
+        eprintln!(
+            "This restore is {}: `lifeboat restore {} --resume {}` goes on with it",
+            begin.id, history.resolved.level, begin.id
+        );
+    }
+    let worker = worker(context, opened, &begin.id, &history, &edge)?;
+    carry_out(context, args, worker, &edge, &mut kept, history, confirmed)
+}
+
+fn go_on(context: &Context, opened: &Opened, args: &Args, mut kept: Kept, history: History) -> Result<Exit, Failure> {
+    let edge = Edge::new(context, &history, &args.answer, keep(context, opened, args)?);
+    let id = args.resume.as_ref().or(args.abort.as_ref()).cloned().unwrap_or_default();
+    let worker = worker(context, opened, &id, &history, &edge)?;
+    if args.abort.is_some() {
+        return abort(context, args, &worker, &edge, &mut kept, history);
+    }
+    if let Some(verdict @ (Verdict::Complete | Verdict::Aborted)) = history.verdict {
+        let how = if verdict == Verdict::Complete { "is complete" } else { "was given up" };
+        return Err(Fault::usage(format!("restore {id} {how}"), "begin a new one").into());
+    }
+    // What was done is not looked at again, nor what is under way: its own traces would look like somebody's data.
+    let mut left = history.resolved.clone();
+    for (task, progress) in left.tasks.iter_mut().zip(&history.tasks) {
+        if progress.state == State::Done || progress.note.is_some() {
+            task.choice = None;
+        }
+    }
+    let seen = look(&worker, &left);
+    let confirmed = confirm(context, args, &history, &seen)?;
+    carry_out(context, args, worker, &edge, &mut kept, history, confirmed)
+}
+
+fn keep(context: &Context, opened: &Opened, args: &Args) -> Result<Option<Keep>, Failure> {
+    if args.no_safety_snapshot || args.dry_run {
+        return Ok(None);
+    }
+    Ok(Some(Keep {
+        repository: opened.repository.clone(),
+        key: context.require_writer(opened)?,
+        options: Context::write_options(&opened.settings, 2),
+        sources: context.config()?.sources.clone(),
+        run: context.run.clone(),
+    }))
+}
+
+/// # Errors
+/// Nobody said that what is there may be overwritten.
+fn confirm(context: &Context, args: &Args, history: &History, seen: &Seen) -> Result<BTreeSet<String>, Failure> {
+    let named: BTreeSet<String> = args.target_id.iter().cloned().collect();
+    let known: BTreeSet<&String> = seen.facts.iter().filter_map(|facts| facts.target.as_ref()).collect();
+    let all_known = seen.facts.iter().all(|facts| facts.target.is_some());
+    if let Some(other) = named.iter().find(|id| all_known && !known.contains(id)) {
+        let is: Vec<_> = known.iter().map(|id| id.as_str()).collect();
+        let message = format!("no step concerns {other}: the targets are {}", is.join(", "));
+        return Err(Fault::usage(message, "nothing was changed; look again at what is to be restored where").into());
+    }
+    let asked =
+        |facts: &&Facts| facts.overwrites && facts.target.as_ref().is_some_and(|id| !history.confirmed.contains(id));
+    let needed: BTreeSet<String> = seen.facts.iter().filter(asked).filter_map(|facts| facts.target.clone()).collect();
+    let missing: Vec<&String> = needed.difference(&named).collect();
+    if missing.is_empty() && (args.yes || needed.is_empty()) {
+        return Ok(if args.yes { named } else { needed });
+    }
+    let interactive = io::stdin().is_terminal() && io::stderr().is_terminal() && !context.globals.json;
+    if !interactive || args.yes {
+        let ids: Vec<_> = needed.iter().map(|id| format!("--target-id {id}")).collect();
+        let message = format!(
+            "the plan {} overwrites or holds back what is there now; nothing was changed",
+            history.resolved.plan
+        );
+        let hint = format!("see it with --dry-run; if it is meant, add: --yes {}", ids.join(" "));
+        return Err(Fault::usage(message, hint).into());
+    }
+    eprint!("{}", shown::plan(&history.resolved, seen));
+    for id in &needed {
+        let places: Vec<_> =
+            seen.facts.iter().filter(|facts| facts.target.as_ref() == Some(id)).map(|f| f.place.as_str()).collect();
+        eprint!("What is in {} now will be overwritten or held back. Type {id} to go on: ", places.join(", "));
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line)?;
+        if line.trim() != id {
+            return Err(Fault::Failed { message: "not confirmed; nothing was changed".into(), hint: None }.into());
+        }
+    }
+    Ok(needed)
+}
+
+fn carry_out(
+    context: &Context,
+    args: &Args,
+    mut worker: Worker<'_>,
+    edge: &Edge,
+    kept: &mut Kept,
+    history: History,
+    confirmed: BTreeSet<String>,
+) -> Result<Exit, Failure> {
+    worker.confirmed.extend(confirmed.clone());
+    let (id, cancel) = (worker.id.clone(), worker.cancel.clone());
+    let watcher = tokio::spawn({
+        let interrupt = context.interrupt.clone();
+        async move {
+            interrupt.requested().await;
+            cancel.cancel();
+        }
+    });
+    let (end, history) = tokio::task::block_in_place(|| {
+        let mut execution = Execution::new(history, kept, &worker);
+        let end = if confirmed.is_subset(&execution.history.confirmed) {
+            execution.run()
+        } else {
+            execution.record(Event::Confirmed(confirmed)).and_then(|()| execution.run())
+        };
+        (end, execution.history)
+    });
+    watcher.abort();
+    edge.end();
+    let report = Report::new(&id, &history);
+    if let Some(directory) = &args.report {
+        shown::write_report(directory, &report)?;
+    }
+    let end = end?;
+    shown::print_report(context, &report)?;
+    match end {
+        End::Ended(Verdict::Complete) if report.missed() => Ok(Exit::Missed),
+        End::Ended(Verdict::Complete) => Ok(Exit::Ok),
+        End::Ended(_) => Ok(Exit::Incomplete),
+        End::Interrupted => Err(Fault::Paused { level: history.resolved.level.to_string(), id }.into()),
+        End::Stopped(steps) => {
+            let names: Vec<_> = steps.iter().map(|at| history.resolved.tasks[*at].name.as_str()).collect();
+            let why = steps.iter().find_map(|at| match &history.tasks[*at].state {
+                State::Failed(text) => Some(text.clone()),
+                _ => None,
+            });
+            let level = history.resolved.level;
+            let message = format!("the restore stopped at {}: {}", names.join(", "), why.unwrap_or_default());
+            let mut hint = format!("mend the cause, then go on: lifeboat restore {level} --resume {id}");
+            if !history.closed.is_empty() {
+                hint +=
+                    &format!("; what fences hold back stays so until then, or: lifeboat restore {level} --abort {id}");
+            }
+            Err(Fault::Failed { message, hint: Some(hint) }.into())
+        }
+    }
+}
+
+fn abort(
+    context: &Context,
+    args: &Args,
+    worker: &Worker<'_>,
+    edge: &Edge,
+    kept: &mut Kept,
+    history: History,
+) -> Result<Exit, Failure> {
+    let (failures, history) = tokio::task::block_in_place(|| {
+        let mut execution = Execution::new(history, kept, worker);
+        (execution.abort(), execution.history)
+    });
+    edge.end();
+    let failures = failures?;
+    let report = Report::new(&worker.id, &history);
+    if let Some(directory) = &args.report {
+        shown::write_report(directory, &report)?;
+    }
+    if !failures.is_empty() {
+        let message = format!("fences could not be opened: {}", failures.join("; "));
+        let hint = "mend the cause and run the same command again".to_owned();
+        return Err(Fault::Failed { message, hint: Some(hint) }.into());
+    }
+    if !context.globals.json {
+        print(&format!(
+            "Restore {} is given up; nothing is held back any more. What was restored stays.\n",
+            worker.id
+        ))?;
+    }
+    Ok(Exit::Ok)
+}

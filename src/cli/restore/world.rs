@@ -1,0 +1,137 @@
+//! What a plan is resolved against: the documents, the recovery points, how long steps took before.
+
+use super::kept;
+use crate::cli::context::{Context, Opened};
+use crate::cli::fault::{Failure, Fault};
+use crate::cli::output::clock;
+use crate::cli::reference::{warn_missing, warn_stepped_over};
+use crate::config::nearest;
+use crate::id::SourceName;
+use crate::repo::{Access, Journals, Selector, Snapshot, State};
+use crate::restore::plan::document::Doing;
+use crate::restore::plan::resolve::{Known, Took};
+use crate::restore::plan::{Plan, Point, World};
+use crate::source::target::Options;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Earlier executions of the same plan that predictions come from.
+const EARLIER: usize = 2;
+
+/// The document of a plan.
+pub fn plan<'a>(context: &'a Context, name: &str) -> Result<&'a Plan, Failure> {
+    let plans = &context.config()?.plans;
+    plans.get(name).ok_or_else(|| {
+        let names: Vec<_> = plans.keys().map(String::as_str).collect();
+        let hint = match (nearest(name, &names), names.is_empty()) {
+            (Some(near), _) => format!("did you mean {near}?"),
+            (None, true) => "give the documents with --config FILE|DIR".into(),
+            (None, false) => format!("the documents have {}", names.join(", ")),
+        };
+        Fault::usage(format!("there is no RestorePlan document named {name:?}"), hint).into()
+    })
+}
+
+/// All but the recovery points, which depend on what is asked for.
+pub async fn look<'a>(
+    context: &'a Context,
+    opened: &Opened,
+    plan: &Plan,
+    journals: Option<&Journals>,
+) -> Result<World<'a>, Failure> {
+    let config = context.config()?;
+    let known = config.sources.values().map(|source| {
+        let running = matches!(source.capture.target(Options::default()), Ok(Some(_)));
+        let known = Known { kind: source.capture.field(), tier: config.tier(&source.name), running };
+        (source.name.clone(), known)
+    });
+    Ok(World {
+        repository: opened.settings.url.to_string(),
+        now: clock(),
+        at: None,
+        run: None,
+        chosen: BTreeMap::new(),
+        plans: &config.plans,
+        documents: known.collect(),
+        needs: config.needs(),
+        points: BTreeMap::new(),
+        history: history(&plan.name, journals).await,
+    })
+}
+
+/// Reads the recovery points of the sources that the plan restores, as far back as they are needed.
+pub async fn fill(context: &Context, opened: &Opened, plan: &Plan, world: &mut World<'_>) -> Result<(), Failure> {
+    let access = context.access_to_contents(opened)?;
+    for source in sources(world.plans, plan) {
+        let points = points(opened, &access, &source, world).await?;
+        world.points.insert(source, points);
+    }
+    Ok(())
+}
+
+/// What a plan, and those that it includes, restore.
+fn sources(plans: &BTreeMap<String, Plan>, plan: &Plan) -> BTreeSet<SourceName> {
+    let (mut found, mut seen, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![plan]);
+    while let Some(plan) = open.pop() {
+        if !seen.insert(plan.name.as_str()) {
+            continue;
+        }
+        for step in &plan.steps {
+            match &step.doing {
+                Doing::Restore(restore) => _ = found.insert(restore.source.clone()),
+                Doing::Plan(included) => open.extend(plans.get(included)),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+async fn points(
+    opened: &Opened,
+    access: &Access,
+    source: &SourceName,
+    world: &World<'_>,
+) -> Result<Vec<Point>, Failure> {
+    let lineage = opened.lineage(source, access);
+    let enough = |snapshot: &Snapshot| {
+        let run = snapshot.catalogue.as_ref().map(|catalogue| &catalogue.run);
+        snapshot.state() != State::Quarantined
+            && world.at.is_none_or(|at| snapshot.recovery_point() <= at)
+            && world.run.as_ref().is_none_or(|wanted| run == Some(wanted))
+    };
+    let (mut snapshots, stepped_over) = lineage.back_to(enough).await?;
+    warn_stepped_over(source, &stepped_over);
+    warn_missing(&lineage).await?;
+    if let Some(sequence) = world.chosen.get(source)
+        && !snapshots.iter().any(|snapshot| snapshot.sequence() == *sequence)
+    {
+        snapshots.push(lineage.find(&Selector::Number(*sequence)).await?.0);
+    }
+    let point = |snapshot: Snapshot| {
+        let (sequence, state, moment) = (snapshot.sequence(), snapshot.state(), snapshot.recovery_point());
+        let catalogue = snapshot.catalogue?;
+        Some(Point { sequence, state, moment, bytes: catalogue.bytes, run: catalogue.run, kind: catalogue.kind })
+    };
+    Ok(snapshots.into_iter().filter_map(point).collect())
+}
+
+/// How long the plan's steps took. That this is not known must not keep anybody from restoring.
+async fn history(plan: &str, journals: Option<&Journals>) -> BTreeMap<(String, String), Took> {
+    let mut ids: BTreeSet<String> = kept::here().into_iter().collect();
+    if let Some(journals) = journals {
+        ids.extend(journals.list().await.unwrap_or_default());
+    }
+    let mine = |id: &&String| {
+        id.strip_prefix(plan)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let newest: Vec<_> = ids.iter().filter(mine).rev().take(EARLIER).collect();
+    let mut all = BTreeMap::new();
+    for id in newest.into_iter().rev() {
+        if let Ok(history) = kept::look(id, journals).await {
+            all.extend(history.took());
+        }
+    }
+    all
+}

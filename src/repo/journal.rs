@@ -1,0 +1,164 @@
+//! What a restore did, kept in the repository, so that it can go on from another machine (`docs/format.md`, "Journals").
+//!
+//! One object per record, `_restores/<id>/<number>`, sealed under a key that only recovery identities lead to: a journal
+//! says which programs run next, so whoever can merely write to the bucket must not be able to write one. Records are
+//! numbered without gaps and created once: of two processes that carry out the same restore, one learns of the other.
+
+use crate::repo::error::{RepoError, Result};
+use crate::repo::keys::{RootKey, Secret32};
+use crate::repo::root::Root;
+use crate::repo::seal::{open_document, seal_document};
+use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const PLACE: &str = "_restores/";
+const KEY: &str = "lifeboat.dev 2026 restore journal";
+/// Bytes of a record.
+const LARGEST: usize = 16 << 20;
+/// Records of a journal.
+const MOST: u32 = 999_999;
+/// Records that are read at a time.
+const AT_ONCE: usize = 16;
+
+/// The journals of a repository.
+#[derive(Debug)]
+pub struct Journals {
+    store: Arc<dyn Store>,
+    root: Root,
+    key: Secret32,
+}
+
+/// What became of a record that was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    Done,
+    /// Somebody else wrote another one of this number.
+    Taken,
+}
+
+/// What a journal is called: letters, digits and hyphens, so that it is one part of an object's name.
+fn check(id: &str) -> Result<()> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=80).contains(&id.len()) && id.bytes().all(fits) {
+        Ok(())
+    } else {
+        Err(RepoError::Refused(format!("{id:?} is no restore's id: expected lower-case letters, digits and hyphens")))
+    }
+}
+
+impl Journals {
+    pub(super) fn new(store: Arc<dyn Store>, root: Root, key: &RootKey) -> Self {
+        Self { key: key.derive(KEY), store, root }
+    }
+
+    fn aad(&self, id: &str, number: u32) -> Vec<u8> {
+        let mut aad = self.root.id.0.to_vec();
+        aad.extend_from_slice(&number.to_le_bytes());
+        aad.extend_from_slice(id.as_bytes());
+        aad
+    }
+
+    /// Writes record `number` of journal `id`; the first is 1.
+    pub async fn write(&self, id: &str, number: u32, record: &[u8]) -> Result<Written> {
+        check(id)?;
+        if record.len() > LARGEST || !(1..=MOST).contains(&number) {
+            return Err(RepoError::Refused(format!("record {number} of restore {id} is too large, or one too many")));
+        }
+        let object = object(id, number);
+        let sealed = seal_document(&self.key, &self.aad(id, number), record.to_vec());
+        match self.store.put(&object, sealed.into(), PutOptions::default()).await {
+            Ok(()) => Ok(Written::Done),
+            // Perhaps our own, whose answer was lost on the way.
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                let same = self.read_one(id, number).await?.is_some_and(|found| found == record);
+                Ok(if same { Written::Done } else { Written::Taken })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn read_one(&self, id: &str, number: u32) -> Result<Option<Vec<u8>>> {
+        let object = object(id, number);
+        match self.store.get(&object).await {
+            Ok(sealed) => {
+                let opened = open_document(&self.key, &self.aad(id, number), &sealed);
+                opened.map(Some).map_err(|why| RepoError::Foreign { object, reason: why.to_string() })
+            }
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All records of a journal, in order.
+    ///
+    /// # Errors
+    /// `Foreign` for a record that was not written by a recovery identity's holder, or was moved.
+    pub async fn read(&self, id: &str) -> Result<Vec<Vec<u8>>> {
+        check(id)?;
+        let there = list_all(self.store.as_ref(), &format!("{PLACE}{id}/")).await?;
+        let names: BTreeSet<_> = there.into_iter().map(|meta| meta.key).collect();
+        // Records are numbered without gaps; what lies behind one is nobody's.
+        let numbers: Vec<u32> = (1..=MOST).take_while(|number| names.contains(&object(id, *number))).collect();
+        let reads = numbers.into_iter().map(|number| self.read_one(id, number));
+        let records: Vec<_> = futures_util::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
+        Ok(records.into_iter().flatten().collect())
+    }
+
+    /// The ids of all journals, in order.
+    pub async fn list(&self) -> Result<Vec<String>> {
+        let objects = list_all(self.store.as_ref(), PLACE).await?;
+        let ids = objects.iter().filter_map(|object| object.key.strip_prefix(PLACE)?.split('/').next());
+        let ids: BTreeSet<_> = ids.filter(|id| check(id).is_ok()).map(str::to_owned).collect();
+        Ok(ids.into_iter().collect())
+    }
+}
+
+fn object(id: &str, number: u32) -> String {
+    format!("{PLACE}{id}/{number:06}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::{Identity, Recipient, Repository, Role};
+    use crate::store::Memory;
+
+    async fn repository(store: &Arc<dyn Store>) -> (Repository, Identity) {
+        let identity = Identity::generate();
+        let recipient = Recipient { name: "ann".into(), role: Role::Recovery, key: identity.public() };
+        let (repository, _) =
+            Repository::create(store.clone(), vec![recipient], jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+        (repository, identity)
+    }
+
+    #[tokio::test]
+    async fn a_record_is_written_once_and_read_by_recovery_identities() {
+        let store: Arc<dyn Store> = Arc::new(Memory::default());
+        let (repository, identity) = repository(&store).await;
+        let journals = repository.journals(&identity).unwrap();
+        assert_eq!(journals.write("r-1", 1, b"one").await.unwrap(), Written::Done);
+        assert_eq!(journals.write("r-1", 1, b"one").await.unwrap(), Written::Done);
+        assert_eq!(journals.write("r-1", 1, b"other").await.unwrap(), Written::Taken);
+        assert_eq!(journals.write("r-1", 2, b"two").await.unwrap(), Written::Done);
+        assert_eq!(journals.read("r-1").await.unwrap(), [b"one".to_vec(), b"two".to_vec()]);
+        assert_eq!(journals.list().await.unwrap(), ["r-1"]);
+        assert!(repository.journals(&Identity::generate()).is_err());
+        assert!(journals.write("../x", 1, b"").await.is_err());
+        assert_eq!(repository.sources().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_somebody_else_put_there_is_not_believed() {
+        let store: Arc<dyn Store> = Arc::new(Memory::default());
+        let (repository, identity) = repository(&store).await;
+        let journals = repository.journals(&identity).unwrap();
+        journals.write("r-1", 1, b"one").await.unwrap();
+        let moved = store.get(&object("r-1", 1)).await.unwrap();
+        store.put(&object("r-1", 2), moved.clone(), PutOptions::default()).await.unwrap();
+        assert!(matches!(journals.read("r-1").await, Err(RepoError::Foreign { .. })));
+        store.put(&object("r-2", 1), moved, PutOptions::default()).await.unwrap();
+        assert!(matches!(journals.read("r-2").await, Err(RepoError::Foreign { .. })));
+    }
+}

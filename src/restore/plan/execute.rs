@@ -1,0 +1,266 @@
+//! Carries a resolved plan out: every step as soon as those that it follows have ended, each on a thread of its own.
+//!
+//! [`Hands`] do one step; what is here decides when, writes the journal, and knows nothing of what steps do. A process may
+//! be killed at any moment: whoever begins again with the journal's history ends in the same state.
+
+use super::document::OnFailure;
+use super::journal::{Event, History, Journal, JournalError, Outcome, Record, State, Verdict};
+use super::resolve::Task;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// Steps at a time.
+const AT_ONCE: usize = 8;
+/// Between two attempts; doubled from one to the next.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const TICK: Duration = Duration::from_millis(100);
+
+/// One attempt at one step.
+pub struct Attempt<'a> {
+    pub task: &'a Task,
+    pub index: usize,
+    /// The fence that an `unfence` opens.
+    pub fence: Option<&'a Task>,
+    /// What an earlier attempt noted; of an `unfence`, what its fence did.
+    pub noted: Option<Value>,
+    /// The step is given up then.
+    pub deadline: Instant,
+    messages: Sender<Message>,
+}
+
+impl Attempt<'_> {
+    /// Writes down what must be known to do this step again or undo it. Only then it may be done.
+    ///
+    /// # Errors
+    /// The journal could not be written; the step must not be done.
+    pub fn note(&mut self, note: Value) -> Result<(), Failure> {
+        let (answer, written) = bounded(1);
+        let message = Message::Note { task: self.index, note: note.clone(), answer };
+        self.messages.send(message).map_err(|_| Failure::Interrupted)?;
+        match written.recv() {
+            Ok(true) => {
+                self.noted = Some(note);
+                Ok(())
+            }
+            _ => Err(Failure::Interrupted),
+        }
+    }
+}
+
+/// Why a step did not do what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Perhaps it does the next time.
+    Failed(String),
+    /// It would not the next time either.
+    Refused(String),
+    /// Somebody asked for the end.
+    Interrupted,
+}
+
+/// Does steps. All calls block.
+pub trait Hands: Sync {
+    /// Done twice, it ends in the same state as done once.
+    fn perform(&self, attempt: &mut Attempt<'_>) -> Result<Outcome, Failure>;
+
+    /// Opens a fence, given what it noted, for whoever gives the plan up.
+    fn open(&self, fence: &Task, note: &Value, deadline: Instant) -> Result<Vec<String>, Failure>;
+
+    fn clock(&self) -> Timestamp;
+
+    /// Somebody asked for the end.
+    fn interrupted(&self) -> bool;
+
+    /// Told of everything that happens.
+    fn watch(&self, history: &History, record: &Record);
+}
+
+/// How an execution ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Ended(Verdict),
+    /// A step failed that the others need: the index of each.
+    Stopped(Vec<usize>),
+    Interrupted,
+}
+
+enum Message {
+    Note { task: usize, note: Value, answer: Sender<bool> },
+    Retry { task: usize, attempt: u32 },
+    Ended { task: usize, result: Result<Outcome, Failure> },
+}
+
+/// An execution under way.
+pub struct Execution<'a> {
+    pub history: History,
+    journal: &'a mut dyn Journal,
+    hands: &'a dyn Hands,
+}
+
+impl<'a> Execution<'a> {
+    /// From where `history` ends; its records are in the journal already.
+    pub fn new(history: History, journal: &'a mut dyn Journal, hands: &'a dyn Hands) -> Self {
+        Self { history, journal, hands }
+    }
+
+    /// # Errors
+    /// The journal could not be written: nothing further was begun.
+    pub fn record(&mut self, event: Event) -> Result<(), JournalError> {
+        let record = Record { number: self.history.next, at: self.hands.clock(), event };
+        self.journal.write(&record)?;
+        self.history.take(&record);
+        self.hands.watch(&self.history, &record);
+        Ok(())
+    }
+
+    /// Carries out what is left.
+    ///
+    /// # Errors
+    /// The journal could not be written.
+    pub fn run(&mut self) -> Result<End, JournalError> {
+        let tasks = self.history.resolved.tasks.clone();
+        let (messages, inbox) = bounded(AT_ONCE * 2);
+        // A step that failed before is tried again.
+        let again = |state: &State| !matches!(state, State::Done);
+        let mut left: Vec<usize> = (0..tasks.len()).filter(|at| again(&self.history.tasks[*at].state)).collect();
+        let mut ended: Vec<bool> = self.history.tasks.iter().map(|task| !again(&task.state)).collect();
+        std::thread::scope(|scope| {
+            let (mut running, mut stopped, mut trouble) = (0, Vec::new(), None);
+            loop {
+                let go_on = stopped.is_empty() && trouble.is_none() && !self.hands.interrupted();
+                while go_on && running < AT_ONCE {
+                    let ready = |at: &usize| tasks[*at].after.iter().all(|before| ended[*before]);
+                    let Some(position) = left.iter().position(ready) else { break };
+                    let index = left.remove(position);
+                    let number = self.history.tasks[index].attempts + 1;
+                    if let Err(error) = self.record(Event::Began { task: index, attempt: number }) {
+                        trouble = Some(error);
+                        break;
+                    }
+                    let noted = self.noted(&tasks[index], index);
+                    let (hands, tasks, messages) = (self.hands, tasks.as_slice(), messages.clone());
+                    scope.spawn(move || work(hands, tasks, index, number, noted, &messages));
+                    running += 1;
+                }
+                if running == 0 {
+                    break;
+                }
+                let Some(message) = receive(&inbox) else { continue };
+                if let Err(error) = self.hear(message, &tasks, &mut running, &mut ended, &mut stopped) {
+                    trouble.get_or_insert(error);
+                }
+            }
+            if let Some(error) = trouble {
+                return Err(error);
+            }
+            if !stopped.is_empty() {
+                return Ok(End::Stopped(stopped));
+            }
+            if !left.is_empty() || ended.contains(&false) {
+                return Ok(End::Interrupted);
+            }
+            let whole = |task: &super::journal::Progress| task.state == State::Done && task.outcome.problems.is_empty();
+            let verdict = if self.history.tasks.iter().all(whole) { Verdict::Complete } else { Verdict::Incomplete };
+            if self.history.verdict != Some(verdict) {
+                self.record(Event::Ended(verdict))?;
+            }
+            Ok(End::Ended(verdict))
+        })
+    }
+
+    /// Takes what a step says.
+    fn hear(
+        &mut self,
+        message: Message,
+        tasks: &[Task],
+        running: &mut usize,
+        ended: &mut [bool],
+        stopped: &mut Vec<usize>,
+    ) -> Result<(), JournalError> {
+        match message {
+            Message::Note { task, note, answer } => {
+                let written = self.record(Event::Noted { task, note });
+                let _ = answer.send(written.is_ok()); // the step may have been given up
+                written
+            }
+            Message::Retry { task, attempt } => self.record(Event::Began { task, attempt }),
+            Message::Ended { task, result } => {
+                *running -= 1;
+                match result {
+                    Ok(outcome) => {
+                        ended[task] = true;
+                        self.record(Event::Done { task, outcome })
+                    }
+                    Err(Failure::Interrupted) => Ok(()),
+                    Err(Failure::Failed(text) | Failure::Refused(text)) => {
+                        match tasks[task].on_failure {
+                            OnFailure::Stop => stopped.push(task),
+                            OnFailure::Continue => ended[task] = true,
+                        }
+                        self.record(Event::Failed { task, text })
+                    }
+                }
+            }
+        }
+    }
+
+    fn noted(&self, task: &Task, index: usize) -> Option<Value> {
+        self.history.tasks[task.fence.unwrap_or(index)].note.clone()
+    }
+
+    /// Gives the plan up: opens the fences that it closed, the last one first.
+    ///
+    /// # Errors
+    /// The journal could not be written.
+    pub fn abort(&mut self) -> Result<Vec<String>, JournalError> {
+        let mut failures = Vec::new();
+        for fence in self.history.closed.clone().into_iter().rev() {
+            let task = self.history.resolved.tasks[fence].clone();
+            let note = self.history.tasks[fence].note.clone().unwrap_or_default();
+            match self.hands.open(&task, &note, Instant::now() + task.timeout) {
+                Ok(lines) => self.record(Event::Opened { task: fence, lines })?,
+                Err(Failure::Interrupted) => failures.push(format!("{}: interrupted", task.name)),
+                Err(Failure::Failed(text) | Failure::Refused(text)) => failures.push(format!("{}: {text}", task.name)),
+            }
+        }
+        if failures.is_empty() {
+            self.record(Event::Ended(Verdict::Aborted))?;
+        }
+        Ok(failures)
+    }
+}
+
+fn receive(inbox: &Receiver<Message>) -> Option<Message> {
+    inbox.recv_timeout(TICK).ok()
+}
+
+/// One step with all its attempts.
+fn work(hands: &dyn Hands, tasks: &[Task], index: usize, first: u32, noted: Option<Value>, messages: &Sender<Message>) {
+    let task = &tasks[index];
+    let fence = task.fence.map(|at| &tasks[at]);
+    let (mut number, mut pause, mut noted) = (first, FIRST_PAUSE, noted);
+    let result = loop {
+        let deadline = Instant::now() + task.timeout;
+        let mut attempt = Attempt { task, index, fence, noted: noted.take(), deadline, messages: messages.clone() };
+        let result = hands.perform(&mut attempt);
+        let again = matches!(result, Err(Failure::Failed(_))) && number - first < task.retries;
+        if !again || hands.interrupted() {
+            break result;
+        }
+        let end = Instant::now() + pause;
+        while Instant::now() < end && !hands.interrupted() {
+            std::thread::sleep(TICK);
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        number += 1;
+        noted = attempt.noted;
+        // Whoever listened has ended: so does this.
+        if messages.send(Message::Retry { task: index, attempt: number }).is_err() {
+            return;
+        }
+    };
+    let _ = messages.send(Message::Ended { task: index, result });
+}

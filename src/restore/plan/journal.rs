@@ -1,0 +1,229 @@
+//! What has happened in an execution of a plan, record by record; from its records alone an execution goes on.
+//!
+//! Invariants: a record is durable before what follows from it is begun; the first holds the resolved plan. Pure, but for
+//! [`Journal`], which is the plug point for where records are kept.
+
+use super::resolve::{Resolved, Took};
+use crate::id::SourceName;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Counted from 1.
+    pub number: u32,
+    pub at: Timestamp,
+    pub event: Event,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Event {
+    /// The first record.
+    Resolved(Box<Resolved>),
+    /// A person, or the command line, named these targets: what is there may be overwritten.
+    Confirmed(BTreeSet<String>),
+    Began {
+        task: usize,
+        attempt: u32,
+    },
+    /// What a task needs to be done again or undone.
+    Noted {
+        task: usize,
+        note: Value,
+    },
+    Done {
+        task: usize,
+        outcome: Outcome,
+    },
+    Failed {
+        task: usize,
+        text: String,
+    },
+    /// A fence was opened without its `unfence` step.
+    Opened {
+        task: usize,
+        lines: Vec<String>,
+    },
+    Ended(Verdict),
+}
+
+/// What a step did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Outcome {
+    /// What was done and seen, a line each.
+    pub lines: Vec<String>,
+    /// What could not be brought back.
+    pub problems: Vec<String>,
+    /// What a person still has to do.
+    pub to_do: Vec<String>,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// All steps were done, without problems.
+    Complete,
+    /// All that stop a plan were done; some part is missing.
+    Incomplete,
+    /// Somebody gave it up; fences are open.
+    Aborted,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("write the journal {place}")]
+    Write { place: String, source: std::io::Error },
+    #[error("restore {id} is being carried out elsewhere: its journal has a record {number} of somebody else's")]
+    Elsewhere { id: String, number: u32 },
+    #[error("the journal of restore {id} cannot be read: {why}")]
+    Unreadable { id: String, why: String },
+}
+
+/// Where records are kept. A record is durable when the call returns.
+pub trait Journal: Send {
+    fn write(&mut self, record: &Record) -> Result<(), JournalError>;
+}
+
+/// How far a task is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub began: Option<Timestamp>,
+    pub ended: Option<Timestamp>,
+    pub attempts: u32,
+    pub note: Option<Value>,
+    pub state: State,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    #[default]
+    Waiting,
+    /// Also: it was, when the process ended.
+    Running,
+    Done,
+    Failed(String),
+}
+
+/// All that is known of an execution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    pub resolved: Resolved,
+    pub began: Timestamp,
+    /// The newest record's.
+    pub last: Timestamp,
+    pub confirmed: BTreeSet<String>,
+    pub tasks: Vec<Progress>,
+    /// Fences that are closed, or might be.
+    pub closed: Vec<usize>,
+    pub verdict: Option<Verdict>,
+    /// Of the next record.
+    pub next: u32,
+}
+
+impl History {
+    #[must_use]
+    pub fn new(resolved: Resolved, at: Timestamp) -> Self {
+        let tasks = vec![Progress::default(); resolved.tasks.len()];
+        let (confirmed, closed) = (BTreeSet::new(), Vec::new());
+        Self { resolved, began: at, last: at, confirmed, tasks, closed, verdict: None, next: 2 }
+    }
+
+    /// # Errors
+    /// `Unreadable`: these are not the records of one execution.
+    pub fn of(id: &str, records: Vec<Record>) -> Result<Self, JournalError> {
+        let unreadable = |why: String| JournalError::Unreadable { id: id.into(), why };
+        let mut records = records.into_iter();
+        let (at, resolved) = match records.next() {
+            Some(Record { number: 1, at, event: Event::Resolved(resolved) }) => (at, *resolved),
+            _ => return Err(unreadable("it does not begin with a resolved plan".into())),
+        };
+        let mut history = Self::new(resolved, at);
+        for record in records {
+            if record.number != history.next || !history.fits(&record.event) {
+                return Err(unreadable(format!("record {} does not follow the one before", record.number)));
+            }
+            history.take(&record);
+        }
+        Ok(history)
+    }
+
+    fn fits(&self, event: &Event) -> bool {
+        match event {
+            Event::Resolved(_) => false,
+            Event::Confirmed(_) | Event::Ended(_) => true,
+            Event::Began { task, .. }
+            | Event::Noted { task, .. }
+            | Event::Done { task, .. }
+            | Event::Failed { task, .. }
+            | Event::Opened { task, .. } => *task < self.tasks.len(),
+        }
+    }
+
+    /// Takes a record that follows.
+    pub fn take(&mut self, record: &Record) {
+        (self.next, self.last) = (record.number + 1, record.at);
+        match &record.event {
+            Event::Resolved(_) => {}
+            Event::Confirmed(targets) => self.confirmed.extend(targets.clone()),
+            Event::Began { task, attempt } => {
+                let progress = &mut self.tasks[*task];
+                (progress.state, progress.attempts) = (State::Running, *attempt);
+                progress.began.get_or_insert(record.at);
+                self.verdict = None;
+            }
+            Event::Noted { task, note } => {
+                self.tasks[*task].note = Some(note.clone());
+                if self.resolved.fences().any(|fence| fence == *task) && !self.closed.contains(task) {
+                    self.closed.push(*task);
+                }
+            }
+            Event::Done { task, outcome } => {
+                let progress = &mut self.tasks[*task];
+                (progress.state, progress.ended, progress.outcome) = (State::Done, Some(record.at), outcome.clone());
+                let opened = self.resolved.tasks[*task].fence;
+                self.closed.retain(|fence| Some(*fence) != opened);
+            }
+            Event::Failed { task, text } => {
+                let progress = &mut self.tasks[*task];
+                (progress.state, progress.ended) = (State::Failed(text.clone()), Some(record.at));
+            }
+            Event::Opened { task, .. } => self.closed.retain(|fence| fence != task),
+            Event::Ended(verdict) => self.verdict = Some(*verdict),
+        }
+    }
+
+    /// How long each step that was done took, for later predictions.
+    #[must_use]
+    pub fn took(&self) -> BTreeMap<(String, String), Took> {
+        let mut all = BTreeMap::new();
+        for (task, progress) in self.resolved.tasks.iter().zip(&self.tasks) {
+            // A step that needed several attempts, or a night's sleep between two, says nothing of the next time.
+            if let (State::Done, 1, Some(began), Some(ended)) =
+                (&progress.state, progress.attempts, progress.began, progress.ended)
+            {
+                let time = Duration::try_from(ended.duration_since(began)).unwrap_or_default();
+                let bytes = task.choice.as_ref().map_or(0, |choice| choice.bytes);
+                all.insert((self.resolved.plan.clone(), task.name.clone()), Took { time, bytes });
+            }
+        }
+        all
+    }
+
+    /// What each source lost, by the moments that were restored: milliseconds before the execution began, or before the
+    /// moment that was asked for.
+    pub fn losses(&self) -> impl Iterator<Item = (&SourceName, u64)> {
+        self.resolved
+            .tasks
+            .iter()
+            .filter_map(|task| task.choice.as_ref())
+            .map(|choice| (&choice.source, choice.loss_ms))
+    }
+}

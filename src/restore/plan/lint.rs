@@ -1,0 +1,102 @@
+//! What documents alone show of plans: mistakes, which make a configuration unfit, and warnings. Pure.
+
+use super::Finding;
+use super::document::{Doing, Plan};
+use super::graph::{Graph, critical_path, finding};
+use crate::id::SourceName;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What each source needs to be back before it, as the Source documents say (`needs`).
+pub type Needs = BTreeMap<SourceName, BTreeSet<SourceName>>;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lint {
+    pub mistakes: Vec<Finding>,
+    pub warnings: Vec<Finding>,
+}
+
+/// Looks at one plan and what it includes.
+#[must_use]
+pub fn lint(plans: &BTreeMap<String, Plan>, plan: &Plan, needs: &Needs) -> Lint {
+    let graph = match Graph::of(plans, plan) {
+        Ok(graph) => graph,
+        Err(mistakes) => return Lint { mistakes, warnings: Vec::new() },
+    };
+    let mut lint = Lint::default();
+    order(&graph, needs, &mut lint.mistakes);
+    unseen(plan, &graph, &mut lint.warnings);
+    budgets(plan, &graph, &mut lint.warnings);
+    lint
+}
+
+/// Restores that get into each other's way, or come before what they need.
+fn order(graph: &Graph<'_>, needs: &Needs, mistakes: &mut Vec<Finding>) {
+    let restores: Vec<_> = graph
+        .nodes
+        .iter()
+        .enumerate()
+        .filter_map(|(at, node)| match &node.step.doing {
+            Doing::Restore(restore) => Some((at, node, restore)),
+            _ => None,
+        })
+        .collect();
+    for (later, node, restore) in &restores {
+        for (earlier, other, its) in restores.iter().filter(|(earlier, ..)| earlier < later) {
+            if restore.place() == its.place() && !graph.precedes(*earlier, *later) {
+                let text = format!("it and {} restore into {} at the same time", other.name, restore.place());
+                mistakes.push(finding(node.plan, Some(node.step), text));
+            }
+        }
+        let needed = needs.get(&restore.source).into_iter().flatten();
+        for provider in needed {
+            let mut provided = restores.iter().filter(|(.., its)| its.source == *provider).peekable();
+            if provided.peek().is_some() && !provided.any(|(at, ..)| graph.precedes(*at, *later)) {
+                let text = format!("{} needs {provider}, which this plan restores later or meanwhile", restore.source);
+                mistakes.push(finding(node.plan, Some(node.step), text));
+            }
+        }
+    }
+}
+
+/// What nobody would notice: a restore that nothing looks at, a fence that stays closed.
+fn unseen(plan: &Plan, graph: &Graph<'_>, warnings: &mut Vec<Finding>) {
+    let mut nothing = true;
+    for (at, node) in graph.nodes.iter().enumerate() {
+        let mut later = graph.nodes.iter().enumerate().skip(at + 1).filter(|(later, _)| graph.precedes(at, *later));
+        match &node.step.doing {
+            Doing::Restore(_) => {
+                nothing = false;
+                if !later.any(|(_, node)| matches!(node.step.doing, Doing::Probe(_))) {
+                    let text = "no probe follows it: nobody will have seen it working";
+                    warnings.push(finding(node.plan, Some(node.step), text));
+                }
+            }
+            Doing::Fence(_) if !graph.nodes.iter().any(|node| node.fence == Some(at)) => {
+                warnings.push(finding(node.plan, Some(node.step), "no unfence step opens it again"));
+            }
+            _ => {}
+        }
+    }
+    if nothing {
+        warnings.push(finding(plan, None, "it restores nothing"));
+    }
+}
+
+fn budgets(plan: &Plan, graph: &Graph<'_>, warnings: &mut Vec<Finding>) {
+    let Some(tier) = plan.tier else { return };
+    let after: Vec<_> = graph.nodes.iter().map(|node| node.after.clone()).collect();
+    let takes: Vec<_> = graph.nodes.iter().map(|node| node.step.budget.unwrap_or(Duration::ZERO)).collect();
+    let (length, path) = critical_path(&after, &takes);
+    if length > tier.rto() {
+        let way: Vec<_> = path.into_iter().map(|at| graph.nodes[at].name.as_str()).collect();
+        let shown = crate::policy::duration::Shown;
+        let text = format!(
+            "its budgets add up to {} ({}), and the {tier} tier's recovery time objective is {}",
+            shown(length),
+            way.join(" → "),
+            shown(tier.rto())
+        );
+        warnings.push(finding(plan, None, text));
+    }
+}

@@ -1,0 +1,280 @@
+//! A directory, or a file, that is replaced by what a snapshot holds.
+//!
+//! What comes back is written beside what is there, in a directory of our own inside the target, so that it lies on the
+//! same file system, be the target a mount point or not; only when it is whole, the two change places. Nothing is deleted:
+//! what was there is moved aside and its new place told. Every step may be interrupted and done again.
+
+use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// Made by the file system, not by anybody's data.
+const LOST: &str = "lost+found";
+const NEW: &str = "new";
+const BEFORE: &str = "before";
+const CLEARED: &str = "cleared";
+
+/// A target directory of one step of one execution.
+#[derive(Clone, Debug)]
+pub struct Place {
+    directory: PathBuf,
+    stage: PathBuf,
+    /// Where the former content goes in the end, if it can be renamed there.
+    beside: PathBuf,
+    inside: PathBuf,
+}
+
+impl Place {
+    /// `id` names the step of the execution.
+    #[must_use]
+    pub fn new(directory: &Path, id: &str) -> Self {
+        let mut beside = directory.as_os_str().to_owned();
+        beside.push(format!(".before-{id}"));
+        Self {
+            stage: directory.join(format!(".lifeboat-{id}")),
+            inside: directory.join(format!(".lifeboat-before-{id}")),
+            beside: beside.into(),
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// Whether somebody's data are there.
+    pub fn is_occupied(&self) -> io::Result<bool> {
+        match self.children() {
+            Ok(children) => Ok(!children.is_empty()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn children(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            if path != self.stage && path != self.inside && path.file_name().is_some_and(|name| name != LOST) {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// An empty directory to restore into. What an earlier attempt left there is removed.
+    pub fn stage(&self) -> io::Result<PathBuf> {
+        fs::create_dir_all(&self.directory)?;
+        match fs::remove_dir_all(&self.stage) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::create_dir(&self.stage)?;
+        rustix::fs::chmod(&self.stage, Mode::RWXU)?;
+        Ok(self.stage.join(NEW))
+    }
+
+    /// Puts the staged content, which is whole and durable, in the place of what is there. Returns where that is now.
+    pub fn swap(&self) -> io::Result<Option<PathBuf>> {
+        let (new, before, cleared) = (self.stage.join(NEW), self.stage.join(BEFORE), self.stage.join(CLEARED));
+        if self.stage.exists() {
+            if !cleared.exists() {
+                create_if_absent(&before)?;
+                for child in self.children()? {
+                    fs::rename(&child, before.join(child.file_name().unwrap_or_default()))?;
+                }
+                sync(&before)?;
+                sync(&self.directory)?;
+                File::create(&cleared)?.sync_all()?;
+                sync(&self.stage)?;
+            }
+            if new.exists() {
+                for entry in fs::read_dir(&new)? {
+                    let entry = entry?;
+                    fs::rename(entry.path(), self.directory.join(entry.file_name()))?;
+                }
+                dress(&self.directory, &new)?;
+                sync(&self.directory)?;
+                fs::remove_dir(&new)?;
+            }
+            self.put_aside(&before)?;
+            fs::remove_file(&cleared)?;
+            fs::remove_dir(&self.stage)?;
+            sync(&self.directory)?;
+        }
+        Ok([&self.beside, &self.inside].into_iter().find(|path| path.exists()).cloned())
+    }
+
+    fn put_aside(&self, before: &Path) -> io::Result<()> {
+        if !before.exists() {
+            return Ok(());
+        }
+        if fs::read_dir(before)?.next().is_none() {
+            return fs::remove_dir(before);
+        }
+        // Beside a mount point is another file system.
+        fs::rename(before, &self.beside).or_else(|_| fs::rename(before, &self.inside))
+    }
+}
+
+fn create_if_absent(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Gives a directory the owner, permissions and times that the restored root has.
+fn dress(directory: &Path, like: &Path) -> io::Result<()> {
+    let (is, should) = (fs::metadata(directory)?, fs::metadata(like)?);
+    if (is.uid(), is.gid()) != (should.uid(), should.gid()) {
+        rustix::fs::chown(directory, Some(Uid::from_raw(should.uid())), Some(Gid::from_raw(should.gid())))?;
+    }
+    rustix::fs::chmod(directory, Mode::from_raw_mode(should.mode() & 0o7777))?;
+    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = Timestamps {
+        last_access: time(should.atime(), should.atime_nsec()),
+        last_modification: time(should.mtime(), should.mtime_nsec()),
+    };
+    let file = File::open(directory)?;
+    Ok(rustix::fs::futimens(&file, &times)?)
+}
+
+/// A target file of one step of one execution.
+#[derive(Clone, Debug)]
+pub struct Product {
+    file: PathBuf,
+    /// Written there first.
+    pub partial: PathBuf,
+    before: PathBuf,
+}
+
+impl Product {
+    #[must_use]
+    pub fn new(file: &Path, id: &str) -> Self {
+        let named = |suffix: &str| {
+            let mut name = file.as_os_str().to_owned();
+            name.push(format!(".{suffix}-{id}"));
+            PathBuf::from(name)
+        };
+        Self { partial: named("partial"), before: named("before"), file: file.to_owned() }
+    }
+
+    #[must_use]
+    pub fn is_occupied(&self) -> bool {
+        self.file.symlink_metadata().is_ok()
+    }
+
+    /// Puts the partial file, which is whole and durable, under its name. Returns where what was there is now.
+    pub fn swap(&self) -> io::Result<Option<PathBuf>> {
+        if self.partial.exists() {
+            if self.is_occupied() && !self.before.exists() {
+                fs::rename(&self.file, &self.before)?;
+            }
+            fs::rename(&self.partial, &self.file)?;
+            sync(self.file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        }
+        Ok(self.before.exists().then(|| self.before.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn tree(directory: &Path) -> BTreeMap<String, String> {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+        entries
+            .map(|entry| {
+                let name = entry.file_name().into_string().unwrap();
+                let text = if entry.path().is_dir() { "/".into() } else { fs::read_to_string(entry.path()).unwrap() };
+                (name, text)
+            })
+            .collect()
+    }
+
+    fn of(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect()
+    }
+
+    /// A target with something in it, and something else staged.
+    fn staged(at: &Path) -> Place {
+        let target = at.join("data");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("a"), "old a").unwrap();
+        fs::write(target.join("b"), "old b").unwrap();
+        let place = Place::new(&target, "x");
+        let new = place.stage().unwrap();
+        fs::create_dir(&new).unwrap();
+        fs::write(new.join("a"), "new a").unwrap();
+        fs::write(new.join("c"), "new c").unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o750)).unwrap();
+        place
+    }
+
+    fn check(at: &Path, place: &Place) {
+        let before = place.swap().unwrap().unwrap();
+        assert_eq!(before, at.join("data.before-x"));
+        assert_eq!(tree(&at.join("data")), of(&[("a", "new a"), ("c", "new c")]));
+        assert_eq!(tree(&before), of(&[("a", "old a"), ("b", "old b")]));
+        assert_eq!(fs::metadata(at.join("data")).unwrap().mode() & 0o777, 0o750);
+        assert_eq!(place.swap().unwrap(), Some(before));
+        assert_eq!(tree(&at.join("data")), of(&[("a", "new a"), ("c", "new c")]));
+    }
+
+    #[test]
+    fn old_and_new_change_places() {
+        let at = tempfile::tempdir().unwrap();
+        let place = staged(at.path());
+        assert!(place.is_occupied().unwrap());
+        check(at.path(), &place);
+    }
+
+    #[test]
+    fn an_interrupted_swap_goes_on() {
+        // Killed after the first old file went aside.
+        let at = tempfile::tempdir().unwrap();
+        let place = staged(at.path());
+        fs::create_dir(place.stage.join(BEFORE)).unwrap();
+        fs::rename(at.path().join("data/a"), place.stage.join("before/a")).unwrap();
+        check(at.path(), &place);
+        // Killed after the first new file came.
+        let at = tempfile::tempdir().unwrap();
+        let place = staged(at.path());
+        fs::create_dir(place.stage.join(BEFORE)).unwrap();
+        for name in ["a", "b"] {
+            fs::rename(at.path().join("data").join(name), place.stage.join(BEFORE).join(name)).unwrap();
+        }
+        fs::write(place.stage.join(CLEARED), "").unwrap();
+        fs::rename(place.stage.join("new/a"), at.path().join("data/a")).unwrap();
+        check(at.path(), &place);
+    }
+
+    #[test]
+    fn an_empty_target_leaves_nothing_aside() {
+        let at = tempfile::tempdir().unwrap();
+        let place = Place::new(&at.path().join("deep/data"), "x");
+        assert!(!place.is_occupied().unwrap());
+        let new = place.stage().unwrap();
+        fs::create_dir(&new).unwrap();
+        fs::write(new.join("a"), "new").unwrap();
+        assert_eq!(place.swap().unwrap(), None);
+        assert_eq!(tree(&at.path().join("deep/data")), of(&[("a", "new")]));
+        assert_eq!(tree(&at.path().join("deep")), of(&[("data", "/")]));
+    }
+
+    #[test]
+    fn a_file_is_moved_aside_once() {
+        let at = tempfile::tempdir().unwrap();
+        let product = Product::new(&at.path().join("out"), "x");
+        fs::write(at.path().join("out"), "old").unwrap();
+        fs::write(&product.partial, "new").unwrap();
+        let before = product.swap().unwrap();
+        assert_eq!(before, product.swap().unwrap());
+        assert_eq!(tree(at.path()), of(&[("out", "new"), ("out.before-x", "old")]));
+    }
+}
