@@ -25,6 +25,9 @@ pub mod resolve;
 pub use document::{Doing, Level, Plan, Step};
 pub use resolve::{Point, Resolved, Task, World, resolve};
 
+#[cfg(test)]
+mod tests;
+
 use serde::Serialize;
 use std::path::PathBuf;
 
