@@ -4,6 +4,7 @@ use super::{AT_ONCE, Room, Run, Wanted};
 use crate::entry::Problem;
 use crate::source::SourceError;
 use crate::source::kubernetes::api::{Ask, Failure};
+use crate::source::kubernetes::fence::mark::keep_held;
 use crate::source::kubernetes::kinds::{Kind, discover};
 use crate::source::kubernetes::normal::{carry, strip};
 use crate::source::kubernetes::order::{CRDS, Stage};
@@ -82,7 +83,7 @@ impl Run<'_> {
                 (_, action) => action,
             };
             let answer = match (&action, judged.live) {
-                (Action::Create, _) => self.create(wanted, kind).await,
+                (Action::Create, _) => self.create(wanted, kind, &wanted.body).await,
                 (Action::Update | Action::Adopt, Some(live)) => self.update(wanted, kind, &live).await,
                 (Action::Replace, Some(live)) => self.replace(wanted, kind, &live).await,
                 (Action::Conflict(text), _) => return Ok(Done::conflict(text)),
@@ -101,11 +102,11 @@ impl Run<'_> {
         Ok(Done::conflict(last.map_or_else(String::new, |failure| failure.text().to_owned())))
     }
 
-    async fn create(&self, wanted: &Wanted, kind: &Kind) -> Result<Value, Failure> {
+    async fn create(&self, wanted: &Wanted, kind: &Kind, body: &Value) -> Result<Value, Failure> {
         let path = kind.path(wanted.namespace.as_deref());
         let begun = Instant::now();
         loop {
-            let ask = Ask::Apply { name: &wanted.name, body: &wanted.body, dry: false };
+            let ask = Ask::Apply { name: &wanted.name, body, dry: false };
             match self.api.send(&path, &ask).await {
                 // A definition that is new is not known to every part of the server at once.
                 Err(failure)
@@ -115,7 +116,7 @@ impl Run<'_> {
                 }
                 // Server-side apply is stricter than the server: it takes no list with an item twice.
                 Err(failure) if matches!(failure.code(), 400 | 422 | 500) => {
-                    return self.api.send(&path, &Ask::Create { body: &wanted.body }).await;
+                    return self.api.send(&path, &Ask::Create { body }).await;
                 }
                 answer => return answer,
             }
@@ -129,7 +130,9 @@ impl Run<'_> {
         match self.api.send(&path, &Ask::Put { name: &wanted.name, body: &body, dry: false }).await {
             // Some fields cannot be put, and can be left to the server.
             Err(failure) if failure.code() == 422 => {
-                self.api.send(&path, &Ask::Apply { name: &wanted.name, body: &wanted.body, dry: false }).await
+                let mut body = wanted.body.clone();
+                keep_held(&wanted.word, live, &mut body);
+                self.api.send(&path, &Ask::Apply { name: &wanted.name, body: &body, dry: false }).await
             }
             answer => answer,
         }
@@ -156,7 +159,9 @@ impl Run<'_> {
             }
             sleep(PAUSE).await;
         }
-        self.create(wanted, kind).await
+        let mut body = wanted.body.clone();
+        keep_held(&wanted.word, live, &mut body);
+        self.create(wanted, kind, &body).await
     }
 
     /// Waits until what comes after `stage` can be restored.
