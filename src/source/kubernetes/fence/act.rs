@@ -150,7 +150,7 @@ fn wait(context: &Context, api: &Api, object: &HeldObject) -> Result<(), SourceE
             return Ok(());
         }
         // The deadline is told above.
-        let _ = context.wait(tokio::time::sleep(PAUSE));
+        let _ = context.wait(async { tokio::time::sleep(PAUSE).await });
     }
 }
 
