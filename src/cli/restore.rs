@@ -1,6 +1,7 @@
 //! `lifeboat restore …`
 
 mod into;
+mod options;
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};

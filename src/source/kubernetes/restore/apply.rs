@@ -82,6 +82,7 @@ impl Run<'_> {
                 }
                 (_, action) => action,
             };
+            let made = matches!(action, Action::Create | Action::Replace);
             let answer = match (&action, judged.live) {
                 (Action::Create, _) => self.create(wanted, kind, &wanted.body).await,
                 (Action::Update | Action::Adopt, Some(live)) => self.update(wanted, kind, &live).await,
@@ -93,6 +94,10 @@ impl Run<'_> {
                 }
             };
             match answer {
+                Ok(_) if made && let Err(failure) = self.give_status(wanted, kind).await => {
+                    let text = format!("it was made, but its status could not be given back: {}", failure.text());
+                    return Ok(Done::conflict(text));
+                }
                 Ok(now) => return Ok(Done::of(if fresh { planned.clone() } else { action }, wanted, now)),
                 Err(failure) if failure.code() == 409 => last = Some(failure),
                 Err(failure) => return Err(failure),
@@ -121,6 +126,14 @@ impl Run<'_> {
                 answer => return answer,
             }
         }
+    }
+
+    async fn give_status(&self, wanted: &Wanted, kind: &Kind) -> Result<(), Failure> {
+        let Some(status) = &wanted.status else { return Ok(()) };
+        let name = if kind.status { format!("{}/status", wanted.name) } else { wanted.name.clone() };
+        let body = json!({ "status": status });
+        let path = kind.path(wanted.namespace.as_deref());
+        self.api.send(&path, &Ask::Merge { name: &name, body: &body }).await.map(|_| ())
     }
 
     async fn update(&self, wanted: &Wanted, kind: &Kind, live: &Value) -> Result<Value, Failure> {
