@@ -91,12 +91,13 @@ impl Rules {
             let identity = |object: &Value| {
                 ["/kind", "/metadata/name", "/metadata/namespace"].map(|pointer| object.pointer(pointer).cloned())
             };
-            let before = identity(object);
-            json_patch::patch(object, &patch.patch)
+            let mut patched = object.clone();
+            json_patch::patch(&mut patched, &patch.patch)
                 .map_err(|error| format!("the patch of {} {:?} cannot be made: {error}", patch.kind, patch.name))?;
-            if identity(object) != before {
+            if identity(&patched) != identity(object) {
                 return Err(format!("the patch of {} {:?} makes it another object", patch.kind, patch.name));
             }
+            *object = patched;
         }
         Ok(())
     }
