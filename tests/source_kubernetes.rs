@@ -5,16 +5,18 @@
 mod collect;
 #[path = "support/kubernetes.rs"]
 mod server;
+#[path = "support/taken.rs"]
+mod taken;
 
 use collect::{Collect, context, runtime};
-use lifeboat::entry::{Body, Entry, Facts, Input, Problem, Sink, Stopped, Supply, Visit};
+use lifeboat::entry::{Entry, Facts, Input, Problem, Sink, Stopped};
 use lifeboat::source::kubernetes::{ClusterScoped, Spec};
 use lifeboat::source::target::{Action, Applied, Existing, Options, Plan};
 use lifeboat::source::{self, SourceError};
 use server::Server;
-use std::io;
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
+use taken::Taken;
 
 /// One for all tests, which have namespaces of their own.
 static SERVER: LazyLock<Server> = LazyLock::new(Server::start);
@@ -33,59 +35,8 @@ fn spec(namespaces: &[&str]) -> Spec {
     }
 }
 
-/// A captured snapshot.
-struct Taken {
-    facts: Facts,
-    sink: Collect,
-}
-
 fn capture(spec: &Spec) -> Result<Taken, SourceError> {
-    let runtime = runtime();
-    let mut sink = Collect::default();
-    let facts = source::Spec::Kubernetes(spec.clone()).open()?.capture(&context(&runtime), &mut sink)?;
-    assert_eq!(facts.objects, Some(sink.entries.len() as u64));
-    Ok(Taken { facts, sink })
-}
-
-impl Taken {
-    fn paths(&self) -> Vec<&str> {
-        self.sink.entries.iter().map(|(entry, _)| std::str::from_utf8(&entry.path).unwrap()).collect()
-    }
-
-    fn has(&self, path: &str) -> bool {
-        self.paths().contains(&path)
-    }
-
-    fn text(&self, path: &str) -> &str {
-        let found = self.sink.entries.iter().find(|(entry, _)| entry.path == path.as_bytes());
-        let (_, content) = found.unwrap_or_else(|| panic!("{path} is not among {:#?}", self.paths()));
-        std::str::from_utf8(content).unwrap()
-    }
-
-    fn export(&self) -> String {
-        let mut out = Vec::new();
-        source::native("kubernetes").unwrap().write(self, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
-    }
-}
-
-struct Bytes<'a>(&'a [u8]);
-
-impl Body for Bytes<'_> {
-    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        out.write_all(self.0)
-    }
-}
-
-impl Supply for Taken {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
-        let mut visit = |(entry, content): &(Entry, Vec<u8>)| visit(entry, &Bytes(content));
-        self.sink.entries.iter().try_for_each(&mut visit)
-    }
+    Taken::capture(spec)
 }
 
 /// A namespace with a bit of everything, and what it needs outside. `NS` stands for its name.
@@ -324,13 +275,11 @@ fn target(spec: &Spec, options: &Options) -> Box<dyn source::target::Target> {
 }
 
 fn plan(taken: &Taken, options: &Options) -> Plan {
-    let runtime = runtime();
-    target(&spec(&[]), options).plan(&context(&runtime), taken).unwrap()
+    taken.plan(&spec(&[]), options)
 }
 
 fn apply(taken: &Taken, options: &Options, plan: &Plan) -> Applied {
-    let runtime = runtime();
-    target(&spec(&[]), options).apply(&context(&runtime), taken, plan).unwrap()
+    taken.apply(&spec(&[]), options, plan)
 }
 
 fn action<'a>(changes: &'a [source::target::Change], what: &str) -> &'a Action {

@@ -4,6 +4,7 @@ mod edge;
 mod into;
 mod kept;
 mod live;
+mod options;
 mod plan;
 mod shown;
 mod world;

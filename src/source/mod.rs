@@ -58,6 +58,13 @@ impl Spec {
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
     /// back as files (etcd, PostgreSQL and Redis, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
+        if let Some(option) = options.of_objects().filter(|_| !matches!(self, Self::Kubernetes(_))) {
+            return Err(SourceError::System {
+                attempt: format!("restore into a system of kind {}", self.field()),
+                text: format!("the option {option} is for objects of Kubernetes"),
+                need: "leave it out".into(),
+            });
+        }
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),

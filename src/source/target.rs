@@ -3,22 +3,73 @@
 //! First [`Target::plan`], which looks and changes nothing, then [`Target::apply`]. What a plan says is printed by a dry
 //! run; whether a person must confirm depends on it, not on the kind of system. Deliberately absent: reading snapshots.
 
-use super::{Context, SourceError};
+use super::{Context, Say, SourceError, kubernetes};
 use crate::entry::{Problem, Supply};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How people want a snapshot to be brought back.
+/// How people want a snapshot to be brought back. All but `existing` and `foreign` is for objects of Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Options {
     /// What becomes of objects that are there already.
     pub existing: Existing,
-    /// Namespaces that are restored under another name.
-    pub namespaces: BTreeMap<String, String>,
     /// Go on although the target is another system than the one that was captured.
     pub foreign: bool,
+    /// Namespaces that are restored under another name.
+    pub namespaces: BTreeMap<String, String>,
+    /// Storage classes that volumes and claims get instead of those they had.
+    pub storage_classes: BTreeMap<String, String>,
+    /// Beginnings of containers' images, and what they become. The longest that fits counts; it ends where a part of the
+    /// image's name does.
+    pub images: BTreeMap<String, String>,
+    /// Objects that are brought back, if not all: `RESOURCE`, such as `deployments.apps`, or `NAMESPACE/RESOURCE/NAME` (the
+    /// namespace is `_cluster` for objects that have none), with `*` and the other wildcards of shells. The namespaces and
+    /// definitions that they need are made with them, if they are missing.
+    pub include: Vec<String>,
+    /// Objects that are not brought back, even if `include` or `selector` fit them.
+    pub exclude: Vec<String>,
+    /// A label selector, as `kubectl get -l` takes it, for the objects' labels in the snapshot.
+    pub selector: Option<String>,
+    /// Changes of single objects, made after all others.
+    pub patches: Vec<Patch>,
+    /// Custom objects that are made get the status back that they had.
+    pub status: bool,
+}
+
+/// A change of the objects of one kind before they are brought back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Patch {
+    /// Resource and group, such as `deployments.apps`.
+    pub kind: String,
+    /// `NAME` or `NAMESPACE/NAME` in the snapshot, with wildcards.
+    pub name: String,
+    /// JSON Patch (RFC 6902).
+    pub patch: json_patch::Patch,
+}
+
+impl Options {
+    /// Says what no type can.
+    pub fn check(&self, say: &mut Say<'_>) {
+        kubernetes::check_options(self, say);
+    }
+
+    /// An option that only objects of Kubernetes have a use for.
+    pub(super) fn of_objects(&self) -> Option<&'static str> {
+        let given = [
+            (!self.namespaces.is_empty(), "namespaces"),
+            (!self.storage_classes.is_empty(), "storageClasses"),
+            (!self.images.is_empty(), "images"),
+            (!self.include.is_empty(), "include"),
+            (!self.exclude.is_empty(), "exclude"),
+            (self.selector.is_some(), "selector"),
+            (!self.patches.is_empty(), "patches"),
+            (self.status, "status"),
+        ];
+        given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
+    }
 }
 
 /// What becomes of an object that is there already and is not what the snapshot holds.

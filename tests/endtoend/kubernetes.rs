@@ -65,6 +65,25 @@ fn a_deleted_namespace_comes_back() {
     into(&["--map-namespace", "shop=shop-before"]).expect(0);
     let beside = server.kubectl(&["-n", "shop-before", "get", "configmap", "settings", "-o", "jsonpath={.data}"]);
     assert_eq!(beside, before);
+    // Some of it, changed on its way.
+    let patch = "- kind: deployments.apps\n  name: web\n  patch: [{op: replace, path: /spec/replicas, value: 0}]\n";
+    std::fs::write(world.path("patches.yaml"), patch).unwrap();
+    let changed = ["--map-namespace", "shop=shop-elsewhere", "--include", "shop/*/web", "--include", "configmaps"];
+    let more = ["--exclude", "services", "--map-image", "example.com=mirror.example.org", "--patches", "patches.yaml"];
+    into(&[&changed[..], &more].concat()).expect(0);
+    let web = [".spec.replicas", ".spec.template.spec.containers[0].image"].map(|path| {
+        server.kubectl(&["-n", "shop-elsewhere", "get", "deployment", "web", "-o", &format!("jsonpath={{{path}}}")])
+    });
+    assert_eq!(web, ["0", "mirror.example.org/web:1"]);
+    server.kubectl(&["-n", "shop-elsewhere", "get", "configmap", "settings"]);
+    for left in ["service/web", "secret/password"] {
+        assert!(server.try_kubectl(&["-n", "shop-elsewhere", "get", left], "").is_err(), "{left}");
+    }
+    into(&["--selector", "a in (b"]).expect(2).says("parenthesis");
+    into(&["--map-image", "a=b", "--map-image", "a=c"]).expect(2).says("two new names");
+    std::fs::write(world.path("patches.yaml"), "- kind: secrets\n  word: hunter2\n").unwrap();
+    let refused = into(&["--patches", "patches.yaml"]).expect(2).says("not a list of patches");
+    assert!(!refused.err.contains("hunter2"), "{}", refused.err);
     // A kind that is not the target's.
     world.file("a", "content");
     world.backup();

@@ -3,6 +3,7 @@
 //! What would happen is found out and shown first. Before anything is lost that is there now, a person repeats what the
 //! target is called, at the prompt or on the command line.
 
+use super::options::OptionArgs;
 use crate::cli::context::Context;
 use crate::cli::fault::{Exit, Failure, Fault};
 use crate::cli::output::{clock, count, name, print, print_json};
@@ -13,7 +14,7 @@ use crate::id::SourceName;
 use crate::repo::{Reader, State};
 use crate::restore::supply::Supplied;
 use crate::restore::{RestoreError, Selection};
-use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
+use crate::source::target::{Action, Applied, Change, Plan, Target};
 use crate::source::{self, Cancel, SourceError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -34,56 +35,14 @@ pub struct SystemArgs {
     /// Say what would happen, and change nothing
     #[arg(long, requires = "into")]
     dry_run: bool,
-    /// What becomes of objects that are there and differ
-    #[arg(long, value_enum, default_value_t = Choice::Skip, requires = "into")]
-    existing: Choice,
-    /// Restore a namespace under another name
-    #[arg(long, value_name = "FROM=TO", value_parser = pair, requires = "into")]
-    map_namespace: Vec<(String, String)>,
-    /// Go on although the target is another system than the one that was captured
-    #[arg(long, requires = "into")]
-    foreign: bool,
+    #[command(flatten)]
+    options: OptionArgs,
     /// Do not ask; the target must be named with --target-id
     #[arg(long, requires_all = ["into", "target_id"])]
     yes: bool,
     /// The target's identity, as --dry-run shows it
     #[arg(long, value_name = "ID", requires = "into")]
     target_id: Option<String>,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Choice {
-    /// They stay as they are
-    Skip,
-    /// They are changed to what the snapshot holds
-    Update,
-    /// They are deleted and made anew
-    Replace,
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok((from.into(), to.into())),
-        _ => Err("expected FROM=TO, two names of namespaces".into()),
-    }
-}
-
-impl SystemArgs {
-    fn options(&self) -> Result<Options, Failure> {
-        let mut namespaces = BTreeMap::new();
-        for (from, to) in &self.map_namespace {
-            if namespaces.insert(from.clone(), to.clone()).is_some() {
-                let message = format!("the namespace {from} is to be restored under two names");
-                return Err(Fault::usage(message, "restore it twice, once under each").into());
-            }
-        }
-        let existing = match self.existing {
-            Choice::Skip => Existing::Skip,
-            Choice::Update => Existing::Update,
-            Choice::Replace => Existing::Replace,
-        };
-        Ok(Options { existing, namespaces, foreign: self.foreign })
-    }
 }
 
 /// A restore under way.
@@ -170,7 +129,7 @@ fn target(context: &Context, into: &SourceName, args: &SystemArgs) -> Result<Box
         return Err(Fault::usage(format!("there is no Source document named {into}"), hint).into());
     };
     let kind = document.capture.field();
-    document.capture.target(args.options()?)?.ok_or_else(|| {
+    document.capture.target(args.options.options()?)?.ok_or_else(|| {
         let message = format!("a snapshot of kind {kind} is not brought back into a running system");
         Fault::usage(message, "restore its files with --to DIR, or see `lifeboat export`").into()
     })

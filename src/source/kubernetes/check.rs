@@ -145,7 +145,7 @@ fn kind(context: &Context, api: &Api, word: &str) -> Result<Kind, SourceError> {
         }
     };
     let (group, plural) = (group.to_owned(), plural.to_owned());
-    Ok(Kind { group, version, plural, name: String::new(), namespaced: true, listable: true })
+    Ok(Kind { group, version, plural, name: String::new(), namespaced: true, listable: true, status: false })
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A snapshot as `kubectl apply -f` takes it: one document per object, in the order of restoring.
 
+use super::choose::Choice;
 use super::index::{Index, object};
 use super::order::Stage;
 use super::{normal, yaml};
@@ -15,7 +16,7 @@ impl Native for Manifests {
     }
 
     fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()> {
-        let index = Index::read(supply)?;
+        let index = Index::read(supply, &Choice::default())?;
         for stage in Stage::ALL {
             supply.entries(&mut |entry, body| {
                 let Some(item) = index.wanted(&entry.path).filter(|item| item.place.stage() == stage) else {

@@ -1,7 +1,8 @@
 //! What a snapshot holds, without the objects themselves: which of them are brought back, and what belongs to what.
 
 use super::capture::is_in_every_namespace;
-use super::order::{Place, VOLUMES};
+use super::choose::Choice;
+use super::order::{CRDS, NAMESPACES, Place, VOLUMES};
 use super::{KubernetesError, yaml};
 use crate::entry::{Body, Supply};
 use crate::source::{Context, SourceError};
@@ -24,6 +25,8 @@ pub enum Left {
     Going,
     /// A volume that went with its claim.
     Volume,
+    /// People have chosen others.
+    NotChosen,
 }
 
 impl Left {
@@ -35,6 +38,7 @@ impl Left {
             Self::Finished => "are pods or jobs that had ended",
             Self::Going => "were being deleted",
             Self::Volume => "are volumes that were deleted with their claims; the claims get new, empty ones",
+            Self::NotChosen => "were not chosen",
         }
     }
 }
@@ -67,6 +71,8 @@ pub struct Item {
     pub uid: String,
     pub owners: Vec<Owner>,
     pub left: Option<Left>,
+    /// It was not chosen, but what was chosen cannot be without it: it is only made if it is missing.
+    pub along: bool,
 }
 
 #[derive(Debug, Default)]
@@ -76,12 +82,13 @@ pub struct Index {
 
 impl Index {
     /// Reads the whole snapshot once.
-    pub fn read(supply: &dyn Supply) -> io::Result<Self> {
+    pub fn read(supply: &dyn Supply, choice: &Choice) -> io::Result<Self> {
         let mut index = Self::default();
         supply.entries(&mut |entry, body| {
             if let Some(place) = Place::parse(&entry.path) {
                 let object = object(&entry.path, body)?;
-                index.items.insert(entry.path.clone(), item(place, &object));
+                let left = if choice.takes(&place, &object) { left(&place, &object) } else { Some(Left::NotChosen) };
+                index.items.insert(entry.path.clone(), item(place, &object, left));
             }
             Ok(())
         })?;
@@ -92,7 +99,25 @@ impl Index {
                 item.left = Some(Left::Controlled);
             }
         }
+        index.bring_along(choice);
         Ok(index)
+    }
+
+    /// Namespaces and definitions that chosen objects cannot be without.
+    fn bring_along(&mut self, choice: &Choice) {
+        let chosen = || self.items.values().filter(|item| item.left.is_none()).map(|item| &item.place);
+        let namespaces: HashSet<String> = chosen().filter_map(|place| place.namespace.clone()).collect();
+        let words: HashSet<String> = chosen().map(|place| place.word.clone()).collect();
+        for item in self.items.values_mut().filter(|item| item.left == Some(Left::NotChosen)) {
+            let needed = match (&item.place.namespace, &*item.place.word) {
+                (None, NAMESPACES) => namespaces.contains(&item.place.name),
+                (None, CRDS) => words.contains(&item.place.name),
+                _ => false,
+            };
+            if needed && !choice.excludes(&item.place) {
+                (item.left, item.along) = (None, true);
+            }
+        }
     }
 
     /// Those that are left out, counted.
@@ -110,12 +135,12 @@ impl Index {
     }
 }
 
-fn item(place: Place, object: &Value) -> Item {
+fn item(place: Place, object: &Value, left: Option<Left>) -> Item {
     let metadata = &object["metadata"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let owners = metadata["ownerReferences"].as_array().into_iter().flatten();
     let owners = owners.map(|owner| Owner { uid: text(&owner["uid"]), reference: owner.clone() }).collect();
-    Item { uid: text(&metadata["uid"]), owners, left: left(&place, object), place }
+    Item { uid: text(&metadata["uid"]), owners, left, place, along: false }
 }
 
 fn left(place: &Place, object: &Value) -> Option<Left> {

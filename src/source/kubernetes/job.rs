@@ -136,7 +136,7 @@ impl<'a> Job<'a> {
                     ));
                 }
             }
-            self.context.wait(tokio::time::sleep(PAUSE)).map_err(late)?;
+            self.context.wait(async { tokio::time::sleep(PAUSE).await }).map_err(late)?;
         }
     }
 

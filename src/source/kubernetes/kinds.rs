@@ -21,6 +21,8 @@ pub struct Kind {
     pub name: String,
     pub namespaced: bool,
     pub listable: bool,
+    /// Its status is written by itself.
+    pub status: bool,
 }
 
 impl Kind {
@@ -117,6 +119,8 @@ async fn all(api: &Api) -> Result<Found, SourceError> {
 
 fn of_version(group: &str, version: &str, list: &Value, seen: &mut BTreeSet<(String, String)>) -> Vec<Kind> {
     let mut kinds = Vec::new();
+    let names = list["resources"].as_array().into_iter().flatten().filter_map(|resource| resource["name"].as_str());
+    let with_status: BTreeSet<&str> = names.filter_map(|name| name.strip_suffix("/status")).collect();
     for resource in list["resources"].as_array().into_iter().flatten() {
         let (Some(plural), Some(kind)) = (resource["name"].as_str(), resource["kind"].as_str()) else { continue };
         // Subresources have a slash.
@@ -131,6 +135,7 @@ fn of_version(group: &str, version: &str, list: &Value, seen: &mut BTreeSet<(Str
             name: kind.to_owned(),
             namespaced: resource["namespaced"].as_bool().unwrap_or(false),
             listable: verbs.is_some_and(|verbs| verbs.iter().any(|verb| verb == "list")),
+            status: with_status.contains(plural),
         });
     }
     kinds

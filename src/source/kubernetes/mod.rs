@@ -10,6 +10,7 @@
 mod api;
 mod capture;
 pub mod check;
+mod choose;
 mod export;
 pub mod fence;
 mod index;
@@ -20,11 +21,13 @@ mod normal;
 mod order;
 mod pages;
 mod restore;
+mod rewrite;
 mod yaml;
 
 pub(super) use export::Manifests;
 pub(super) use restore::Cluster;
 
+use super::target::Options;
 use super::{Context, Say, Source, SourceError};
 use crate::entry::{Facts, Sink};
 use serde::Deserialize;
@@ -94,6 +97,12 @@ impl Spec {
 fn is_namespace(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !name.is_empty() && name.len() <= 63 && name.chars().all(fits)
+}
+
+/// Says what is wrong with the options of a restore.
+pub(super) fn check_options(options: &Options, say: &mut Say<'_>) {
+    choose::check(options, say);
+    rewrite::check(options, say);
 }
 
 /// Where in a snapshot the objects without a namespace lie. No namespace can have this name.

@@ -1,6 +1,7 @@
 //! What of an object can be given to a cluster: without what the server, its controllers or an earlier cluster decided.
 //! Two objects are the same when these forms are equal.
 
+use super::fence::mark::{keep_held, unhold};
 use super::order::VOLUMES;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ const JOB_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller
 
 /// Takes out what must not be repeated.
 pub fn strip(word: &str, object: &mut Value) {
+    unhold(word, object);
     let bound = object["metadata"]["annotations"][BOUND].is_string();
     if let Some(all) = object.as_object_mut() {
         all.remove("status");
@@ -138,6 +140,7 @@ pub fn carry(word: &str, live: &Value, wanted: &mut Value) {
     {
         wanted["spec"]["template"]["metadata"]["labels"] = labels.clone();
     }
+    keep_held(word, live, wanted);
 }
 
 /// Moves an object, and what it says of others, to the namespaces that theirs are restored as.

@@ -75,12 +75,8 @@ fn hold_one(context: &Context, api: &Api, object: &HeldObject) -> Result<String,
 fn release_one(context: &Context, api: &Api, object: &HeldObject) -> Result<String, SourceError> {
     let what = object.describe();
     change(context, api, object, "release", |there| match Before::marked(there) {
-        Some(before) if before.is_held(there) => {
-            Ok((before.release(there, false), format!("{what}: {}", before.undone())))
-        }
-        Some(before) => {
-            Ok((before.release(there, true), format!("{what} was changed by somebody since, and stays as it is")))
-        }
+        Some(before) if before.is_held(there) => Ok((before.release(there), format!("{what}: {}", before.undone()))),
+        Some(_) => Ok((Before::unmark(there), format!("{what} was changed by somebody since, and stays as it is"))),
         None if there["metadata"]["annotations"][super::HELD].is_string() => {
             let text = "has a mark that cannot be read, and stays as it is; it was";
             Err(format!("{what} {text} {}", object.before.value()))
@@ -154,7 +150,7 @@ fn wait(context: &Context, api: &Api, object: &HeldObject) -> Result<(), SourceE
             return Ok(());
         }
         // The deadline is told above.
-        let _ = context.wait(tokio::time::sleep(PAUSE));
+        let _ = context.wait(async { tokio::time::sleep(PAUSE).await });
     }
 }
 

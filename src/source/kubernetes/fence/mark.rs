@@ -89,9 +89,37 @@ impl Before {
         self.patch(object, json!(self.text()), Some(self.held()))
     }
 
-    /// The merge patch that puts it back; with `mark_only`, that takes away the mark and nothing else.
-    pub fn release(&self, object: &Value, mark_only: bool) -> Value {
-        self.patch(object, Value::Null, (!mark_only).then(|| self.value()))
+    /// The merge patch that puts it back.
+    pub fn release(&self, object: &Value) -> Value {
+        let mut patch = self.patch(object, Value::Null, Some(self.value()));
+        if self.made_policy(object) {
+            patch["spec"]["syncPolicy"] = Value::Null;
+        }
+        patch
+    }
+
+    /// The merge patch that takes away the mark and nothing else.
+    pub fn unmark(object: &Value) -> Value {
+        let version = &object["metadata"]["resourceVersion"];
+        json!({ "metadata": { "resourceVersion": version, "annotations": { HELD: null } } })
+    }
+
+    /// Was the ApplicationSet's policy made to hold it?
+    fn made_policy(&self, object: &Value) -> bool {
+        let only = object["spec"]["syncPolicy"].as_object().is_some_and(|policy| policy.len() == 1);
+        *self == Self::ApplicationsSync(Value::Null) && only
+    }
+
+    /// Changes the field of an object in memory.
+    fn set(&self, object: &mut Value, value: Value) {
+        let Some((parent, field)) = self.pointer().rsplit_once('/') else { return };
+        let parent = parent.trim_start_matches('/').split('/');
+        let parent = parent.fold(object, |inner, part| &mut inner[part]);
+        if value.is_null() {
+            parent.as_object_mut().map(|map| map.remove(field));
+        } else {
+            parent[field] = value;
+        }
     }
 
     fn patch(&self, object: &Value, mark: Value, value: Option<Value>) -> Value {
@@ -128,5 +156,102 @@ impl Before {
 
     fn text(&self) -> String {
         json!(self).to_string()
+    }
+}
+
+/// Makes an object as if it were not held.
+pub fn unhold(word: &str, object: &mut Value) {
+    if What::of_resource(word).is_none() || object["metadata"]["annotations"][HELD].is_null() {
+        return;
+    }
+    if let Some(before) = Before::marked(object).filter(|before| before.is_held(object)) {
+        if before.made_policy(object) {
+            object["spec"].as_object_mut().map(|spec| spec.remove("syncPolicy"));
+        } else {
+            before.set(object, before.value());
+        }
+    }
+    object["metadata"]["annotations"].as_object_mut().map(|annotations| annotations.remove(HELD));
+}
+
+/// Holds `wanted` back if `live`, in whose place it will be, is held: releasing it makes it what it is now.
+pub fn keep_held(word: &str, live: &Value, wanted: &mut Value) {
+    let held = Before::marked(live).is_some_and(|before| before.is_held(live));
+    let Some(what) = What::of_resource(word).filter(|_| held) else { return };
+    if let Some(before) = Before::of(what, wanted) {
+        before.set(wanted, before.held());
+        wanted["metadata"]["annotations"][HELD] = json!(before.text());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the server makes of a merge patch (RFC 7386).
+    fn merge(target: &mut Value, patch: &Value) {
+        let Some(patch) = patch.as_object() else {
+            *target = patch.clone();
+            return;
+        };
+        if !target.is_object() {
+            *target = json!({});
+        }
+        for (key, value) in patch {
+            if value.is_null() {
+                target.as_object_mut().unwrap().remove(key);
+            } else {
+                merge(&mut target[key], value);
+            }
+        }
+    }
+
+    #[test]
+    fn held_and_released_it_is_what_it_was() {
+        let spec = |spec: Value| json!({ "metadata": {"name": "one", "annotations": {"a": "b"}}, "spec": spec });
+        for (what, word, object) in [
+            (What::Deployment, "deployments.apps", spec(json!({"replicas": 3, "paused": true}))),
+            (What::StatefulSet, "statefulsets.apps", spec(json!({"replicas": 1}))),
+            (What::CronJob, "cronjobs.batch", spec(json!({"suspend": false}))),
+            (What::Application, "applications.argoproj.io", spec(json!({"syncPolicy": {"automated": {}}}))),
+            (
+                What::Application,
+                "applications.argoproj.io",
+                spec(json!({"syncPolicy": {"automated": {"selfHeal": true}, "retry": {"limit": 2}}})),
+            ),
+            (What::ApplicationSet, "applicationsets.argoproj.io", spec(json!({"generators": []}))),
+            (
+                What::ApplicationSet,
+                "applicationsets.argoproj.io",
+                spec(json!({"syncPolicy": {"applicationsSync": "create-update", "preserveResourcesOnDeletion": true}})),
+            ),
+        ] {
+            let before = Before::of(what, &object).unwrap();
+            assert!(!before.is_held(&object));
+            let mut held = object.clone();
+            merge(&mut held, &before.hold(&object));
+            assert!(before.is_held(&held), "{held}");
+            assert_eq!(Before::marked(&held), Some(before.clone()));
+            assert_eq!(Before::of(what, &held), None, "{held}");
+            let mut released = held.clone();
+            merge(&mut released, &before.release(&held));
+            assert_eq!(released, object);
+            let mut same = held.clone();
+            unhold(word, &mut same);
+            assert_eq!(same, object);
+            keep_held(word, &held, &mut same);
+            assert_eq!(same, held);
+        }
+    }
+
+    #[test]
+    fn what_does_nothing_is_not_held() {
+        let of = |what: What, spec: Value| Before::of(what, &json!({ "spec": spec }));
+        assert_eq!(of(What::Deployment, json!({"replicas": 0})), None);
+        assert_eq!(of(What::StatefulSet, json!({})), Some(Before::Replicas(1)));
+        assert_eq!(of(What::CronJob, json!({"suspend": true})), None);
+        assert_eq!(of(What::Application, json!({"syncPolicy": {"automated": {"enabled": false}}})), None);
+        assert_eq!(of(What::Application, json!({"syncPolicy": {"retry": {}}})), None);
+        assert_eq!(of(What::ApplicationSet, json!({"syncPolicy": {"applicationsSync": "create-only"}})), None);
     }
 }

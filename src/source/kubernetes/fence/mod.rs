@@ -105,6 +105,18 @@ impl What {
         format!("/apis/{group}/namespaces/{namespace}/{plural}")
     }
 
+    /// By its resource and group.
+    fn of_resource(word: &str) -> Option<Self> {
+        Some(match word {
+            "applicationsets.argoproj.io" => Self::ApplicationSet,
+            "applications.argoproj.io" => Self::Application,
+            "cronjobs.batch" => Self::CronJob,
+            "deployments.apps" => Self::Deployment,
+            "statefulsets.apps" => Self::StatefulSet,
+            _ => return None,
+        })
+    }
+
     fn word(self) -> &'static str {
         match self {
             Self::ApplicationSet => "applicationset",

@@ -4,6 +4,7 @@ use super::{AT_ONCE, Room, Run, Wanted};
 use crate::entry::Problem;
 use crate::source::SourceError;
 use crate::source::kubernetes::api::{Ask, Failure};
+use crate::source::kubernetes::fence::mark::keep_held;
 use crate::source::kubernetes::kinds::{Kind, discover};
 use crate::source::kubernetes::normal::{carry, strip};
 use crate::source::kubernetes::order::{CRDS, Stage};
@@ -81,8 +82,9 @@ impl Run<'_> {
                 }
                 (_, action) => action,
             };
+            let made = matches!(action, Action::Create | Action::Replace);
             let answer = match (&action, judged.live) {
-                (Action::Create, _) => self.create(wanted, kind).await,
+                (Action::Create, _) => self.create(wanted, kind, &wanted.body).await,
                 (Action::Update | Action::Adopt, Some(live)) => self.update(wanted, kind, &live).await,
                 (Action::Replace, Some(live)) => self.replace(wanted, kind, &live).await,
                 (Action::Conflict(text), _) => return Ok(Done::conflict(text)),
@@ -92,6 +94,10 @@ impl Run<'_> {
                 }
             };
             match answer {
+                Ok(_) if made && let Err(failure) = self.give_status(wanted, kind).await => {
+                    let text = format!("it was made, but its status could not be given back: {}", failure.text());
+                    return Ok(Done::conflict(text));
+                }
                 Ok(now) => return Ok(Done::of(if fresh { planned.clone() } else { action }, wanted, now)),
                 Err(failure) if failure.code() == 409 => last = Some(failure),
                 Err(failure) => return Err(failure),
@@ -101,11 +107,11 @@ impl Run<'_> {
         Ok(Done::conflict(last.map_or_else(String::new, |failure| failure.text().to_owned())))
     }
 
-    async fn create(&self, wanted: &Wanted, kind: &Kind) -> Result<Value, Failure> {
+    async fn create(&self, wanted: &Wanted, kind: &Kind, body: &Value) -> Result<Value, Failure> {
         let path = kind.path(wanted.namespace.as_deref());
         let begun = Instant::now();
         loop {
-            let ask = Ask::Apply { name: &wanted.name, body: &wanted.body, dry: false };
+            let ask = Ask::Apply { name: &wanted.name, body, dry: false };
             match self.api.send(&path, &ask).await {
                 // A definition that is new is not known to every part of the server at once.
                 Err(failure)
@@ -115,11 +121,19 @@ impl Run<'_> {
                 }
                 // Server-side apply is stricter than the server: it takes no list with an item twice.
                 Err(failure) if matches!(failure.code(), 400 | 422 | 500) => {
-                    return self.api.send(&path, &Ask::Create { body: &wanted.body }).await;
+                    return self.api.send(&path, &Ask::Create { body }).await;
                 }
                 answer => return answer,
             }
         }
+    }
+
+    async fn give_status(&self, wanted: &Wanted, kind: &Kind) -> Result<(), Failure> {
+        let Some(status) = &wanted.status else { return Ok(()) };
+        let name = if kind.status { format!("{}/status", wanted.name) } else { wanted.name.clone() };
+        let body = json!({ "status": status });
+        let path = kind.path(wanted.namespace.as_deref());
+        self.api.send(&path, &Ask::Merge { name: &name, body: &body }).await.map(|_| ())
     }
 
     async fn update(&self, wanted: &Wanted, kind: &Kind, live: &Value) -> Result<Value, Failure> {
@@ -129,7 +143,9 @@ impl Run<'_> {
         match self.api.send(&path, &Ask::Put { name: &wanted.name, body: &body, dry: false }).await {
             // Some fields cannot be put, and can be left to the server.
             Err(failure) if failure.code() == 422 => {
-                self.api.send(&path, &Ask::Apply { name: &wanted.name, body: &wanted.body, dry: false }).await
+                let mut body = wanted.body.clone();
+                keep_held(&wanted.word, live, &mut body);
+                self.api.send(&path, &Ask::Apply { name: &wanted.name, body: &body, dry: false }).await
             }
             answer => answer,
         }
@@ -156,7 +172,9 @@ impl Run<'_> {
             }
             sleep(PAUSE).await;
         }
-        self.create(wanted, kind).await
+        let mut body = wanted.body.clone();
+        keep_held(&wanted.word, live, &mut body);
+        self.create(wanted, kind, &body).await
     }
 
     /// Waits until what comes after `stage` can be restored.

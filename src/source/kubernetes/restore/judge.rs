@@ -39,6 +39,9 @@ impl Run<'_> {
     }
 
     pub(super) async fn judge(&self, wanted: &Wanted) -> Result<Judged, Failure> {
+        if let Some(text) = &wanted.refused {
+            return Ok(Judged::conflict(text));
+        }
         match wanted.namespace.as_ref().and_then(|name| self.rooms.get(name)) {
             Some(Room::Going) => {
                 return Ok(Judged::conflict("its namespace is being deleted; wait until that has ended"));
@@ -82,6 +85,9 @@ impl Run<'_> {
         }
         if now == wanted.body {
             return Ok(Action::Unchanged);
+        }
+        if wanted.along {
+            return Ok(Action::Skip);
         }
         // The server may fill in what another version of it did not, and has the last word.
         let mut body = wanted.body.clone();

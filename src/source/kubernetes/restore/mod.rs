@@ -9,9 +9,11 @@ mod apply;
 mod judge;
 
 use super::api::{Api, Ask};
+use super::choose::Choice;
 use super::index::{Index, Item, object, unwrapped};
 use super::kinds::{Found, Kind, discover};
 use super::order::{CRDS, Stage};
+use super::rewrite::Rules;
 use super::{Spec, normal};
 use crate::entry::{Problem, Supply};
 use crate::source::target::{Action, Applied, Change, Options, Plan, Target};
@@ -47,8 +49,14 @@ struct Wanted {
     name: String,
     /// Its UID in the snapshot.
     uid: String,
-    /// Stripped, and moved to its namespace.
+    /// Stripped, moved to its namespace, and changed as people want it.
     body: Value,
+    /// Why it cannot be changed so.
+    refused: Option<String>,
+    /// It is only made if it is missing.
+    along: bool,
+    /// The status that it gets when it is made.
+    status: Option<Value>,
 }
 
 impl Wanted {
@@ -77,6 +85,7 @@ struct Run<'a> {
     context: &'a Context,
     api: &'a Api,
     options: &'a Options,
+    rules: &'a Rules,
     index: &'a Index,
     found: Found,
     rooms: BTreeMap<String, Room>,
@@ -137,14 +146,20 @@ impl Run<'_> {
 
     fn wanted(&self, path: &[u8], item: &Item, mut body: Value) -> Wanted {
         let word = item.place.word.clone();
+        let status = self.options.status && is_custom(&word);
+        let status = status.then(|| body["status"].take()).filter(|status| !status.is_null());
         normal::strip(&word, &mut body);
         normal::relocate(&word, &mut body, &self.options.namespaces);
+        let refused = self.rules.apply(&item.place, &mut body).err();
         Wanted {
             path: path.to_vec(),
             kind: self.found.of(&body),
             namespace: self.target_namespace(item),
             name: body["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
             uid: item.uid.clone(),
+            along: item.along,
+            refused,
+            status,
             word,
             body,
         }
@@ -155,6 +170,11 @@ impl Run<'_> {
         let path = format!("{}/{CRDS}/{word}.yaml", super::CLUSTER);
         self.index.wanted(path.as_bytes()).is_some()
     }
+}
+
+/// Is the kind one that somebody has defined? What Kubernetes itself and its extensions define they also watch over.
+fn is_custom(word: &str) -> bool {
+    word.split_once('.').is_some_and(|(_, group)| group.contains('.') && !group.ends_with("k8s.io"))
 }
 
 impl Target for Cluster {
@@ -176,10 +196,16 @@ impl Target for Cluster {
             }
             about.push(format!("this is another cluster ({there}) than the one that was captured ({taken})"));
         }
-        let index = Index::read(supply).map_err(|error| unwrapped(context, error))?;
+        let (choice, rules) = (Choice::new(&self.options)?, Rules::new(&self.options)?);
+        let index = Index::read(supply, &choice).map_err(|error| unwrapped(context, error))?;
         self.refuse_collisions(&index)?;
+        let places: Vec<_> = index.items.values().map(|item| &item.place).collect();
+        about.extend(choice.unused(&places).map(|pattern| format!("nothing in the snapshot fits {pattern:?}")));
+        about.extend(
+            rules.unused(&places).map(|pattern| format!("no object in the snapshot fits the patch of {pattern}")),
+        );
         about.extend(index.left().iter().map(|(left, count)| format!("{count} objects {}", left.describe())));
-        let mut run = self.run(context, &api, &index)?;
+        let mut run = self.run(context, &api, &index, &rules)?;
         let rooms = |wanted: Room| run.rooms.values().filter(|room| **room == wanted).count();
         about.push(format!("namespaces: {} are there, {} are not", rooms(Room::Ready), rooms(Room::Missing)));
         let mut changes = Vec::new();
@@ -202,10 +228,11 @@ impl Target for Cluster {
             let what = format!("the plan is for the cluster {}, and this is {system}", plan.target);
             return Err(SourceError::Spec { what });
         }
-        let index = Index::read(supply).map_err(|error| unwrapped(context, error))?;
+        let (choice, rules) = (Choice::new(&self.options)?, Rules::new(&self.options)?);
+        let index = Index::read(supply, &choice).map_err(|error| unwrapped(context, error))?;
         let planned: HashMap<&str, &Action> =
             plan.changes.iter().map(|change| (&*change.what, &change.action)).collect();
-        let mut run = self.run(context, &api, &index)?;
+        let mut run = self.run(context, &api, &index, &rules)?;
         let mut applied = Applied::default();
         let mut same = 0;
         for stage in Stage::ALL {
@@ -243,8 +270,8 @@ impl Target for Cluster {
 impl Cluster {
     /// Two namespaces in one would overwrite each other's objects.
     fn refuse_collisions(&self, index: &Index) -> Result<(), SourceError> {
-        let captured: BTreeSet<&String> =
-            index.items.values().filter_map(|item| item.place.namespace.as_ref()).collect();
+        let restored = index.items.values().filter(|item| item.left.is_none());
+        let captured: BTreeSet<&String> = restored.filter_map(|item| item.place.namespace.as_ref()).collect();
         let mut taken = BTreeMap::new();
         for name in captured {
             let target = self.options.namespaces.get(name).unwrap_or(name);
@@ -259,11 +286,17 @@ impl Cluster {
         Ok(())
     }
 
-    fn run<'a>(&'a self, context: &'a Context, api: &'a Api, index: &'a Index) -> Result<Run<'a>, SourceError> {
+    fn run<'a>(
+        &'a self,
+        context: &'a Context,
+        api: &'a Api,
+        index: &'a Index,
+        rules: &'a Rules,
+    ) -> Result<Run<'a>, SourceError> {
         let found = discover(context, api)?;
         let options = &self.options;
         let (rooms, fresh, uids, restored) = (BTreeMap::new(), BTreeSet::new(), HashMap::new(), BTreeSet::new());
-        let mut run = Run { context, api, options, index, found, rooms, fresh, uids, restored };
+        let mut run = Run { context, api, options, rules, index, found, rooms, fresh, uids, restored };
         run.survey()?;
         let missing = run.rooms.iter().filter(|(_, room)| **room == Room::Missing);
         run.fresh = missing.map(|(name, _)| name.clone()).collect();
