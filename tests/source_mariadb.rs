@@ -6,6 +6,8 @@ mod collect;
 #[path = "support/etcd.rs"]
 #[allow(dead_code, reason = "for its certificates")]
 mod etcd;
+#[path = "support/mariadb.rs"]
+mod mariadb;
 #[path = "endtoend/picture.rs"]
 #[allow(dead_code, reason = "the world's")]
 mod picture;
@@ -24,108 +26,11 @@ use lifeboat::source::connection::Tls;
 use lifeboat::source::mariadb::Spec as Mariadb;
 use lifeboat::source::target::{Action, Existing, Options};
 use lifeboat::source::{SourceError, Spec};
+use mariadb::{PASSWORD, Server};
 use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
 use world::{World, made};
-
-const PASSWORD: &str = "correct-horse-battery";
-
-struct Server {
-    home: TempDir,
-    port: u16,
-    child: Child,
-}
-
-impl Server {
-    fn start(settings: &[&str]) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let mut install = support::command("mariadb-install-db");
-        install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
-        install.arg(format!("--datadir={}", home.path().join("data").display()));
-        // A server that starts removes the temporary tables of others in the same directory.
-        install.arg(format!("--tmpdir={}", home.path().display()));
-        if rustix::process::geteuid().is_root() {
-            install.arg("--user=root");
-        }
-        let made = install.output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let port = etcd::free_ports(1)[0];
-        let mut command = support::command("/usr/sbin/mariadbd");
-        command.args(["--no-defaults", "--bind-address=127.0.0.1", "--skip-name-resolve"]);
-        command.arg(format!("--port={port}")).arg(format!("--socket={}", home.path().join("socket").display()));
-        command.args(["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=32M"]).args(settings);
-        if rustix::process::geteuid().is_root() {
-            command.arg("--user=root");
-        }
-        let log = fs::File::create(home.path().join("log")).unwrap();
-        let data = home.path().join("data");
-        command.current_dir(home.path()).arg(format!("--datadir={}", data.display()));
-        command.arg(format!("--tmpdir={}", home.path().display()));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
-        let server = Self { port, child: command.spawn().unwrap(), home };
-        let deadline = Instant::now() + Duration::from_mins(2);
-        while server.try_sql("SELECT 1").is_err() {
-            let log = fs::read_to_string(server.home.path().join("log")).unwrap();
-            assert!(Instant::now() < deadline, "MariaDB did not start: {log}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        server
-    }
-
-    fn try_sql(&self, text: &str) -> Result<String, String> {
-        let mut client = support::command("mariadb");
-        client.arg("--no-defaults").arg(format!("--socket={}", self.home.path().join("socket").display()));
-        client.args(["--user=root", "--batch", "--skip-column-names", "--execute", text]);
-        let output = client.output().unwrap();
-        let [out, err] =
-            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap().trim().to_owned());
-        if output.status.success() { Ok(out) } else { Err(err) }
-    }
-
-    #[track_caller]
-    fn sql(&self, text: &str) -> String {
-        self.try_sql(text).unwrap()
-    }
-
-    /// An account for backups, and tables, a view, a routine, a trigger and an event.
-    fn fill(&self) {
-        self.sql(&format!("CREATE USER backup@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'"));
-        self.sql("GRANT ALL ON *.* TO backup@'127.0.0.1' WITH GRANT OPTION");
-        self.sql(
-            "CREATE DATABASE shop CHARACTER SET utf8mb4; USE shop; \
-             CREATE TABLE goods (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(80), raw VARBINARY(40)); \
-             CREATE TABLE seen (n INT); \
-             INSERT INTO goods (name, raw) SELECT CONCAT('ware ☂ ', seq), UNHEX(SHA1(seq)) FROM seq_1_to_20000; \
-             CREATE VIEW few AS SELECT * FROM goods WHERE id <= 10; \
-             CREATE FUNCTION twice(n INT) RETURNS INT DETERMINISTIC RETURN 2 * n; \
-             CREATE TRIGGER note AFTER INSERT ON goods FOR EACH ROW INSERT INTO seen VALUES (NEW.id); \
-             CREATE EVENT later ON SCHEDULE AT '2037-01-01 00:00:00' DO DELETE FROM seen",
-        );
-    }
-
-    /// Of everything in the tables.
-    fn checksums(&self) -> String {
-        self.sql("CHECKSUM TABLE shop.goods, shop.seen")
-    }
-
-    fn kill(&mut self) {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
 
 const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "shop", "--json"];
 

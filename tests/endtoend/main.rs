@@ -11,8 +11,11 @@ mod etcd;
 mod init;
 mod kill;
 mod kubernetes;
+#[path = "../support/mariadb.rs"]
+mod mariadb;
 mod network;
 mod picture;
+mod recovery;
 mod room;
 mod stores;
 mod terraform;

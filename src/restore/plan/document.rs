@@ -315,6 +315,12 @@ impl Restore {
                 say(field, "expected an absolute path, and not the root");
             }
         }
+        self.options.check(&mut |field, text| say(&format!("restore.options.{field}"), text));
+        if self.system().is_none()
+            && self.options != (Options { existing: self.options.existing, ..Options::default() })
+        {
+            say("restore.options", "files are restored as they are: only existing has a meaning here");
+        }
         if self.to.is_some() && self.options.existing == Existing::Update {
             say("restore.options.existing", "a directory is replaced or left alone: expected skip or replace");
         }

@@ -76,6 +76,7 @@ impl Place {
     pub fn swap(&self) -> io::Result<Option<PathBuf>> {
         let (new, before, cleared) = (self.stage.join(NEW), self.stage.join(BEFORE), self.stage.join(CLEARED));
         if self.stage.exists() {
+            let like = fs::metadata(&new).ok();
             if !cleared.exists() {
                 create_if_absent(&before)?;
                 for child in self.children()? {
@@ -91,13 +92,16 @@ impl Place {
                     let entry = entry?;
                     fs::rename(entry.path(), self.directory.join(entry.file_name()))?;
                 }
-                dress(&self.directory, &new)?;
                 sync(&self.directory)?;
                 fs::remove_dir(&new)?;
             }
             self.put_aside(&before)?;
             fs::remove_file(&cleared)?;
             fs::remove_dir(&self.stage)?;
+            // The last change, since each before it counts as one of the directory.
+            if let Some(like) = like {
+                dress(&self.directory, &like)?;
+            }
             sync(&self.directory)?;
         }
         Ok([&self.beside, &self.inside].into_iter().find(|path| path.exists()).cloned())
@@ -127,8 +131,8 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 /// Gives a directory the owner, permissions and times that the restored root has.
-fn dress(directory: &Path, like: &Path) -> io::Result<()> {
-    let (is, should) = (fs::metadata(directory)?, fs::metadata(like)?);
+fn dress(directory: &Path, should: &fs::Metadata) -> io::Result<()> {
+    let is = fs::metadata(directory)?;
     if (is.uid(), is.gid()) != (should.uid(), should.gid()) {
         rustix::fs::chown(directory, Some(Uid::from_raw(should.uid())), Some(Gid::from_raw(should.gid())))?;
     }

@@ -17,6 +17,8 @@ const STATE: &str = "SELECT 'version', @@version; SELECT 'gtid', @@gtid_current_
     ('mysql', 'sys', 'information_schema', 'performance_schema'); \
     SELECT 'others', COUNT(*) FROM information_schema.tables WHERE table_type = 'BASE TABLE' AND engine <> 'InnoDB' AND \
     table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema'); \
+    SELECT 'database', schema_name FROM information_schema.schemata WHERE schema_name NOT IN \
+    ('mysql', 'sys', 'information_schema', 'performance_schema'); \
     SELECT 'right', privilege_type FROM information_schema.user_privileges WHERE grantee IN (CONCAT('\\'', \
     SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\''), \
     CONCAT('\\'', CURRENT_ROLE(), '\\'@\\'\\'')); \
@@ -46,6 +48,8 @@ pub struct State {
     pub binary_log: bool,
     pub tables: u64,
     pub not_transactional: u64,
+    /// Those of users, in order.
+    pub databases: Vec<String>,
     /// What the account may do everywhere.
     rights: Vec<String>,
 }
@@ -150,12 +154,14 @@ impl State {
                 "gtid" => value.clone_into(&mut state.gtid),
                 "log" => state.binary_log = value == "1",
                 "tables" => state.tables = value.parse().ok()?,
+                "database" => state.databases.push(value.to_owned()),
                 "right" => state.rights.push(value.to_owned()),
                 "others" => state.not_transactional = value.parse().ok()?,
                 "server_uid" => state.uid = Some(value.to_owned()),
                 _ => {}
             }
         }
+        state.databases.sort();
         state.position = position(&state.gtid);
         (!state.version.is_empty()).then_some(state)
     }

@@ -90,6 +90,9 @@ impl Mariadb {
     }
 }
 
+/// The fact that names the databases, as a JSON list.
+const DATABASES: &str = "databases";
+
 /// The first value that a query answers with, in a transaction that changes nothing.
 pub(super) fn query(context: &Context, spec: &Spec, query: &str) -> Result<Option<String>, SourceError> {
     let client = Client::new(spec.clone())?;
@@ -122,6 +125,7 @@ impl Source for Mariadb {
             ("version", state.version),
             ("gtid_position", state.gtid),
             ("tables_not_transactional", state.not_transactional.to_string()),
+            (DATABASES, serde_json::json!(state.databases).to_string()),
         ];
         details.extend(state.uid.map(|uid| ("server_uid", uid)));
         Ok(Facts {

@@ -1,10 +1,10 @@
 //! A dump back into a running server.
 //!
-//! The dump drops and makes anew every database's tables that it holds; tables that it does not hold stay. So a server
-//! with tables of users is only touched with `existing: replace`.
+//! The databases that the snapshot names are dropped and made anew; others stay. So a server with tables of users is only
+//! touched with `existing: replace`.
 
-use super::Spec;
 use super::client::{Client, State};
+use super::{DATABASES, Spec};
 use crate::entry::Supply;
 use crate::exec::causes;
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
@@ -31,6 +31,18 @@ impl Server {
                 Action::Conflict(format!("the server holds {} tables, which a dump can only replace", is.tables))
             }
         }
+    }
+
+    /// Drops the databases that come back, so that nothing younger stays in them. Says which ones stay as they are.
+    fn clear(&self, context: &Context, supply: &dyn Supply) -> Result<Option<String>, SourceError> {
+        let captured = supply.facts().details.get(DATABASES);
+        let captured: Vec<String> = captured.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let (drop, stay): (Vec<_>, Vec<_>) =
+            self.client.state(context)?.databases.into_iter().partition(|name| captured.contains(name));
+        for name in drop {
+            self.client.query(context, &format!("DROP DATABASE `{}`", name.replace('`', "``")))?;
+        }
+        Ok((!stay.is_empty()).then(|| format!("not in the snapshot, and left as they were: {}", stay.join(", "))))
     }
 
     fn feed(&self, context: &Context, supply: &dyn Supply) -> Result<(), SourceError> {
@@ -87,8 +99,9 @@ impl Target for Server {
             let (server, text) = (self.client.server.clone(), why.clone());
             return Err(SourceError::Server { action: "restore MariaDB", server, text });
         }
-        self.feed(context, supply)?;
         let mut to_do = vec!["the accounts are those of the snapshot, with their passwords".to_owned()];
+        to_do.extend(self.clear(context, supply)?);
+        self.feed(context, supply)?;
         let command =
             self.client.program(context, "mariadb-check", context.deadline, &["--all-databases", "--silent"])?;
         let said = match command.run(1 << 20).map_err(|error| self.client.failed(context, CHECKING, &error)) {

@@ -173,6 +173,14 @@ impl Worker<'_> {
         let context = self.context(attempt.deadline);
         let _inside = self.runtime.enter();
         let plan = target.plan(&context, &supply).map_err(|error| self.failed(&error))?;
+        // One object of a cluster may stay out; of anything else, a part is not what was asked for.
+        let conflict = plan.changes.iter().find_map(|change| match &change.action {
+            Action::Conflict(why) if choice.kind != "kubernetes" => Some(format!("{}: {why}", change.what)),
+            _ => None,
+        });
+        if let Some(why) = conflict {
+            return Err(Failure::Refused(why));
+        }
         let mut outcome = Outcome { bytes: choice.bytes, ..Outcome::default() };
         if plan.overwrites() {
             self.may_overwrite(system, &plan, supply.facts().system.as_deref())?;
