@@ -23,7 +23,7 @@ const MOST: u32 = 999_999;
 const AT_ONCE: usize = 16;
 
 /// The journals of a repository.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Journals {
     store: Arc<dyn Store>,
     root: Root,

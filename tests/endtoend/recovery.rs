@@ -301,6 +301,11 @@ fn a_restore_that_is_killed_goes_on_anywhere() {
         assert!(listed.out.contains(&id), "{}", listed.out);
         let resume = ["restore", "app", "--resume", &id];
         let resumed = world.as_owner(&resume);
+        if resumed.err.contains("is complete") {
+            // Killed between its last record and its end.
+            cheap.assert_well();
+            break;
+        }
         if resumed.code == 2 {
             // Killed before it was written down what was confirmed.
             assert_eq!(records, 1, "{}", resumed.err);
@@ -355,7 +360,9 @@ fn a_restore_that_fails_says_where_it_goes_on_or_is_given_up() {
         "app.yaml",
         &text.replace(&format!("to: {tree}, options: {{existing: replace}}"), &format!("to: {tree}")),
     );
-    world.as_owner(&[&["restore", "app", "shop"], &named(&ids)[..]].concat()).expect(2);
+    let _ = fs::remove_file(world.path("dump.sql"));
+    let ran = world.as_owner(&[&["restore", "app", "shop"], &named(&ids)[..]].concat()).expect(2);
+    ran.says("pictures would not be done").says("moved aside");
     world.document("app.yaml", &text);
     world
         .as_owner(&["restore", "app", "shop", "--yes", "--target-id", "10.0.0.1:3306"])

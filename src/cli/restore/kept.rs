@@ -62,15 +62,19 @@ impl Kept {
         Ok(Self { id: id.into(), path, disk, remote, behind: Vec::new(), warned: false, runtime })
     }
 
-    /// Begins a journal that must not exist.
-    pub fn begin(id: &str, remote: Option<Journals>, first: &Record) -> Result<Self, Failure> {
-        let mut kept = Self::open(id, remote)?;
+    /// Begins a journal; `None` if there is one of this name already.
+    pub fn begin(id: &str, remote: Option<&Journals>, first: &Record) -> Result<Option<Self>, Failure> {
+        let mut kept = match Self::open(id, remote.cloned()) {
+            Err(failure) if failure.is::<Busy>() => return Ok(None),
+            other => other?,
+        };
         if !kept.read_disk()?.is_empty() {
-            let hint = format!("go on with it: --resume {id}");
-            return Err(Fault::usage(format!("there is a restore {id} already"), hint).into());
+            return Ok(None);
         }
-        tokio::task::block_in_place(|| kept.write(first))?;
-        Ok(kept)
+        match tokio::task::block_in_place(|| kept.write(first)) {
+            Err(JournalError::Elsewhere { .. }) => Ok(None),
+            other => Ok(other.map(|()| Some(kept))?),
+        }
     }
 
     /// Opens the journal of an execution that was begun here or elsewhere.

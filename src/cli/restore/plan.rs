@@ -115,6 +115,20 @@ struct Begin {
     journals: Option<Journals>,
 }
 
+impl Begin {
+    /// Two restores of a plan may begin within the same second, here and elsewhere.
+    fn journal(&self, history: &History) -> Result<(String, Kept), Failure> {
+        let first = kept::first(history);
+        for number in 1..=9 {
+            let id = if number == 1 { self.id.clone() } else { format!("{}-{number}", self.id) };
+            if let Some(kept) = Kept::begin(&id, self.journals.as_ref(), &first)? {
+                return Ok((id, kept));
+            }
+        }
+        Err(Fault::usage(format!("there is a restore {} already", self.id), "wait a second, then try again").into())
+    }
+}
+
 fn journals(context: &Context, opened: &Opened) -> Result<Option<Journals>, Failure> {
     // Without the recovery identity the contents may still be readable (a drill's, an escrow's).
     let identity = context.require_identity(opened)?;
@@ -177,14 +191,11 @@ fn begin(context: &Context, opened: &Opened, args: &Args, begin: Begin, mut hist
     let confirmed = confirm(context, args, &history, &seen)?;
     // The clock starts when people have decided.
     history.began = clock();
-    let mut kept = Kept::begin(&begin.id, begin.journals, &kept::first(&history))?;
+    let (id, mut kept) = begin.journal(&history)?;
     if !context.globals.json {
-        eprintln!(
-            "This restore is {}: `lifeboat restore {} --resume {}` goes on with it",
-            begin.id, history.resolved.level, begin.id
-        );
+        eprintln!("This restore is {id}: `lifeboat restore {} --resume {id}` goes on with it", history.resolved.level);
     }
-    let worker = worker(context, opened, &begin.id, &history, &edge)?;
+    let worker = worker(context, opened, &id, &history, &edge)?;
     carry_out(context, args, worker, &edge, &mut kept, history, confirmed)
 }
 
