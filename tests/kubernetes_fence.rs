@@ -257,7 +257,7 @@ fn argo_kinds() {
              - name: v1alpha1\n    served: true\n    storage: true\n    schema: {{openAPIV3Schema: {{type: object, \
              x-kubernetes-preserve-unknown-fields: true}}}}\n"
         ));
-        SERVER.kubectl(&["wait", "--for=condition=Established", &format!("crd/{plural}.argoproj.io")]);
+        SERVER.until_established(&format!("{plural}.argoproj.io"));
     }
 }
 

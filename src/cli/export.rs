@@ -8,7 +8,7 @@ use crate::entry::Kind;
 use crate::repo::{Item, Reader, RepoError};
 use crate::restore::supply::Supplied;
 use crate::restore::{RestoreError, Selection, stream, tar};
-use crate::source::{Native, native};
+use crate::source::{self, Native, native};
 use crossbeam_channel::{Sender, bounded};
 use serde_json::json;
 use std::ffi::OsString;
@@ -27,9 +27,18 @@ pub struct Args {
     /// A file (written as it is), or a directory (written as tar)
     #[arg(value_name = "PATH")]
     path: Option<OsString>,
+    /// Another format than the system's usual one
+    #[arg(long, value_enum, conflicts_with = "path")]
+    format: Option<Named>,
     /// The file to write, which must not exist; `-` is standard output
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Named {
+    /// What `argocd admin import` takes, of a snapshot that has Argo CD's namespace
+    Argocd,
 }
 
 /// How an export is to be written.
@@ -46,7 +55,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     let (_, reader) = open_reader(context, &args.reference).await?;
     reader.check_access()?;
-    let format = format(&reader, args.path.map(OsStringExt::into_vec)).await?;
+    let format = match args.format {
+        Some(Named::Argocd) => named(&reader, "argocd")?,
+        None => format(&reader, args.path.map(OsStringExt::into_vec)).await?,
+    };
     let partial = if to_stdout { None } else { Some(Partial::create(&args.output)?) };
     let file = partial.as_ref().map(Flowing::new).transpose()?;
     let work = tokio::task::spawn_blocking({
@@ -73,6 +85,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         print(&format!("Exported {what} to {} ({label}, {})\n", args.output.display(), bytes(count)))?;
     }
     Ok(Exit::Ok)
+}
+
+fn named(reader: &Reader, name: &str) -> Result<Format, Failure> {
+    let kind = reader.catalogue().kind.as_str();
+    source::format(kind, name).map(Format::Native).ok_or_else(|| {
+        let message = format!("a snapshot of kind {kind} has no format {name}");
+        Fault::usage(message, "leave --format out").into()
+    })
 }
 
 async fn format(reader: &Arc<Reader>, path: Option<Vec<u8>>) -> Result<Format, Failure> {

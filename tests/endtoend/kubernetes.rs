@@ -1,11 +1,8 @@
 //! A namespace that somebody deletes, through the program's own commands.
 
-#[path = "../support/kubernetes.rs"]
-mod server;
-
+use crate::server::Server;
 use crate::support::{command, tool};
 use crate::world::{World, made};
-use server::Server;
 
 const SHOP: &str = include_str!("../support/shop.yaml");
 
@@ -82,7 +79,8 @@ fn a_deleted_namespace_comes_back() {
     into(&["--selector", "a in (b"]).expect(2).says("parenthesis");
     into(&["--map-image", "a=b", "--map-image", "a=c"]).expect(2).says("two new names");
     std::fs::write(world.path("patches.yaml"), "- kind: secrets\n  word: hunter2\n").unwrap();
-    let refused = into(&["--patches", "patches.yaml"]).expect(2).says("not a list of patches");
+    let refused = into(&["--patches", "patches.yaml"]).expect(2);
+    refused.says("not a list of patches");
     assert!(!refused.err.contains("hunter2"), "{}", refused.err);
     // A kind that is not the target's.
     world.file("a", "content");
