@@ -1,6 +1,6 @@
 //! What of a snapshot `argocd admin export` would have written, as `argocd admin import` takes it.
 //!
-//! Its settings, the Secrets of repositories and clusters, projects, Applications with their status, ApplicationSets. What
+//! Its settings, the Secrets of repositories and clusters, projects, Applications, ApplicationSets, with their status. What
 //! that format does not hold (`argocd-cmd-params-cm`, notifications, GPG keys, Argo CD's own workloads) is in the snapshot
 //! and comes back with a restore of the namespace.
 
@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use std::io;
 
 const SETTINGS: [&str; 4] = ["argocd-cm", "argocd-rbac-cm", "argocd-ssh-known-hosts-cm", "argocd-tls-certs-cm"];
-const APPLICATIONS: &str = "applications.argoproj.io";
-const OTHERS: [&str; 2] = ["appprojects.argoproj.io", "applicationsets.argoproj.io"];
+/// They may be in any namespace.
+const KINDS: [&str; 3] = ["appprojects.argoproj.io", "applications.argoproj.io", "applicationsets.argoproj.io"];
 /// Of an object's metadata.
 const KEPT: [&str; 4] = ["name", "labels", "annotations", "finalizers"];
 
@@ -57,8 +57,7 @@ fn may_be_part(place: &Place, home: &str) -> bool {
     match &*place.word {
         "configmaps" => at_home && SETTINGS.contains(&&*place.name),
         "secrets" => at_home,
-        // They may be in any namespace.
-        word => place.namespace.is_some() && (word == APPLICATIONS || OTHERS.contains(&word)),
+        word => place.namespace.is_some() && KINDS.contains(&word),
     }
 }
 
@@ -73,7 +72,7 @@ fn is_part(secret: &Value) -> bool {
 fn strip(place: &Place, home: &str, object: &mut Value) {
     let status = object["status"].take();
     normal::strip(&place.word, object);
-    if place.word == APPLICATIONS && !status.is_null() {
+    if KINDS.contains(&&*place.word) && !status.is_null() {
         object["status"] = status;
     }
     let mut metadata: Map<String, Value> = Map::new();
