@@ -46,7 +46,7 @@ impl Native for Backup {
             }
             strip(&place, &home, &mut object);
             let text = yaml::write(&object).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
-            write!(out, "{text}---\n")
+            writeln!(out, "{text}---")
         })?;
         out.flush()
     }
