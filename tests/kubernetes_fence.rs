@@ -101,6 +101,10 @@ fn scaled(namespace: &str, workloads: &[&str]) -> Hold {
 #[test]
 fn writers_are_held_and_come_back() {
     workloads("writers");
+    SERVER.apply(
+        "apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata: {name: web, namespace: writers}\n\
+         spec: {minReplicas: 2, maxReplicas: 4, scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}}\n",
+    );
     let before = looked(&everything("writers"));
     let what: Vec<_> = before.objects.iter().map(|one| (one.what, &*one.name, &one.before)).collect();
     let expected = [
@@ -121,6 +125,12 @@ fn writers_are_held_and_come_back() {
     assert_eq!(field("writers", "deployment/web", ".spec.replicas"), "0");
     assert_eq!(field("writers", "cronjob/nightly", ".spec.suspend"), "true");
     assert_eq!(mark("writers", "deployment/web"), r#"{"replicas":2}"#);
+    // An autoscaler that is not allowed zero does not start from there.
+    SERVER.until("the autoscaler has looked", || {
+        let active = ".status.conditions[?(@.type=='ScalingActive')].reason";
+        field("writers", "hpa/web", active) == "ScalingDisabled"
+    });
+    assert_eq!(field("writers", "deployment/web", ".spec.replicas"), "0");
     says(&held(&before), "statefulset/db in writers is held already");
     // Another run that finds it held knows what it was before.
     assert_eq!(looked(&everything("writers")).objects, before.objects);
@@ -257,7 +267,7 @@ fn argo_kinds() {
              - name: v1alpha1\n    served: true\n    storage: true\n    schema: {{openAPIV3Schema: {{type: object, \
              x-kubernetes-preserve-unknown-fields: true}}}}\n"
         ));
-        SERVER.kubectl(&["wait", "--for=condition=Established", &format!("crd/{plural}.argoproj.io")]);
+        SERVER.until_established(&format!("{plural}.argoproj.io"));
     }
 }
 

@@ -242,7 +242,7 @@ fn custom_objects_get_their_status_back() {
              - name: v1\n    served: true\n    storage: true\n    subresources: {subresources}\n    schema: \
              {{openAPIV3Schema: {{type: object, x-kubernetes-preserve-unknown-fields: true}}}}\n"
         ));
-        SERVER.kubectl(&["wait", "--for=condition=Established", &format!("crd/{plural}.example.com")]);
+        SERVER.until_established(&format!("{plural}.example.com"));
     }
     let objects = "apiVersion: v1\nkind: Namespace\nmetadata: {name: custom}\n---\n\
                    apiVersion: example.com/v1\nkind: Wheel\nmetadata: {name: one, namespace: custom}\nspec: {spokes: 36}\n---\n\

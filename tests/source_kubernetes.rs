@@ -49,7 +49,7 @@ fn shop(namespace: &str) -> String {
 /// Makes it and waits until the controllers have done their part.
 fn open_shop(namespace: &str) {
     SERVER.apply(shop(namespace).split("---\n# custom objects\n").next().unwrap());
-    SERVER.kubectl(&["wait", "--for=condition=Established", &format!("crd/wheels.{namespace}.example.com")]);
+    SERVER.until_established(&format!("wheels.{namespace}.example.com"));
     SERVER.until("custom objects can be made", || {
         SERVER.try_kubectl(&["apply", "--server-side", "-f", "-"], &shop(namespace)).is_ok()
     });

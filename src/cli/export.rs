@@ -4,8 +4,10 @@ use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
 use super::output::{bytes, print, print_json, sync_name};
 use super::reference::{Reference, open_reader};
-use crate::restore::export::{Flowing, format, write};
+use crate::repo::Reader;
+use crate::restore::export::{Flowing, Format, format, write};
 use crate::restore::{RestoreError, Selection};
+use crate::source;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -22,9 +24,18 @@ pub struct Args {
     /// A file (written as it is), or a directory (written as tar)
     #[arg(value_name = "PATH")]
     path: Option<OsString>,
+    /// Another format than the system's usual one
+    #[arg(long, value_enum, conflicts_with = "path")]
+    format: Option<Named>,
     /// The file to write, which must not exist; `-` is standard output
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Named {
+    /// What `argocd admin import` takes, of a snapshot that has Argo CD's namespace
+    Argocd,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -34,7 +45,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     let (_, reader) = open_reader(context, &args.reference).await?;
     reader.check_access()?;
-    let format = format(&reader, Selection::new(args.path.map(OsStringExt::into_vec))).await?;
+    let format = match args.format {
+        Some(Named::Argocd) => named(&reader, "argocd")?,
+        None => format(&reader, Selection::new(args.path.map(OsStringExt::into_vec))).await?,
+    };
     let partial = if to_stdout { None } else { Some(Partial::create(&args.output)?) };
     let flowing = |partial: &Partial| Flowing::new(&partial.file, &partial.temporary);
     let file = partial.as_ref().map(flowing).transpose()?;
@@ -62,6 +76,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         print(&format!("Exported {what} to {} ({label}, {})\n", args.output.display(), bytes(count)))?;
     }
     Ok(Exit::Ok)
+}
+
+fn named(reader: &Reader, name: &str) -> Result<Format, Failure> {
+    let kind = reader.catalogue().kind.as_str();
+    source::format(kind, name).map(Format::Native).ok_or_else(|| {
+        let message = format!("a snapshot of kind {kind} has no format {name}");
+        Fault::usage(message, "leave --format out").into()
+    })
 }
 
 /// A file that appears under its name only when it is whole.

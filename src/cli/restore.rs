@@ -81,7 +81,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
 
 async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
     let selection = Selection::new(args.paths.into_iter().map(OsStringExt::into_vec));
-    let Some(to) = args.to else { return into::run(context, &args.reference, selection, args.system).await };
+    let Some(to) = args.to else { return Box::pin(into::run(context, &args.reference, selection, args.system)).await };
     let (opened, reader) = open_reader(context, &args.reference).await?;
     let clock = Instant::now();
     let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);

@@ -277,6 +277,15 @@ pub trait Native: Sync {
     fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
+/// Other formats than [`native`]'s, by name. `None`: a snapshot of this kind has no such.
+#[must_use]
+pub fn format(kind: &str, name: &str) -> Option<&'static dyn Native> {
+    match (kind, name) {
+        ("kubernetes", "argocd") => Some(&kubernetes::Backup),
+        _ => None,
+    }
+}
+
 /// `None`: the entries themselves are the format, one as it is, several as tar.
 #[must_use]
 pub fn native(kind: &str) -> Option<&'static dyn Native> {

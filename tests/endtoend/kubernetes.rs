@@ -1,11 +1,8 @@
 //! A namespace that somebody deletes, through the program's own commands.
 
-#[path = "../support/kubernetes.rs"]
-pub mod server;
-
+use crate::server::Server;
 use crate::support::{command, tool};
 use crate::world::{World, made};
-use server::Server;
 
 const SHOP: &str = include_str!("../support/shop.yaml");
 

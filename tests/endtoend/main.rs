@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../support/kubernetes.rs"]
+mod server;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod agent;
+mod argocd;
 mod clock;
 mod etcd;
 mod init;

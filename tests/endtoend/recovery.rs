@@ -1,9 +1,9 @@
 //! Disasters, and the one command that each of them takes: a restore plan carried out on real systems. What is judged is
 //! what the systems hold afterwards.
 
-use crate::kubernetes::server::Server as Cluster;
 use crate::mariadb::{PASSWORD, Server as Mariadb};
 use crate::picture::{Picture, assert_same, picture};
+use crate::server::Server as Cluster;
 use crate::support::vault::Vault;
 use crate::support::{command, etcd_on, tool};
 use crate::world::{Ran, World, kill};

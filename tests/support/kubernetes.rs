@@ -15,7 +15,7 @@ pub struct Server {
     components: Vec<(&'static str, Child)>,
 }
 
-fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/build");
     let run = |argument: &str| {
         let output = Command::new(&build).arg(argument).stderr(Stdio::inherit()).output().unwrap();
@@ -32,7 +32,7 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn free_ports<const N: usize>() -> [u16; N] {
+pub fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
@@ -101,7 +101,8 @@ impl Server {
         server
     }
 
-    fn run(&mut self, name: &'static str, arguments: &str) {
+    /// Starts the program of that name in the server's directory.
+    pub fn run(&mut self, name: &'static str, arguments: &str) {
         let log = std::fs::File::create(self.directory.path().join(format!("{name}.log"))).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", r#""$@" </dev/null & cat >/dev/null; kill -KILL $!"#, "-"]);
@@ -111,7 +112,8 @@ impl Server {
     }
 
     pub fn kill(&mut self, name: &str) {
-        let (_, child) = self.components.iter_mut().find(|(component, _)| *component == name).unwrap();
+        let index = self.components.iter().position(|(component, _)| *component == name).unwrap();
+        let (_, mut child) = self.components.remove(index);
         drop(child.stdin.take());
         let _ = child.wait();
     }
@@ -151,6 +153,14 @@ impl Server {
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         self.try_kubectl(arguments, "").unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+    }
+
+    /// Waits until custom objects of this definition can be made. (`kubectl wait` fails on one that has no status yet.)
+    pub fn until_established(&self, definition: &str) {
+        let definition = format!("crd/{definition}");
+        self.until("the definition is established", || {
+            self.try_kubectl(&["wait", "--for=condition=Established", &definition], "").is_ok()
+        });
     }
 
     pub fn apply(&self, manifest: &str) {

@@ -55,8 +55,8 @@ const MACHINERY: [&str; 9] = [
     "leases.coordination.k8s.io",
     "storageversions.internal.apiserver.k8s.io",
 ];
-/// Data that no controller can make again, whoever owns it.
-const DATA: [&str; 3] = ["secrets", "configmaps", "persistentvolumeclaims"];
+/// Data that no controller can make again, whoever owns it. (An Application's history is not its ApplicationSet's to make.)
+const DATA: [&str; 4] = ["secrets", "configmaps", "persistentvolumeclaims", "applications.argoproj.io"];
 
 #[derive(Clone, Debug)]
 pub struct Owner {

@@ -8,6 +8,7 @@
 //! make again by themselves (events, endpoints, heartbeats, metrics).
 
 mod api;
+mod argocd;
 mod capture;
 pub mod check;
 mod choose;
@@ -24,6 +25,7 @@ mod restore;
 mod rewrite;
 mod yaml;
 
+pub(super) use argocd::Backup;
 pub(super) use export::Manifests;
 pub(super) use restore::Cluster;
 

@@ -84,7 +84,8 @@ impl Rules {
     /// # Errors
     /// A patch cannot be made, or would make it another object.
     pub fn apply(&self, place: &Place, object: &mut Value) -> Result<(), String> {
-        if !OPAQUE.contains(&&*place.word) && !(self.classes.is_empty() && self.images.is_empty()) {
+        let renames = !self.classes.is_empty() || !self.images.is_empty();
+        if renames && !OPAQUE.contains(&&*place.word) {
             self.walk(object);
         }
         for (_, patch) in self.patches.iter().filter(|(glob, patch)| fits(glob, patch, place)) {

@@ -26,7 +26,12 @@ pub fn hold(context: &Context, spec: &Spec, held: &Held) -> Result<Vec<String>, 
     let api = Api::connect(context, spec)?;
     let mut lines = held.notes.clone();
     for object in &held.objects {
-        lines.push(hold_one(context, &api, object)?);
+        lines.push(hold_one(context, &api, object)?.1);
+    }
+    // What gave an object its sync or its replicas back before it was held itself does so no more.
+    for object in &held.objects {
+        let (changed, line) = hold_one(context, &api, object)?;
+        lines.extend(changed.then(|| format!("{line}, again")));
     }
     for object in &held.objects {
         wait(context, &api, object)?;
@@ -49,7 +54,7 @@ pub fn release(context: &Context, spec: &Spec, held: &Held) -> Result<Vec<String
     // A sync that goes on before its workloads do would find them different from git.
     for object in held.objects.iter().rev() {
         match release_one(context, &api, object) {
-            Ok(line) => lines.push(line),
+            Ok((_, line)) => lines.push(line),
             Err(error) => {
                 context.go_on()?;
                 failed.get_or_insert(error);
@@ -59,7 +64,8 @@ pub fn release(context: &Context, spec: &Spec, held: &Held) -> Result<Vec<String
     failed.map_or(Ok(lines), Err)
 }
 
-fn hold_one(context: &Context, api: &Api, object: &HeldObject) -> Result<String, SourceError> {
+/// Whether it was changed, and a line.
+fn hold_one(context: &Context, api: &Api, object: &HeldObject) -> Result<(bool, String), SourceError> {
     let what = object.describe();
     change(context, api, object, "hold back", |there| {
         if Before::marked(there).is_some_and(|before| before.is_held(there)) {
@@ -72,7 +78,7 @@ fn hold_one(context: &Context, api: &Api, object: &HeldObject) -> Result<String,
     })
 }
 
-fn release_one(context: &Context, api: &Api, object: &HeldObject) -> Result<String, SourceError> {
+fn release_one(context: &Context, api: &Api, object: &HeldObject) -> Result<(bool, String), SourceError> {
     let what = object.describe();
     change(context, api, object, "release", |there| match Before::marked(there) {
         Some(before) if before.is_held(there) => Ok((before.release(there), format!("{what}: {}", before.undone()))),
@@ -98,20 +104,20 @@ fn change(
     object: &HeldObject,
     verb: &str,
     patch: impl Fn(&Value) -> Result<(Value, String), String>,
-) -> Result<String, SourceError> {
+) -> Result<(bool, String), SourceError> {
     let mut tries = 0;
     loop {
         let Some(there) = get(context, api, object.what, &object.namespace, &object.name)? else {
-            return Ok(format!("{} is not there", object.describe()));
+            return Ok((false, format!("{} is not there", object.describe())));
         };
         let (body, line) = match patch(&there) {
             Ok(change) => change,
-            Err(line) => return Ok(line),
+            Err(line) => return Ok((false, line)),
         };
         let ask = Ask::Merge { name: &object.name, body: &body };
         tries += 1;
         match api.ask(context, &object.what.path(&object.namespace), &ask)? {
-            Ok(_) => return Ok(line),
+            Ok(_) => return Ok((true, line)),
             // Somebody changed it meanwhile, or it has just gone.
             Err(failure) if matches!(failure.code(), 404 | 409) && tries < TRIES => {}
             Err(failure) => return Err(api.fatal(&format!("{verb} {}", object.describe()), &failure).into()),

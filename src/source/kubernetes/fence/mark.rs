@@ -86,12 +86,12 @@ impl Before {
 
     /// The merge patch that holds the object, as long as it is in the version that was looked at.
     pub fn hold(&self, object: &Value) -> Value {
-        self.patch(object, json!(self.text()), Some(self.held()))
+        self.patch(object, &json!(self.text()), Some(self.held()))
     }
 
     /// The merge patch that puts it back.
     pub fn release(&self, object: &Value) -> Value {
-        let mut patch = self.patch(object, Value::Null, Some(self.value()));
+        let mut patch = self.patch(object, &Value::Null, Some(self.value()));
         if self.made_policy(object) {
             patch["spec"]["syncPolicy"] = Value::Null;
         }
@@ -122,7 +122,7 @@ impl Before {
         }
     }
 
-    fn patch(&self, object: &Value, mark: Value, value: Option<Value>) -> Value {
+    fn patch(&self, object: &Value, mark: &Value, value: Option<Value>) -> Value {
         let version = &object["metadata"]["resourceVersion"];
         let mut patch = json!({ "metadata": { "resourceVersion": version, "annotations": { HELD: mark } } });
         if let Some(value) = value {
