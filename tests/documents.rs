@@ -3,10 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use lifeboat::config::{Config, Mistake, Size, Url};
+use lifeboat::id::Sequence;
 use lifeboat::policy::Tier;
 use lifeboat::policy::schedule::Took;
+use lifeboat::repo::State;
+use lifeboat::restore::plan::resolve::Known;
+use lifeboat::restore::plan::{Level, Point, World, resolve};
 use lifeboat::secret::SecretRef;
 use lifeboat::source;
+use lifeboat::source::target::Options;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -81,6 +87,51 @@ fn the_shipped_directory_is_one_configuration() {
     let config = Config::load(&[shipped("")]).unwrap_or_else(|mistakes| panic!("{}", texts(&mistakes)));
     assert_eq!(config.schedules.len(), 3);
     assert_eq!(texts(&config.lint(now(), |_| None)), "");
+}
+
+/// Every shipped plan has an order, a probe for what it restores, and fits its tier; and what it restores fits where.
+#[test]
+fn each_shipped_restore_plan_can_be_resolved() {
+    let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("restore-plans");
+    let config = Config::load(&[shipped(""), plans.clone()]).unwrap_or_else(|mistakes| panic!("{}", texts(&mistakes)));
+    let files = fs::read_dir(&plans).unwrap().count();
+    assert_eq!(config.plans.len(), files);
+    for level in [Level::App, Level::Service, Level::Cluster, Level::Region] {
+        assert!(config.plans.values().any(|plan| plan.level == level), "there is no plan of level {level}");
+    }
+    let (point, now) = (|kind: &str| Point {
+        sequence: Sequence(1),
+        state: State::Good,
+        moment: now(),
+        bytes: 1,
+        run: "run".into(),
+        kind: kind.into(),
+    }, now());
+    let sources = || config.sources.values();
+    let world = World {
+        repository: "s3://platform-lifeboat/production".into(),
+        now,
+        at: None,
+        run: None,
+        chosen: BTreeMap::new(),
+        plans: &config.plans,
+        documents: sources()
+            .map(|source| {
+                let running = matches!(source.capture.target(Options::default()), Ok(Some(_)));
+                let known = Known { kind: source.capture.field(), tier: config.tier(&source.name), running };
+                (source.name.clone(), known)
+            })
+            .collect(),
+        needs: config.needs(),
+        points: sources().map(|source| (source.name.clone(), vec![point(source.capture.field())])).collect(),
+        history: BTreeMap::new(),
+    };
+    for name in config.plans.keys() {
+        let resolved = resolve(name, &world).unwrap_or_else(|findings| panic!("{name}: {findings:?}"));
+        assert_eq!(resolved.warnings, [""; 0], "{name}");
+        assert_eq!(resolved.skew_ms, 0);
+        assert!(resolved.tasks.iter().any(|task| task.choice.is_some()), "{name} restores nothing");
+    }
 }
 
 #[test]
