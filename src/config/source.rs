@@ -21,8 +21,8 @@ pub struct Source {
     pub held_elsewhere: Vec<String>,
 }
 
-const KINDS: [&str; 9] =
-    ["files", "command", "etcd", "kubernetes", "mariadb", "postgresql", "redis", "terraform", "vault"];
+const KINDS: [&str; 10] =
+    ["files", "command", "etcd", "git", "kubernetes", "mariadb", "postgresql", "redis", "terraform", "vault"];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -32,6 +32,7 @@ pub(super) struct Document {
     files: Option<source::files::Spec>,
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
+    git: Option<source::git::Spec>,
     kubernetes: Option<source::kubernetes::Spec>,
     mariadb: Option<source::mariadb::Spec>,
     postgresql: Option<source::postgresql::Spec>,
@@ -70,6 +71,7 @@ impl Document {
             self.files.map(source::Spec::Files),
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
+            self.git.map(source::Spec::Git),
             self.kubernetes.map(source::Spec::Kubernetes),
             self.mariadb.map(source::Spec::Mariadb),
             self.postgresql.map(source::Spec::Postgresql),

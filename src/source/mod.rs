@@ -4,6 +4,7 @@ pub mod command;
 pub mod connection;
 pub mod etcd;
 pub mod files;
+pub mod git;
 pub mod http;
 pub mod kubernetes;
 pub mod mariadb;
@@ -30,6 +31,7 @@ pub enum Spec {
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
+    Git(git::Spec),
     Kubernetes(kubernetes::Spec),
     Mariadb(mariadb::Spec),
     Postgresql(postgresql::Spec),
@@ -45,6 +47,7 @@ impl Spec {
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
+            Self::Git(spec) => Box::new(git::Git::new(spec.clone())?),
             Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
             Self::Mariadb(spec) => Box::new(mariadb::Mariadb::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
@@ -59,6 +62,7 @@ impl Spec {
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
             Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
+            Self::Git(spec) => Some(Box::new(git::Restoring::new(spec.clone(), options)?)),
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
             Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
@@ -73,6 +77,7 @@ impl Spec {
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
+            Self::Git(spec) => spec.check(directory, say),
             Self::Kubernetes(spec) => spec.check(directory, say),
             Self::Mariadb(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
@@ -89,6 +94,7 @@ impl Spec {
             Self::Files(spec) => Needs { files: vec![&spec.path], ..Needs::default() },
             Self::Command(spec) => Needs { secrets: spec.env.values().collect(), ..Needs::default() },
             Self::Etcd(spec) => spec.needs(),
+            Self::Git(spec) => spec.needs(),
             Self::Kubernetes(spec) => Needs {
                 files: spec.kubeconfig.iter().map(PathBuf::as_path).collect(),
                 account: spec.kubeconfig.is_none(),
@@ -109,6 +115,7 @@ impl Spec {
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
+            Self::Git(_) => "git",
             Self::Kubernetes(_) => "kubernetes",
             Self::Mariadb(_) => "mariadb",
             Self::Postgresql(_) => "postgresql",
@@ -274,6 +281,7 @@ pub trait Native: Sync {
 pub fn native(kind: &str) -> Option<&'static dyn Native> {
     match kind {
         "etcd" => Some(&etcd::Snapshot),
+        "git" => Some(&git::Bundle),
         "vault" => Some(&vault::Snapshot),
         "kubernetes" => Some(&kubernetes::Manifests),
         _ => None,

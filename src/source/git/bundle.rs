@@ -1,0 +1,178 @@
+//! A git bundle (gitformat-bundle(5)): a list of refs and a pack.
+//!
+//! The pack is written afresh, without deltas and without compression, in the order of the history: so the same
+//! repository gives the same bytes wherever it is fetched from, and a new commit adds bytes in a few places and leaves the
+//! others as they are. A server's own packs have other deltas with every clone.
+
+use super::program::Program;
+use super::refs::{Refs, is_id};
+use crate::entry::{Content, Open, Supply, Verdict};
+use crate::exec::Running;
+use crate::source::command::into_io;
+use crate::source::{Context, Native};
+use std::io::{self, Write};
+
+pub(super) const BUNDLE: &str = "repository.bundle";
+pub(super) const HEAD: &str = "HEAD";
+
+const PACK: [&str; 12] = [
+    "pack-objects",
+    "--all",
+    "--revs",
+    "--stdout",
+    "--quiet",
+    "--window=0",
+    "--depth=0",
+    "--compression=0",
+    "--no-reuse-delta",
+    "--no-reuse-object",
+    "--no-use-bitmap-index",
+    "--threads=1",
+];
+/// Bytes of refs.
+const LARGEST: usize = 100 << 20;
+
+fn header(refs: &Refs) -> String {
+    let sha256 = refs.values().any(|id| id.len() == 64);
+    let mut text = if sha256 { "# v3 git bundle\n@object-format=sha256\n" } else { "# v2 git bundle\n" }.to_owned();
+    for (name, id) in refs {
+        text += &format!("{id} {name}\n");
+    }
+    text + "\n"
+}
+
+fn parse(header: &str) -> Option<Refs> {
+    let (first, rest) = header.split_once('\n')?;
+    matches!(first, "# v2 git bundle" | "# v3 git bundle").then_some(())?;
+    let lines = rest.lines().filter(|line| !line.is_empty() && !line.starts_with('@'));
+    let refs = lines.map(|line| {
+        let (id, name) = line.split_once(' ')?;
+        (is_id(id) && name.starts_with("refs/")).then(|| (name.to_owned(), id.to_owned()))
+    });
+    refs.collect()
+}
+
+/// The bundle of all that the program's own repository holds.
+pub(super) fn open(context: &Context, git: &Program, refs: &Refs) -> Open {
+    let (command, git, header) = (git.command(context, &PACK), git.clone(), header(refs).into_bytes());
+    Box::new(move || {
+        let running = command.start().map_err(into_io)?;
+        Ok(Box::new(Stream { header, taken: 0, running, _git: git }))
+    })
+}
+
+struct Stream {
+    header: Vec<u8>,
+    taken: usize,
+    running: Running,
+    /// Keeps the repository until its pack is written.
+    _git: Program,
+}
+
+impl Content for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = &self.header[self.taken..];
+        if left.is_empty() {
+            return self.running.read(buffer).map_err(into_io);
+        }
+        let length = buffer.len().min(left.len());
+        buffer[..length].copy_from_slice(&left[..length]);
+        self.taken += length;
+        Ok(length)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<Verdict> {
+        self.running.wait().map_err(into_io)?;
+        Ok(Verdict::Consistent)
+    }
+}
+
+/// Takes a bundle apart as it comes: its refs are kept, its pack goes on.
+pub(super) struct Parts<W> {
+    header: Vec<u8>,
+    whole: bool,
+    pack: W,
+}
+
+impl<W: Write> Parts<W> {
+    pub fn new(pack: W) -> Self {
+        Self { header: Vec::new(), whole: false, pack }
+    }
+
+    /// `None`: it was no bundle.
+    pub fn finish(self) -> (Option<Refs>, W) {
+        let refs = std::str::from_utf8(&self.header).ok().filter(|_| self.whole).and_then(parse);
+        (refs, self.pack)
+    }
+}
+
+impl<W: Write> Write for Parts<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.whole {
+            return self.pack.write(bytes);
+        }
+        // The header ends with an empty line; look a byte back, it may lie between two pieces.
+        let from = self.header.len().saturating_sub(1);
+        self.header.extend_from_slice(bytes);
+        if let Some(at) = self.header[from..].windows(2).position(|two| two == b"\n\n") {
+            let pack = self.header.split_off(from + at + 2);
+            self.whole = true;
+            self.pack.write_all(&pack)?;
+        } else if self.header.len() > LARGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a git bundle"));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pack.flush()
+    }
+}
+
+/// The bundle, as `git clone` takes it.
+pub struct Bundle;
+
+impl Native for Bundle {
+    fn label(&self) -> &'static str {
+        "git bundle"
+    }
+
+    fn write(&self, supply: &dyn Supply, out: &mut dyn Write) -> io::Result<()> {
+        let mut found = false;
+        supply.entries(&mut |entry, body| {
+            if entry.path == BUNDLE.as_bytes() {
+                found = true;
+                body.copy(out)?;
+            }
+            Ok(())
+        })?;
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot lacks {BUNDLE}"));
+        if found { Ok(()) } else { Err(missing()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_taken_apart_however_it_comes() {
+        for length in [40, 64] {
+            let id = |digit: &str| digit.repeat(length);
+            let refs = Refs::from([("refs/heads/main".into(), id("a")), ("refs/tags/v1".into(), id("b"))]);
+            let bundle = [header(&refs).as_bytes(), b"PACK\n\nand so on"].concat();
+            for piece in 1..bundle.len() {
+                let mut parts = Parts::new(Vec::new());
+                bundle.chunks(piece).for_each(|bytes| parts.write_all(bytes).unwrap());
+                let (found, pack) = parts.finish();
+                assert_eq!((found.as_ref(), &pack[..]), (Some(&refs), &b"PACK\n\nand so on"[..]));
+            }
+        }
+        let mut parts = Parts::new(Vec::new());
+        parts.write_all(b"something else\n\nPACK").unwrap();
+        assert_eq!(parts.finish().0, None);
+        let mut parts = Parts::new(Vec::new());
+        parts.write_all(b"# v2 git bundle\n").unwrap();
+        assert_eq!(parts.finish().0, None);
+    }
+}
