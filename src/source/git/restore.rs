@@ -119,11 +119,7 @@ fn unbundle(context: &Context, git: &Program, supply: &dyn Supply) -> Result<Adv
     let refs: Refs = found.ok_or_else(invalid)?;
     let create: String = refs.iter().map(|(name, id)| format!("create {name} {id}\n")).collect();
     git.tell(context, UNPACK, &["update-ref", "--stdin"], &create)?;
-    git.ask(
-        context,
-        "examine the snapshot for",
-        &["fsck", "--connectivity-only", "--no-dangling", "--no-progress"],
-    )?;
+    git.ask(context, "examine the snapshot for", &["fsck", "--connectivity-only", "--no-dangling", "--no-progress"])?;
     let head = String::from_utf8(head).ok();
     let head = head.and_then(|text| Some(text.trim().strip_prefix("ref: ")?.to_owned()));
     Ok(Advertised { head, refs })
@@ -227,24 +223,23 @@ impl Target for Restoring {
 
 impl Restoring {
     /// Something of the captured history must be in what is there.
-    fn same_system(
-        &self,
-        context: &Context,
-        git: &Program,
-        root: Option<&str>,
-    ) -> Result<(), SourceError> {
+    fn same_system(&self, context: &Context, git: &Program, root: Option<&str>) -> Result<(), SourceError> {
         if self.options.foreign {
             return Ok(());
         }
         let pattern = format!("--glob={THERE}*");
         let roots = git.ask(context, "compare", &["rev-list", "--max-parents=0", &pattern])?;
-        let own = git.ask(context, "compare", &["rev-list", "--max-parents=0", "--exclude", &format!("{THERE}*"), "--all"])?;
+        let own =
+            git.ask(context, "compare", &["rev-list", "--max-parents=0", "--exclude", &format!("{THERE}*"), "--all"])?;
         if roots.is_empty() || roots.lines().any(|id| own.lines().any(|own| own == id)) {
             return Ok(());
         }
         Err(SourceError::System {
             attempt: format!("restore into {}", git.url),
-            text: format!("another repository is there: it does not begin with the commit {}", root.unwrap_or("captured")),
+            text: format!(
+                "another repository is there: it does not begin with the commit {}",
+                root.unwrap_or("captured")
+            ),
             need: "if its branches are to become the captured ones, add --foreign".into(),
         })
     }
@@ -258,7 +253,8 @@ fn writes(action: &Action) -> bool {
 /// git said of what was refused.
 fn push(context: &Context, ready: &Ready, plan: &Plan) -> Result<String, SourceError> {
     let Ready { git, captured, there, .. } = ready;
-    let mut names: Vec<_> = plan.changes.iter().filter(|change| writes(&change.action) && change.what != HEAD).collect();
+    let mut names: Vec<_> =
+        plan.changes.iter().filter(|change| writes(&change.action) && change.what != HEAD).collect();
     names.sort_by_key(|change| Some(&change.what) != captured.head.as_ref());
     let first = usize::from(names.first().is_some_and(|change| Some(&change.what) == captured.head.as_ref()));
     let (first, others) = names.split_at(first);
@@ -274,8 +270,8 @@ fn push(context: &Context, ready: &Ready, plan: &Plan) -> Result<String, SourceE
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         match git.ask(context, "push to", &arguments) {
             Ok(_) => {}
-            // Some refs may have been refused, and others taken: what is there then says it.
-            Err(SourceError::Server { text, .. }) => said += &text,
+            // Some refs were refused, and others may have been taken: what is there then says it.
+            Err(SourceError::Server { text, .. }) if text.contains("! [") => said += &text,
             Err(error) => return Err(error),
         }
     }
