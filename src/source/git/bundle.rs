@@ -1,8 +1,10 @@
 //! A git bundle (gitformat-bundle(5)): a list of refs and a pack.
 //!
-//! The pack is written afresh, without deltas and without compression, in the order of the history: so the same
-//! repository gives the same bytes wherever it is fetched from, and a new commit adds bytes in a few places and leaves the
-//! others as they are. A server's own packs have other deltas with every clone.
+//! The pack is written afresh, without deltas and without compression, commit after commit from the oldest on: so the
+//! same repository gives the same bytes wherever it is fetched from, and a new commit adds bytes at the end and leaves the
+//! others as they are. A server's own packs have other deltas with every clone. Of 180 commits of Lifeboat's own history
+//! (11 MB so written, 1.9 MB as git packs it) the first snapshot stores 3.1 MB, and one more commit, 20 to 170 kB, which is
+//! the files that it changed; in git's own order, newest first, a commit costs three times that.
 
 use super::program::Program;
 use super::refs::{Refs, is_id};
@@ -15,10 +17,10 @@ use std::io::{self, Write};
 pub(super) const BUNDLE: &str = "repository.bundle";
 pub(super) const HEAD: &str = "HEAD";
 
-const PACK: [&str; 12] = [
+/// Every object, the oldest commit's first.
+const LIST: [&str; 6] = ["rev-list", "--all", "--objects", "--reverse", "--in-commit-order", "--no-object-names"];
+const PACK: [&str; 10] = [
     "pack-objects",
-    "--all",
-    "--revs",
     "--stdout",
     "--quiet",
     "--window=0",
@@ -32,11 +34,15 @@ const PACK: [&str; 12] = [
 /// Bytes of refs.
 const LARGEST: usize = 100 << 20;
 
-fn header(refs: &Refs) -> String {
+fn header(head: Option<&str>, refs: &Refs) -> String {
     let sha256 = refs.values().any(|id| id.len() == 64);
     let mut text = if sha256 { "# v3 git bundle\n@object-format=sha256\n" } else { "# v2 git bundle\n" }.to_owned();
     for (name, id) in refs {
         text += &format!("{id} {name}\n");
+    }
+    // A clone takes the branch of the same id for its own.
+    if let Some(id) = head.and_then(|head| refs.get(head)) {
+        text += &format!("{id} {HEAD}\n");
     }
     text + "\n"
 }
@@ -44,7 +50,7 @@ fn header(refs: &Refs) -> String {
 fn parse(header: &str) -> Option<Refs> {
     let (first, rest) = header.split_once('\n')?;
     matches!(first, "# v2 git bundle" | "# v3 git bundle").then_some(())?;
-    let lines = rest.lines().filter(|line| !line.is_empty() && !line.starts_with('@'));
+    let lines = rest.lines().filter(|line| !line.is_empty() && !line.starts_with('@') && !line.ends_with(" HEAD"));
     let refs = lines.map(|line| {
         let (id, name) = line.split_once(' ')?;
         (is_id(id) && name.starts_with("refs/")).then(|| (name.to_owned(), id.to_owned()))
@@ -53,10 +59,23 @@ fn parse(header: &str) -> Option<Refs> {
 }
 
 /// The bundle of all that the program's own repository holds.
-pub(super) fn open(context: &Context, git: &Program, refs: &Refs) -> Open {
-    let (command, git, header) = (git.command(context, &PACK), git.clone(), header(refs).into_bytes());
+pub(super) fn open(context: &Context, git: &Program, head: Option<&str>, refs: &Refs) -> Open {
+    // Where there are tags, git would write what they name out of its place.
+    let (list, pack) = (git.command(context, &LIST), git.command_in(context, &git.packer(), &PACK));
+    let (git, header) = (git.clone(), header(head, refs).into_bytes());
     Box::new(move || {
-        let running = command.start().map_err(into_io)?;
+        let mut running = pack.start_fed().map_err(into_io)?;
+        let mut listed = list.start().map_err(into_io)?;
+        let mut buffer = vec![0; 64 << 10];
+        // Git writes nothing before it has the whole list.
+        loop {
+            match listed.read(&mut buffer).map_err(into_io)? {
+                0 => break,
+                length => running.write_all(&buffer[..length])?,
+            }
+        }
+        listed.wait().map_err(into_io)?;
+        running.close();
         Ok(Box::new(Stream { header, taken: 0, running, _git: git }))
     })
 }
@@ -160,7 +179,7 @@ mod tests {
         for length in [40, 64] {
             let id = |digit: &str| digit.repeat(length);
             let refs = Refs::from([("refs/heads/main".into(), id("a")), ("refs/tags/v1".into(), id("b"))]);
-            let bundle = [header(&refs).as_bytes(), b"PACK\n\nand so on"].concat();
+            let bundle = [header(Some("refs/heads/main"), &refs).as_bytes(), b"PACK\n\nand so on"].concat();
             for piece in 1..bundle.len() {
                 let mut parts = Parts::new(Vec::new());
                 bundle.chunks(piece).for_each(|bytes| parts.write_all(bytes).unwrap());

@@ -216,12 +216,12 @@ impl Source for Git {
         let others = there.len() - self.chosen(&there).count();
         facts.details.insert(OBJECT_FORMAT.into(), format.into());
         facts.details.insert("refs_not_captured".into(), others.to_string());
+        let open = bundle::open(context, &git, head.as_deref(), &refs);
         if let Some(head) = head {
             let text = format!("ref: {head}\n");
             let entry = plain_file(bundle::HEAD.into(), text.len() as u64, context.started);
             unpack::hand_over(context, sink, entry, Layout::Content, &mut text.as_bytes())?;
         }
-        let open = bundle::open(context, &git, &refs);
         let entry = plain_file(bundle::BUNDLE.into(), 0, context.started);
         sink.add(entry, Some(Input { layout: Layout::Records, fingerprint: None, on_error: OnError::Fail, open }))?;
         Ok(facts)

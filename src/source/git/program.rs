@@ -2,7 +2,8 @@
 //!
 //! Everything that it is told lies in one file in a temporary directory: which transports may be used, whom to trust, who
 //! gives the token. The token itself is in the environment of `git`, and handed out by a credential helper to the
-//! document's own server only. Redirections are not followed. An ssh key is used by itself, and the host must be known.
+//! document's own server only. Redirections are not followed, HTTP/2 is not spoken (large pushes fail over it at some
+//! servers). An ssh key is used by itself, and the host must be known.
 
 use super::{Place, Spec};
 use crate::exec::{self, ExecError, causes};
@@ -73,14 +74,34 @@ impl Program {
         self.home.path().join("mirror.git")
     }
 
-    /// Makes that repository; `format` is how ids are made.
+    /// Where packs are written: a repository with the same objects and no refs.
+    pub fn packer(&self) -> PathBuf {
+        self.home.path().join("packer.git")
+    }
+
+    /// Makes both; `format` is how ids are made.
     pub fn init(&self, context: &Context, format: &str) -> Result<(), SourceError> {
-        let format = format!("--object-format={format}");
-        self.ask(context, "prepare a copy of", &["init", "--quiet", "--bare", "--template=", &format]).map(drop)
+        self.make(context, &self.mirror(), format)?;
+        self.make(context, &self.packer(), format)?;
+        let (objects, info) = (self.mirror().join("objects"), self.packer().join("objects/info"));
+        let alternates = || {
+            std::fs::create_dir_all(&info)?;
+            std::fs::write(info.join("alternates"), format!("{}\n", objects.display()))
+        };
+        alternates().map_err(|error| self.not_written(&info, &error))
+    }
+
+    fn not_written(&self, path: &Path, error: &std::io::Error) -> SourceError {
+        SourceError::System {
+            attempt: format!("write {} for {}", path.display(), self.url),
+            text: error.to_string(),
+            need: String::new(),
+        }
     }
 
     /// Makes a bare repository at a local path.
     pub fn make(&self, context: &Context, path: &Path, format: &str) -> Result<(), SourceError> {
+        std::fs::create_dir_all(path).map_err(|error| self.not_written(path, &error))?;
         let format = format!("--object-format={format}");
         let command = self.command_in(context, path, &["init", "--quiet", "--bare", "--template=", &format]);
         command.run(LARGEST).map(drop).map_err(|error| self.failed(context, "make the repository", &error))
@@ -96,7 +117,7 @@ impl Program {
         self.command_in(context, &self.mirror(), arguments)
     }
 
-    fn command_in(&self, context: &Context, repository: &Path, arguments: &[&str]) -> exec::Command {
+    pub fn command_in(&self, context: &Context, repository: &Path, arguments: &[&str]) -> exec::Command {
         let mut all = vec![format!("--git-dir={}", repository.display())];
         all.extend(arguments.iter().map(|&argument| argument.to_owned()));
         let cancel = context.cancel.clone();
@@ -174,7 +195,7 @@ fn configuration(spec: &Spec) -> String {
         _ => "file",
     };
     text += &format!("[protocol \"{transport}\"]\n allow = always\n");
-    text += "[http]\n followRedirects = false\n proxy = \"\"\n lowSpeedLimit = 1\n lowSpeedTime = 60\n";
+    text += "[http]\n version = HTTP/1.1\n followRedirects = false\n proxy = \"\"\n lowSpeedLimit = 1\n lowSpeedTime = 60\n";
     if let Some(tls) = &spec.tls {
         let files = [("sslCAInfo", &tls.ca), ("sslCert", &tls.certificate), ("sslKey", &tls.key)];
         for (name, path) in files {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 /// Where the copy keeps what the target has.
 const THERE: &str = "refs/lifeboat-target/";
-const UNPACK: &str = "unpack the snapshot for";
+const UNPACK: &str = "unpack the snapshot";
 /// Refs of one push: they are arguments.
 const BATCH: usize = 200;
 
@@ -98,7 +98,11 @@ fn lost(context: &Context, git: &Program, now: &str, captured: &str) -> Result<u
     if !git.holds(context, &["rev-parse", "--quiet", "--verify", &format!("{now}^{{commit}}")])? {
         return Ok(1);
     }
-    let count = git.ask(context, "compare", &["rev-list", "--count", range[0], range[1], "--"])?;
+    let count = git.ask(
+        context,
+        "compare the snapshot with the repository",
+        &["rev-list", "--count", range[0], range[1], "--"],
+    )?;
     Ok(count.trim().parse().unwrap_or(1))
 }
 
@@ -119,7 +123,7 @@ fn unbundle(context: &Context, git: &Program, supply: &dyn Supply) -> Result<Adv
     let refs: Refs = found.ok_or_else(invalid)?;
     let create: String = refs.iter().map(|(name, id)| format!("create {name} {id}\n")).collect();
     git.tell(context, UNPACK, &["update-ref", "--stdin"], &create)?;
-    git.ask(context, "examine the snapshot for", &["fsck", "--connectivity-only", "--no-dangling", "--no-progress"])?;
+    git.ask(context, "examine the snapshot", &["fsck", "--connectivity-only", "--no-dangling", "--no-progress"])?;
     let head = String::from_utf8(head).ok();
     let head = head.and_then(|text| Some(text.trim().strip_prefix("ref: ")?.to_owned()));
     Ok(Advertised { head, refs })
@@ -228,9 +232,13 @@ impl Restoring {
             return Ok(());
         }
         let pattern = format!("--glob={THERE}*");
-        let roots = git.ask(context, "compare", &["rev-list", "--max-parents=0", &pattern])?;
-        let own =
-            git.ask(context, "compare", &["rev-list", "--max-parents=0", "--exclude", &format!("{THERE}*"), "--all"])?;
+        let roots =
+            git.ask(context, "compare the snapshot with the repository", &["rev-list", "--max-parents=0", &pattern])?;
+        let own = git.ask(
+            context,
+            "compare the snapshot with the repository",
+            &["rev-list", "--max-parents=0", "--exclude", &format!("{THERE}*"), "--all"],
+        )?;
         if roots.is_empty() || roots.lines().any(|id| own.lines().any(|own| own == id)) {
             return Ok(());
         }
@@ -268,7 +276,7 @@ fn push(context: &Context, ready: &Ready, plan: &Plan) -> Result<String, SourceE
         arguments.extend(["--".into(), git.url.clone()]);
         arguments.extend(some.iter().map(|change| format!("{0}:{0}", change.what)));
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        match git.ask(context, "push to", &arguments) {
+        match git.ask(context, "push", &arguments) {
             Ok(_) => {}
             // Some refs were refused, and others may have been taken: what is there then says it.
             Err(SourceError::Server { text, .. }) if text.contains("! [") => said += &text,
