@@ -320,6 +320,25 @@ fn nothing_and_damage_are_errors() {
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0, "{listed}");
 }
 
+#[test]
+fn ids_by_sha256_are_kept() {
+    let world = World::local();
+    let (bare, clone) = (world.path("new.git"), world.path("clone"));
+    git(world.home.path(), &["init", "-q", "--bare", "-b", "main", "--object-format=sha256", "new.git"]);
+    git(world.home.path(), &["clone", "-q", "new.git", "clone"]);
+    git(&clone, &["commit", "-q", "--allow-empty", "-m", "first"]);
+    git(&clone, &["push", "-q", "origin", "HEAD:main"]);
+    document(&world, "gitops", &format!("url: {}", bare.display()));
+    world.run(BACKUP).expect(0);
+    let there = refs(&bare);
+    fs::remove_dir_all(&bare).unwrap();
+    restore(&world, "gitops@latest", "gitops", &[]).expect(0);
+    assert_eq!(refs(&bare), there);
+    world.as_owner(&["export", "gitops@latest", "-o", "exported.bundle"]).expect(0);
+    git(world.home.path(), &["clone", "-q", "--mirror", "exported.bundle", "cloned"]);
+    assert_eq!(refs(&world.path("cloned")), there);
+}
+
 /// A server on a free port, killed at the end.
 struct Server {
     child: Child,

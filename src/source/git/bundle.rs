@@ -32,7 +32,7 @@ const PACK: [&str; 10] = [
     "--threads=1",
 ];
 /// Bytes of refs.
-const LARGEST: usize = 100 << 20;
+const LARGEST: usize = 32 << 20;
 
 fn header(head: Option<&str>, refs: &Refs) -> String {
     let sha256 = refs.values().any(|id| id.len() == 64);
