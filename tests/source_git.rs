@@ -325,7 +325,8 @@ fn ids_by_sha256_are_kept() {
     let world = World::local();
     let (bare, clone) = (world.path("new.git"), world.path("clone"));
     git(world.home.path(), &["init", "-q", "--bare", "-b", "main", "--object-format=sha256", "new.git"]);
-    git(world.home.path(), &["clone", "-q", "new.git", "clone"]);
+    git(world.home.path(), &["init", "-q", "--object-format=sha256", "clone"]);
+    git(&clone, &["remote", "add", "origin", bare.to_str().unwrap()]);
     git(&clone, &["commit", "-q", "--allow-empty", "-m", "first"]);
     git(&clone, &["push", "-q", "origin", "HEAD:main"]);
     document(&world, "gitops", &format!("url: {}", bare.display()));

@@ -21,8 +21,19 @@ pub struct Source {
     pub held_elsewhere: Vec<String>,
 }
 
-const KINDS: [&str; 10] =
-    ["files", "command", "etcd", "git", "kubernetes", "mariadb", "postgresql", "redis", "terraform", "vault"];
+const KINDS: [&str; 11] = [
+    "files",
+    "command",
+    "etcd",
+    "git",
+    "kubernetes",
+    "mariadb",
+    "postgresql",
+    "prometheus",
+    "redis",
+    "terraform",
+    "vault",
+];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -36,6 +47,7 @@ pub(super) struct Document {
     kubernetes: Option<source::kubernetes::Spec>,
     mariadb: Option<source::mariadb::Spec>,
     postgresql: Option<source::postgresql::Spec>,
+    prometheus: Option<source::prometheus::Spec>,
     redis: Option<source::redis::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
@@ -75,6 +87,7 @@ impl Document {
             self.kubernetes.map(source::Spec::Kubernetes),
             self.mariadb.map(source::Spec::Mariadb),
             self.postgresql.map(source::Spec::Postgresql),
+            self.prometheus.map(source::Spec::Prometheus),
             self.redis.map(source::Spec::Redis),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),

@@ -9,6 +9,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod mariadb;
 pub mod postgresql;
+pub mod prometheus;
 pub mod redis;
 pub mod target;
 pub mod terraform;
@@ -35,6 +36,7 @@ pub enum Spec {
     Kubernetes(kubernetes::Spec),
     Mariadb(mariadb::Spec),
     Postgresql(postgresql::Spec),
+    Prometheus(prometheus::Spec),
     Redis(redis::Spec),
     Terraform(terraform::Spec),
     Vault(vault::Spec),
@@ -51,6 +53,7 @@ impl Spec {
             Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
             Self::Mariadb(spec) => Box::new(mariadb::Mariadb::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
+            Self::Prometheus(spec) => Box::new(prometheus::Prometheus::new(spec.clone())),
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
             Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
@@ -58,10 +61,15 @@ impl Spec {
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd, PostgreSQL and Redis, which start from files).
+    /// back as files (etcd, PostgreSQL, Prometheus and Redis, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         Ok(match self {
-            Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
+            Self::Files(_)
+            | Self::Command(_)
+            | Self::Etcd(_)
+            | Self::Postgresql(_)
+            | Self::Prometheus(_)
+            | Self::Redis(_) => None,
             Self::Git(spec) => Some(Box::new(git::Restoring::new(spec.clone(), options)?)),
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
             Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
@@ -81,6 +89,7 @@ impl Spec {
             Self::Kubernetes(spec) => spec.check(directory, say),
             Self::Mariadb(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
+            Self::Prometheus(spec) => spec.check(directory, say),
             Self::Redis(spec) => spec.check(directory, say),
             Self::Terraform(spec) => spec.check(directory, say),
             Self::Vault(spec) => spec.check(directory, say),
@@ -102,6 +111,7 @@ impl Spec {
             },
             Self::Mariadb(spec) => spec.needs(),
             Self::Postgresql(spec) => spec.needs(),
+            Self::Prometheus(spec) => spec.needs(),
             Self::Redis(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
@@ -119,6 +129,7 @@ impl Spec {
             Self::Kubernetes(_) => "kubernetes",
             Self::Mariadb(_) => "mariadb",
             Self::Postgresql(_) => "postgresql",
+            Self::Prometheus(_) => "prometheus",
             Self::Redis(_) => "redis",
             Self::Terraform(_) => "terraform",
             Self::Vault(_) => "vault",
