@@ -185,6 +185,17 @@ fn a_server_starts_from_what_is_restored_and_answers_the_same() {
     let again = made(&world.run(BACKUP).expect(0));
     assert!(again.new_bytes < 150_000, "{}", again.new_bytes);
 
+    // Their files are not even read: this damage goes unseen.
+    let segment = server.file_of_block("chunks/000001");
+    let (bytes, times) = (fs::read(&segment).unwrap(), fs::metadata(&segment).unwrap().modified().unwrap());
+    let write = |bytes: &[u8]| {
+        fs::write(&segment, bytes).unwrap();
+        fs::File::options().write(true).open(&segment).unwrap().set_modified(times).unwrap();
+    };
+    write(&vec![0; bytes.len()]);
+    world.run(BACKUP).expect(0);
+    write(&bytes);
+
     let at = format!("&time={}.{:03}", moment / 1000, moment % 1000);
     let asked = [
         ("sum(sum_over_time(old[3d]))", at.as_str()),
@@ -214,18 +225,21 @@ fn damage_on_the_servers_disk_is_said() {
     let server = Server::filled(&[ADMIN]);
     let world = World::local();
     document(&world, server.port, &server.data(), "");
-    let damage = |name: &str, from_end: usize| {
+    let damage = |name: &str, at: fn(usize) -> usize| {
         let path = server.file_of_block(name);
         let mut bytes = fs::read(&path).unwrap();
-        let at = bytes.len() - from_end;
+        let at = at(bytes.len());
         bytes[at] ^= 1;
         fs::write(path, bytes).unwrap();
     };
-    damage("chunks/000001", 5000);
+    // In the first chunk's samples.
+    damage("chunks/000001", |_| 15);
     let damaged = world.run(BACKUP).expect(3).json();
     let problems = damaged["backups"][0]["problems"].to_string();
     assert!(problems.contains("does not match its checksum") && problems.contains("chunks/000001"), "{problems}");
-    damage("index", 10);
+    // And again, as long as it is so.
+    assert!(world.run(BACKUP).expect(3).out.contains("does not match its checksum"));
+    damage("index", |length| length - 10);
     let damaged = world.run(BACKUP).expect(3).json();
     let problems = damaged["backups"][0]["problems"].to_string();
     assert!(problems.contains("its index is damaged"), "{problems}");

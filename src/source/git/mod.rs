@@ -137,7 +137,8 @@ impl Spec {
             if host.is_empty() || path.is_empty() || host.contains('@') {
                 return None;
             }
-            let name = host.rsplit_once(':').map_or(host, |(name, _port)| name).trim_matches(['[', ']']);
+            let port = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+            let name = port.map_or(host, |(name, _)| name).trim_matches(['[', ']']);
             let loopback = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
             return Some(Place::Web { transport, origin: format!("{transport}://{host}"), loopback });
         }
