@@ -21,8 +21,9 @@ pub struct Source {
     pub held_elsewhere: Vec<String>,
 }
 
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 12] = [
     "files",
+    "alertmanager",
     "command",
     "etcd",
     "git",
@@ -41,6 +42,7 @@ const KINDS: [&str; 11] = [
 pub(super) struct Document {
     tier: Option<Tier>,
     files: Option<source::files::Spec>,
+    alertmanager: Option<source::alertmanager::Spec>,
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
     git: Option<source::git::Spec>,
@@ -81,6 +83,7 @@ impl Document {
         }
         let kinds = [
             self.files.map(source::Spec::Files),
+            self.alertmanager.map(source::Spec::Alertmanager),
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
             self.git.map(source::Spec::Git),

@@ -1,5 +1,6 @@
 //! What is protected: one module per kind of system, chosen by one visible `match` ([`Spec::open`]).
 
+pub mod alertmanager;
 pub mod command;
 pub mod connection;
 pub mod etcd;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Spec {
+    Alertmanager(alertmanager::Spec),
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
@@ -46,6 +48,7 @@ impl Spec {
     /// The source that this describes. Nothing is contacted yet.
     pub fn open(&self) -> Result<Box<dyn Source>, SourceError> {
         Ok(match self {
+            Self::Alertmanager(spec) => Box::new(alertmanager::Alertmanager::new(spec.clone())),
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
@@ -70,6 +73,7 @@ impl Spec {
             | Self::Postgresql(_)
             | Self::Prometheus(_)
             | Self::Redis(_) => None,
+            Self::Alertmanager(spec) => Some(Box::new(alertmanager::Restoring::new(spec.clone(), options))),
             Self::Git(spec) => Some(Box::new(git::Restoring::new(spec.clone(), options)?)),
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
             Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
@@ -82,6 +86,7 @@ impl Spec {
     /// `directory`.
     pub fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
         match self {
+            Self::Alertmanager(spec) => spec.check(directory, say),
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
@@ -100,6 +105,7 @@ impl Spec {
     #[must_use]
     pub fn needs(&self) -> Needs<'_> {
         match self {
+            Self::Alertmanager(spec) => spec.needs(),
             Self::Files(spec) => Needs { files: vec![&spec.path], ..Needs::default() },
             Self::Command(spec) => Needs { secrets: spec.env.values().collect(), ..Needs::default() },
             Self::Etcd(spec) => spec.needs(),
@@ -122,6 +128,7 @@ impl Spec {
     #[must_use]
     pub fn field(&self) -> &'static str {
         match self {
+            Self::Alertmanager(_) => "alertmanager",
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
@@ -291,6 +298,7 @@ pub trait Native: Sync {
 #[must_use]
 pub fn native(kind: &str) -> Option<&'static dyn Native> {
     match kind {
+        "alertmanager" => Some(&alertmanager::Silences),
         "etcd" => Some(&etcd::Snapshot),
         "git" => Some(&git::Bundle),
         "vault" => Some(&vault::Snapshot),
