@@ -93,7 +93,7 @@ impl Server {
         for (index, value) in values.chunks(4).enumerate() {
             let (series, sample) = (index / 720, index % 720);
             let value = u32::from_le_bytes(value.try_into().unwrap());
-            let at = now - 2 * 86_400 + sample as i64 * 60;
+            let at = now - 2 * 86_400 + sample as u64 * 60;
             writeln!(samples, "old{{series=\"{series}\"}} {value} {at}").unwrap();
         }
         samples.push_str("# EOF\n");
@@ -151,7 +151,7 @@ impl Drop for Server {
     }
 }
 
-fn now() -> i64 {
+fn now() -> u64 {
     output("date", &["+%s"]).trim().parse().unwrap()
 }
 
@@ -169,7 +169,7 @@ fn a_server_starts_from_what_is_restored_and_answers_the_same() {
     let mut server = Server::filled(&[ADMIN]);
     let world = World::local();
     document(&world, server.port, &server.data(), "");
-    let before = now() * 1000;
+    let before = i64::try_from(now()).unwrap() * 1000;
     let first = world.run(BACKUP).expect(0);
     assert_eq!(server.snapshots(), 0);
     let facts = first.json()["backups"][0]["facts"].clone();

@@ -294,13 +294,38 @@ pub trait Native: Sync {
     fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
+/// One entry of the snapshot as it is; the others are beside it.
+struct One {
+    label: &'static str,
+    entry: &'static str,
+}
+
+impl Native for One {
+    fn label(&self) -> &'static str {
+        self.label
+    }
+
+    fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut found = false;
+        supply.entries(&mut |entry, body| {
+            if entry.path == self.entry.as_bytes() {
+                found = true;
+                body.copy(out)?;
+            }
+            Ok(())
+        })?;
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot lacks {}", self.entry));
+        if found { Ok(()) } else { Err(missing()) }
+    }
+}
+
 /// `None`: the entries themselves are the format, one as it is, several as tar.
 #[must_use]
 pub fn native(kind: &str) -> Option<&'static dyn Native> {
     match kind {
-        "alertmanager" => Some(&alertmanager::Silences),
+        "alertmanager" => Some(&One { label: "silences as JSON", entry: alertmanager::SILENCES }),
         "etcd" => Some(&etcd::Snapshot),
-        "git" => Some(&git::Bundle),
+        "git" => Some(&One { label: "git bundle", entry: git::BUNDLE }),
         "vault" => Some(&vault::Snapshot),
         "kubernetes" => Some(&kubernetes::Manifests),
         _ => None,

@@ -13,7 +13,7 @@ mod restore;
 mod silence;
 
 pub use restore::Restoring;
-pub use silence::Silences;
+pub(super) use silence::FILE as SILENCES;
 
 use super::command::plain_file;
 use super::http::{self, Failure, Login, Server, Tls};
@@ -179,7 +179,7 @@ impl Source for Alertmanager {
             (Some(path), _) => details.push(("config_file", path.display().to_string())),
             (None, masked) => details.push(("secrets_masked_in_config", masked.unwrap_or(0).to_string())),
         }
-        for (path, bytes) in [(silence::FILE, silence::file(&lasting)), (CONFIG, config)] {
+        for (path, bytes) in [(SILENCES, silence::file(&lasting)), (CONFIG, config)] {
             let entry = plain_file(path.as_bytes().to_vec(), bytes.len() as u64, context.started);
             unpack::hand_over(context, sink, entry, Layout::Records, &mut &bytes[..])?;
         }

@@ -1,13 +1,11 @@
 //! Silences, as the API tells them (`gettableSilence` of Alertmanager's OpenAPI description, version 2).
 
-use crate::entry::Supply;
-use crate::source::Native;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::io::{self, Write};
 
-pub(super) const FILE: &str = "silences.json";
+/// As `amtool silence import --force` takes it.
+pub const FILE: &str = "silences.json";
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,28 +105,6 @@ impl Silence {
             body["id"] = id.into();
         }
         body
-    }
-}
-
-/// What `amtool silence import --force` takes.
-pub struct Silences;
-
-impl Native for Silences {
-    fn label(&self) -> &'static str {
-        "silences as JSON"
-    }
-
-    fn write(&self, supply: &dyn Supply, out: &mut dyn Write) -> io::Result<()> {
-        let mut found = false;
-        supply.entries(&mut |entry, body| {
-            if entry.path == FILE.as_bytes() {
-                found = true;
-                body.copy(out)?;
-            }
-            Ok(())
-        })?;
-        let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot lacks {FILE}"));
-        if found { Ok(()) } else { Err(missing()) }
     }
 }
 

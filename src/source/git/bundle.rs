@@ -8,13 +8,14 @@
 
 use super::program::Program;
 use super::refs::{Refs, is_id};
-use crate::entry::{Content, Open, Supply, Verdict};
+use crate::entry::{Content, Open, Verdict};
 use crate::exec::Running;
+use crate::source::Context;
 use crate::source::command::into_io;
-use crate::source::{Context, Native};
 use std::io::{self, Write};
 
-pub(super) const BUNDLE: &str = "repository.bundle";
+/// As `git clone` takes it.
+pub const BUNDLE: &str = "repository.bundle";
 pub(super) const HEAD: &str = "HEAD";
 
 /// Every object, the oldest commit's first.
@@ -145,28 +146,6 @@ impl<W: Write> Write for Parts<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.pack.flush()
-    }
-}
-
-/// The bundle, as `git clone` takes it.
-pub struct Bundle;
-
-impl Native for Bundle {
-    fn label(&self) -> &'static str {
-        "git bundle"
-    }
-
-    fn write(&self, supply: &dyn Supply, out: &mut dyn Write) -> io::Result<()> {
-        let mut found = false;
-        supply.entries(&mut |entry, body| {
-            if entry.path == BUNDLE.as_bytes() {
-                found = true;
-                body.copy(out)?;
-            }
-            Ok(())
-        })?;
-        let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot lacks {BUNDLE}"));
-        if found { Ok(()) } else { Err(missing()) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A git repository: branches, tags and notes with their history, fetched by `git` itself.
 //!
 //! The snapshot is a bundle, `repository.bundle`, written so that an unchanged repository is the same bytes (see
-//! [`Bundle`]), and `HEAD`, the branch that a clone begins with. The whole repository is fetched into a temporary
+//! `bundle`), and `HEAD`, the branch that a clone begins with. The whole repository is fetched into a temporary
 //! directory with every run: nothing is kept between runs, and what travels is what a clone costs. Its objects are
 //! examined before anything is captured.
 //!
@@ -17,7 +17,7 @@ mod program;
 mod refs;
 mod restore;
 
-pub use bundle::Bundle;
+pub(super) use bundle::BUNDLE;
 pub use restore::Restoring;
 
 use super::command::plain_file;
@@ -223,7 +223,7 @@ impl Source for Git {
             let entry = plain_file(bundle::HEAD.into(), text.len() as u64, context.started);
             unpack::hand_over(context, sink, entry, Layout::Content, &mut text.as_bytes())?;
         }
-        let entry = plain_file(bundle::BUNDLE.into(), 0, context.started);
+        let entry = plain_file(BUNDLE.into(), 0, context.started);
         sink.add(entry, Some(Input { layout: Layout::Records, fingerprint: None, on_error: OnError::Fail, open }))?;
         Ok(facts)
     }

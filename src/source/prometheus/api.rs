@@ -150,7 +150,7 @@ fn rule(told: &Value) -> Value {
 
 /// Prometheus' own notation has no fractions.
 fn seconds(number: &Value) -> Value {
-    format!("{}ms", (number.as_f64().unwrap_or(60.0) * 1000.0) as u64).into()
+    format!("{:.0}ms", number.as_f64().unwrap_or(60.0) * 1000.0).into()
 }
 
 #[cfg(test)]

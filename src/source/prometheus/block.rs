@@ -1,7 +1,7 @@
 //! A block (tsdb/docs/format in Prometheus' sources): `meta.json`, `index`, `tombstones` and `chunks/000001…`.
 
 use super::disk::Snapshot;
-use super::segment::{Counted, File, Segment};
+use super::segment::{Counted, Reading, Segment};
 use crate::entry::{Entry, Fingerprint, Input, Kind, Layout, OnError, Sink};
 use crate::source::SourceError;
 use crc_fast::{CrcAlgorithm, checksum};
@@ -35,11 +35,14 @@ pub(super) struct Meta {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(default)]
 pub(super) struct Stats {
-    pub num_samples: u64,
-    pub num_series: u64,
-    pub num_chunks: u64,
+    #[serde(rename = "numSamples")]
+    pub samples: u64,
+    #[serde(rename = "numSeries")]
+    pub series: u64,
+    #[serde(rename = "numChunks")]
+    pub chunks: u64,
 }
 
 pub(super) struct Block {
@@ -137,11 +140,11 @@ impl Block {
             let fingerprint =
                 Fingerprint { size: seen.size(), mtime_ns: entry.mtime_ns, ctime_ns: 0, inode: seen.ino() };
             let (size, snapshot) = (seen.size(), Arc::clone(snapshot));
-            let open = Box::new(move || File::open(&path, size, segment, snapshot));
+            let open = Box::new(move || Reading::open(&path, size, segment, snapshot));
             let fingerprint = immutable.then_some(fingerprint);
             Ok(sink.add(entry, Some(Input { layout: Layout::Content, fingerprint, on_error: OnError::Fail, open }))?)
         };
-        let counted = Arc::new(Counted::new(self.meta.stats.num_chunks, self.segments.len()));
+        let counted = Arc::new(Counted::new(self.meta.stats.chunks, self.segments.len()));
         add(sink, "", None)?;
         add(sink, CHUNKS, None)?;
         for name in &self.segments {
@@ -178,12 +181,13 @@ fn entry(path: Vec<u8>, seen: &fs::Metadata) -> Option<Entry> {
 /// Its beginning, and the table of contents at its end.
 fn fault_of_index(path: &Path) -> io::Result<Option<String>> {
     let mut file = fs::File::open(path)?;
-    if file.metadata()?.len() < 5 + CONTENTS as u64 {
+    let size = file.metadata()?.len();
+    if size < 5 + CONTENTS as u64 {
         return Ok(Some("its index is too short".into()));
     }
     let (mut head, mut end) = ([0; 5], [0; CONTENTS]);
     file.read_exact(&mut head)?;
-    file.seek(SeekFrom::End(-(CONTENTS as i64)))?;
+    file.seek(SeekFrom::Start(size - CONTENTS as u64))?;
     file.read_exact(&mut end)?;
     let (contents, sum) = end.split_at(CONTENTS - 4);
     let right = checksum(CrcAlgorithm::Crc32Iscsi, contents).to_be_bytes();

@@ -106,14 +106,14 @@ impl Source for Prometheus {
             ("version", version),
             ("external_labels", labels.clone()),
             ("blocks", blocks.len().to_string()),
-            ("series_in_blocks", sum(|stats| stats.num_series).to_string()),
+            ("series_in_blocks", sum(|stats| stats.series).to_string()),
             ("rule_files", rules.len().to_string()),
             ("secrets_masked_in_config", config.masked.to_string()),
         ];
         let facts = Facts {
             system: (!labels.is_empty()).then_some(labels),
             position: u64::try_from(newest).ok(),
-            objects: Some(sum(|stats| stats.num_samples)),
+            objects: Some(sum(|stats| stats.samples)),
             // Some exporters' clocks are ahead.
             recovery_point_ms: Some(newest.min(asked)),
             details: details.map(|(name, value)| (name.to_owned(), value)).into(),

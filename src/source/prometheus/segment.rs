@@ -5,6 +5,7 @@
 use super::disk::Snapshot;
 use crate::entry::{Content, Verdict};
 use crc_fast::{CrcAlgorithm, Digest};
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -121,26 +122,27 @@ impl Segment {
     }
 }
 
-pub(super) struct File {
-    file: std::fs::File,
+/// A file of the snapshot.
+pub(super) struct Reading {
+    file: File,
     left: u64,
     segment: Option<Segment>,
     /// Not removed before this is read.
     _snapshot: Arc<Snapshot>,
 }
 
-impl File {
+impl Reading {
     pub fn open(
         path: &Path,
         size: u64,
         segment: Option<Segment>,
         snapshot: Arc<Snapshot>,
     ) -> io::Result<Box<dyn Content>> {
-        Ok(Box::new(Self { file: std::fs::File::open(path)?, left: size, segment, _snapshot: snapshot }))
+        Ok(Box::new(Self { file: File::open(path)?, left: size, segment, _snapshot: snapshot }))
     }
 }
 
-impl Content for File {
+impl Content for Reading {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let length = self.file.read(&mut buffer[..want])?;
