@@ -23,8 +23,20 @@ pub struct Source {
     pub needs: Vec<SourceName>,
 }
 
-const KINDS: [&str; 9] =
-    ["files", "command", "etcd", "kubernetes", "mariadb", "postgresql", "redis", "terraform", "vault"];
+const KINDS: [&str; 12] = [
+    "files",
+    "alertmanager",
+    "command",
+    "etcd",
+    "git",
+    "kubernetes",
+    "mariadb",
+    "postgresql",
+    "prometheus",
+    "redis",
+    "terraform",
+    "vault",
+];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
 #[derive(Debug, Deserialize)]
@@ -32,11 +44,14 @@ const KINDS: [&str; 9] =
 pub(super) struct Document {
     tier: Option<Tier>,
     files: Option<source::files::Spec>,
+    alertmanager: Option<source::alertmanager::Spec>,
     command: Option<source::command::Spec>,
     etcd: Option<source::etcd::Spec>,
+    git: Option<source::git::Spec>,
     kubernetes: Option<source::kubernetes::Spec>,
     mariadb: Option<source::mariadb::Spec>,
     postgresql: Option<source::postgresql::Spec>,
+    prometheus: Option<source::prometheus::Spec>,
     redis: Option<source::redis::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
@@ -72,11 +87,14 @@ impl Document {
         }
         let kinds = [
             self.files.map(source::Spec::Files),
+            self.alertmanager.map(source::Spec::Alertmanager),
             self.command.map(source::Spec::Command),
             self.etcd.map(source::Spec::Etcd),
+            self.git.map(source::Spec::Git),
             self.kubernetes.map(source::Spec::Kubernetes),
             self.mariadb.map(source::Spec::Mariadb),
             self.postgresql.map(source::Spec::Postgresql),
+            self.prometheus.map(source::Spec::Prometheus),
             self.redis.map(source::Spec::Redis),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),

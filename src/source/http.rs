@@ -7,6 +7,7 @@
 use super::connection::read;
 use super::{Context, Say, SourceError};
 use crate::exec::causes;
+use crate::secret::SecretRef;
 use bytes::{Buf as _, Bytes};
 use futures_util::Stream;
 use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCode};
@@ -19,6 +20,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use zeroize::Zeroizing;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_mins(1);
@@ -59,6 +61,50 @@ pub(super) fn check_address(address: &str, field: &str, say: &mut Say<'_>) {
     let host = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
     if host.is_none_or(|host| host.is_empty() || host.contains('@')) {
         say(field, "expected https://HOST:PORT, without credentials");
+    }
+}
+
+/// Says what is wrong with a user's name and password, or a token.
+pub(super) fn check_login(
+    username: Option<&String>,
+    password: Option<&SecretRef>,
+    token: Option<&SecretRef>,
+    say: &mut Say<'_>,
+) {
+    if username.is_some() != password.is_some() {
+        say("username", "username and password belong together: give both or neither");
+    }
+    if token.is_some() && username.is_some() {
+        say("token", "expected either a token or a user");
+    }
+}
+
+/// Who we are to a server, in every request.
+pub(super) enum Login {
+    Nobody,
+    User(String, Zeroizing<String>),
+    Token(Zeroizing<String>),
+}
+
+impl Login {
+    pub fn read(
+        username: Option<&String>,
+        password: Option<&SecretRef>,
+        token: Option<&SecretRef>,
+    ) -> Result<Self, SourceError> {
+        Ok(match (username, password, token) {
+            (Some(user), Some(password), _) => Self::User(user.clone(), password.read()?),
+            (_, _, Some(token)) => Self::Token(token.read()?),
+            _ => Self::Nobody,
+        })
+    }
+
+    pub fn sign(&self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Self::Nobody => request,
+            Self::User(user, password) => request.basic_auth(user, Some(password.as_str())),
+            Self::Token(token) => request.bearer_auth(token.as_str()),
+        }
     }
 }
 
@@ -103,7 +149,7 @@ impl Server {
                 builder = builder.tls_certs_only(certificates);
             }
             if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
-                let pem = zeroize::Zeroizing::new([read(certificate)?, read(key)?].concat());
+                let pem = Zeroizing::new([read(certificate)?, read(key)?].concat());
                 builder = builder.identity(Identity::from_pem(&pem).map_err(|error| bad(key, error))?);
             }
             builder.build().map_err(|error| SourceError::System {

@@ -1,14 +1,17 @@
 //! What is protected: one module per kind of system, chosen by one visible `match` ([`Spec::open`]).
 
+pub mod alertmanager;
 pub mod command;
 pub mod connection;
 pub mod etcd;
 pub mod files;
+pub mod git;
 pub mod http;
 pub mod kubernetes;
 pub mod mariadb;
 pub mod postgresql;
 pub mod probe;
+pub mod prometheus;
 pub mod redis;
 pub mod target;
 pub mod terraform;
@@ -28,12 +31,15 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Spec {
+    Alertmanager(alertmanager::Spec),
     Files(files::Spec),
     Command(command::Spec),
     Etcd(etcd::Spec),
+    Git(git::Spec),
     Kubernetes(kubernetes::Spec),
     Mariadb(mariadb::Spec),
     Postgresql(postgresql::Spec),
+    Prometheus(prometheus::Spec),
     Redis(redis::Spec),
     Terraform(terraform::Spec),
     Vault(vault::Spec),
@@ -43,12 +49,15 @@ impl Spec {
     /// The source that this describes. Nothing is contacted yet.
     pub fn open(&self) -> Result<Box<dyn Source>, SourceError> {
         Ok(match self {
+            Self::Alertmanager(spec) => Box::new(alertmanager::Alertmanager::new(spec.clone())),
             Self::Files(spec) => Box::new(files::Files::new(spec.clone())?),
             Self::Command(spec) => Box::new(command::Command::new(spec.clone())?),
             Self::Etcd(spec) => Box::new(etcd::Etcd::new(spec.clone())?),
+            Self::Git(spec) => Box::new(git::Git::new(spec.clone())?),
             Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
             Self::Mariadb(spec) => Box::new(mariadb::Mariadb::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
+            Self::Prometheus(spec) => Box::new(prometheus::Prometheus::new(spec.clone())),
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
             Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
@@ -56,7 +65,7 @@ impl Spec {
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd, PostgreSQL and Redis, which start from files).
+    /// back as files (etcd, PostgreSQL, Prometheus and Redis, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         if let Some(option) = options.of_objects().filter(|_| !matches!(self, Self::Kubernetes(_))) {
             return Err(SourceError::System {
@@ -66,7 +75,14 @@ impl Spec {
             });
         }
         Ok(match self {
-            Self::Files(_) | Self::Command(_) | Self::Etcd(_) | Self::Postgresql(_) | Self::Redis(_) => None,
+            Self::Files(_)
+            | Self::Command(_)
+            | Self::Etcd(_)
+            | Self::Postgresql(_)
+            | Self::Prometheus(_)
+            | Self::Redis(_) => None,
+            Self::Alertmanager(spec) => Some(Box::new(alertmanager::Restoring::new(spec.clone(), options))),
+            Self::Git(spec) => Some(Box::new(git::Restoring::new(spec.clone(), options)?)),
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
             Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
@@ -78,12 +94,15 @@ impl Spec {
     /// `directory`.
     pub fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
         match self {
+            Self::Alertmanager(spec) => spec.check(directory, say),
             Self::Files(spec) => spec.check(say),
             Self::Command(spec) => spec.check(say),
             Self::Etcd(spec) => spec.check(directory, say),
+            Self::Git(spec) => spec.check(directory, say),
             Self::Kubernetes(spec) => spec.check(directory, say),
             Self::Mariadb(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
+            Self::Prometheus(spec) => spec.check(directory, say),
             Self::Redis(spec) => spec.check(directory, say),
             Self::Terraform(spec) => spec.check(directory, say),
             Self::Vault(spec) => spec.check(directory, say),
@@ -94,9 +113,11 @@ impl Spec {
     #[must_use]
     pub fn needs(&self) -> Needs<'_> {
         match self {
+            Self::Alertmanager(spec) => spec.needs(),
             Self::Files(spec) => Needs { files: vec![&spec.path], ..Needs::default() },
             Self::Command(spec) => Needs { secrets: spec.env.values().collect(), ..Needs::default() },
             Self::Etcd(spec) => spec.needs(),
+            Self::Git(spec) => spec.needs(),
             Self::Kubernetes(spec) => Needs {
                 files: spec.kubeconfig.iter().map(PathBuf::as_path).collect(),
                 account: spec.kubeconfig.is_none(),
@@ -104,6 +125,7 @@ impl Spec {
             },
             Self::Mariadb(spec) => spec.needs(),
             Self::Postgresql(spec) => spec.needs(),
+            Self::Prometheus(spec) => spec.needs(),
             Self::Redis(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
@@ -114,12 +136,15 @@ impl Spec {
     #[must_use]
     pub fn field(&self) -> &'static str {
         match self {
+            Self::Alertmanager(_) => "alertmanager",
             Self::Files(_) => "files",
             Self::Command(_) => "command",
             Self::Etcd(_) => "etcd",
+            Self::Git(_) => "git",
             Self::Kubernetes(_) => "kubernetes",
             Self::Mariadb(_) => "mariadb",
             Self::Postgresql(_) => "postgresql",
+            Self::Prometheus(_) => "prometheus",
             Self::Redis(_) => "redis",
             Self::Terraform(_) => "terraform",
             Self::Vault(_) => "vault",
@@ -286,11 +311,38 @@ pub fn format(kind: &str, name: &str) -> Option<&'static dyn Native> {
     }
 }
 
+/// One entry of the snapshot as it is; the others are beside it.
+struct One {
+    label: &'static str,
+    entry: &'static str,
+}
+
+impl Native for One {
+    fn label(&self) -> &'static str {
+        self.label
+    }
+
+    fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut found = false;
+        supply.entries(&mut |entry, body| {
+            if entry.path == self.entry.as_bytes() {
+                found = true;
+                body.copy(out)?;
+            }
+            Ok(())
+        })?;
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot lacks {}", self.entry));
+        if found { Ok(()) } else { Err(missing()) }
+    }
+}
+
 /// `None`: the entries themselves are the format, one as it is, several as tar.
 #[must_use]
 pub fn native(kind: &str) -> Option<&'static dyn Native> {
     match kind {
+        "alertmanager" => Some(&One { label: "silences as JSON", entry: alertmanager::SILENCES }),
         "etcd" => Some(&etcd::Snapshot),
+        "git" => Some(&One { label: "git bundle", entry: git::BUNDLE }),
         "vault" => Some(&vault::Snapshot),
         "kubernetes" => Some(&kubernetes::Manifests),
         _ => None,

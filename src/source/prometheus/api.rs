@@ -1,0 +1,177 @@
+//! The requests that are needed of Prometheus' HTTP API.
+
+use super::Spec;
+use crate::source::http::{self, Failure, Login, Server};
+use crate::source::{Context, SourceError};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// What the server writes in place of a secret.
+const MASK: &str = "<secret>";
+
+pub(super) struct Api {
+    server: Server,
+    login: Login,
+}
+
+/// What the server runs with.
+pub(super) struct Config {
+    pub yaml: String,
+    pub labels: BTreeMap<String, String>,
+    /// How many secrets are not in it.
+    pub masked: usize,
+}
+
+impl Api {
+    pub fn new(spec: &Spec) -> Result<Self, SourceError> {
+        let server = Server::new(&spec.address, spec.tls.as_ref())?;
+        let login = Login::read(spec.username.as_ref(), spec.password.as_ref(), spec.token.as_ref())?;
+        Ok(Self { server, login })
+    }
+
+    pub fn address(&self) -> &str {
+        &self.server.address
+    }
+
+    fn data(&self, context: &Context, request: RequestBuilder, attempt: &str) -> Result<Value, SourceError> {
+        let answer =
+            http::json(context, self.login.sign(request))?.map_err(|failure| self.failed(attempt, &failure))?;
+        match answer.get("data") {
+            Some(data) if answer["status"] == "success" => Ok(data.clone()),
+            _ => Err(self.odd(attempt, "the answer is not Prometheus'")),
+        }
+    }
+
+    fn get(&self, context: &Context, path: &str, attempt: &str) -> Result<Value, SourceError> {
+        self.data(context, self.server.request(Method::GET, path), attempt)
+    }
+
+    fn failed(&self, attempt: &str, failure: &Failure) -> SourceError {
+        if failure.is_denied() {
+            let advice = "look at username and password, or token, of the Source document";
+            return SourceError::Refused { server: self.address().into(), text: failure.text.clone(), advice };
+        }
+        self.odd(attempt, &failure.text)
+    }
+
+    fn odd(&self, attempt: &str, text: &str) -> SourceError {
+        let need = if text.contains("admin APIs disabled") { ADMIN } else { "" };
+        SourceError::System {
+            attempt: format!("{attempt} Prometheus at {}", self.address()),
+            text: text.into(),
+            need: need.into(),
+        }
+    }
+
+    pub fn version(&self, context: &Context) -> Result<String, SourceError> {
+        let build = self.get(context, "/api/v1/status/buildinfo", "ask")?;
+        Ok(build["version"].as_str().unwrap_or("of an unknown version").to_owned())
+    }
+
+    /// Said before anything is tried.
+    pub fn must_give_snapshots(&self, context: &Context) -> Result<(), SourceError> {
+        let flags = self.get(context, "/api/v1/status/flags", "ask")?;
+        if flags["web.enable-admin-api"] == "false" {
+            return Err(self.odd("take a snapshot of", "admin APIs disabled"));
+        }
+        Ok(())
+    }
+
+    /// Makes a snapshot with what is in memory, and gives its name.
+    pub fn snapshot(&self, context: &Context) -> Result<String, SourceError> {
+        let attempt = "take a snapshot of";
+        // It writes a block first, which takes as long as it takes.
+        let request = self.server.upload("/api/v1/admin/tsdb/snapshot?skip_head=false", "".into());
+        let data = self.data(context, request, attempt)?;
+        let plain = |name: &&str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let name = data["name"].as_str().filter(plain);
+        name.map(str::to_owned).ok_or_else(|| self.odd(attempt, "the answer does not name it"))
+    }
+
+    pub fn config(&self, context: &Context) -> Result<Config, SourceError> {
+        let data = self.get(context, "/api/v1/status/config", "read the configuration of")?;
+        let yaml = data["yaml"].as_str().unwrap_or_default().to_owned();
+        let parsed: Value = serde_saphyr::from_str(&yaml).unwrap_or_default();
+        let labels = parsed["global"]["external_labels"].as_object();
+        let labels = labels.into_iter().flatten().map(|(name, value)| (name.clone(), text_of(value))).collect();
+        Ok(Config { masked: yaml.matches(MASK).count(), yaml, labels })
+    }
+
+    /// Rule files as the server has them in memory, by their paths in the snapshot.
+    pub fn rules(&self, context: &Context) -> Result<BTreeMap<String, String>, SourceError> {
+        let data = self.get(context, "/api/v1/rules", "read the rules of")?;
+        Ok(rule_files(&data))
+    }
+}
+
+const ADMIN: &str = "start it with --web.enable-admin-api (prometheus-operator: enableAdminAPI)";
+
+fn text_of(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// JSON, which is YAML: `promtool check rules` takes it. What changes with every evaluation is left out.
+fn rule_files(data: &Value) -> BTreeMap<String, String> {
+    let mut files: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for group in data["groups"].as_array().into_iter().flatten() {
+        let path = group["file"].as_str().unwrap_or("rules.yml");
+        let parts: Vec<_> = path.split('/').filter(|part| !matches!(*part, "" | "." | "..")).collect();
+        let rules: Vec<_> = group["rules"].as_array().into_iter().flatten().map(rule).collect();
+        let mut known = Map::new();
+        known.insert("name".into(), group["name"].clone());
+        known.insert("interval".into(), seconds(&group["interval"]));
+        if group["limit"].as_u64().is_some_and(|limit| limit > 0) {
+            known.insert("limit".into(), group["limit"].clone());
+        }
+        known.insert("rules".into(), rules.into());
+        files.entry(format!("config/rules/{}", parts.join("/"))).or_default().push(known.into());
+    }
+    files.into_iter().map(|(path, groups)| (path, format!("{:#}\n", json!({ "groups": groups })))).collect()
+}
+
+fn rule(told: &Value) -> Value {
+    let alerting = told["type"] == "alerting";
+    let mut rule = Map::new();
+    rule.insert(if alerting { "alert" } else { "record" }.into(), told["name"].clone());
+    rule.insert("expr".into(), told["query"].clone());
+    for (field, name) in [("duration", "for"), ("keepFiringFor", "keep_firing_for")] {
+        if alerting && told[field].as_f64().is_some_and(|number| number > 0.0) {
+            rule.insert(name.into(), seconds(&told[field]));
+        }
+    }
+    for field in ["labels", "annotations"] {
+        if told[field].as_object().is_some_and(|map| !map.is_empty()) {
+            rule.insert(field.into(), told[field].clone());
+        }
+    }
+    rule.into()
+}
+
+/// Prometheus' own notation has no fractions.
+fn seconds(number: &Value) -> Value {
+    format!("{:.0}ms", number.as_f64().unwrap_or(60.0) * 1000.0).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_written_as_files_again() {
+        let told = json!({"groups": [
+            {"name": "a", "file": "/etc/../rules/x.yml", "interval": 15, "evaluationTime": 0.1, "limit": 0, "rules": [
+                {"type": "alerting", "name": "Down", "query": "up == 0", "duration": 90, "labels": {"severity": "page"},
+                 "annotations": {}, "state": "firing", "lastEvaluation": "2024-01-01T00:00:00Z"},
+                {"type": "recording", "name": "job:up", "query": "sum(up)", "health": "ok"}]},
+        ]});
+        let files = rule_files(&told);
+        let file: Value = serde_json::from_str(&files["config/rules/etc/rules/x.yml"]).unwrap();
+        assert_eq!(
+            file,
+            json!({"groups": [{"name": "a", "interval": "15000ms", "rules": [
+                {"alert": "Down", "expr": "up == 0", "for": "90000ms", "labels": {"severity": "page"}},
+                {"record": "job:up", "expr": "sum(up)"}]}]})
+        );
+    }
+}
