@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod plan;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -24,6 +25,7 @@ fn clusters_work_are_backed_up_from_inside_and_come_back_elsewhere() {
     workload(&a);
     secrets_are_encrypted(&a);
     a_node_may_not_do_what_it_likes(&a);
+    plan::holds_writers_and_runs_jobs(&a);
 
     let store = minio_at(&a.address(1));
     let home = tempfile::tempdir().unwrap();
