@@ -99,14 +99,17 @@ fn each_shipped_restore_plan_can_be_resolved() {
     for level in [Level::App, Level::Service, Level::Cluster, Level::Region] {
         assert!(config.plans.values().any(|plan| plan.level == level), "there is no plan of level {level}");
     }
-    let (point, now) = (|kind: &str| Point {
-        sequence: Sequence(1),
-        state: State::Good,
-        moment: now(),
-        bytes: 1,
-        run: "run".into(),
-        kind: kind.into(),
-    }, now());
+    let (point, now) = (
+        |kind: &str| Point {
+            sequence: Sequence(1),
+            state: State::Good,
+            moment: now(),
+            bytes: 1,
+            run: "run".into(),
+            kind: kind.into(),
+        },
+        now(),
+    );
     let sources = || config.sources.values();
     let world = World {
         repository: "s3://platform-lifeboat/production".into(),
@@ -297,7 +300,7 @@ fn timetables_and_zones() {
 fn heads_of_documents() {
     insta::assert_snapshot!(mistakes("kind: Source\n"), @"file.yaml:1: apiVersion: expected apiVersion: lifeboat.dev/v1");
     insta::assert_snapshot!(mistakes("apiVersion: lifeboat.dev/v2\nkind: Source\n"), @"file.yaml:1: apiVersion: expected apiVersion: lifeboat.dev/v1");
-    insta::assert_snapshot!(mistakes(&document("Sorce", "a", SOURCE)), @r#"file.yaml:2: kind: "Sorce" is not known; allowed: Repository, Source, Schedule; did you mean "Source"?"#);
+    insta::assert_snapshot!(mistakes(&document("Sorce", "a", SOURCE)), @r#"file.yaml:2: kind: "Sorce" is not known; allowed: Repository, Source, Schedule, RestorePlan; did you mean "Source"?"#);
     insta::assert_snapshot!(mistakes(&document("Drill", "a", "plan: b")), @"file.yaml:2: kind: documents of kind Drill are not supported yet by this version");
     insta::assert_snapshot!(mistakes(&document("Source", "Data_1", SOURCE)), @"file.yaml:4: metadata.name: expected 1 to 63 lower-case letters, digits and hyphens, no hyphen at either end");
     insta::assert_snapshot!(mistakes("apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {}\n"), @r#"file.yaml:3: metadata: the field "name" is missing"#);
@@ -316,7 +319,7 @@ fn a_source_is_of_one_kind() {
     file.yaml:7: spec.command.timeout: expected whole numbers with the units d, h, m or s, the largest first, such as "90s", "1h30m" or "7d"
     file.yaml:8: spec.guard.minimumShare: expected a number from 0 to 1
     "#);
-    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, prometheus, redis, terraform, vault, heldElsewhere, guard");
+    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, prometheus, redis, terraform, vault, heldElsewhere, needs, guard");
     let globs = "files: {path: a, exclude: ['*.tmp', '[a']}";
     insta::assert_snapshot!(mistakes(&document("Source", "a", globs)), @"
     file.yaml:6: spec.files.exclude[1]: error parsing glob '[a': unclosed character class; missing ']'
