@@ -17,7 +17,7 @@
 //! through one narrow interface (`store`). A restore reads a snapshot (`repo`) and puts it on disk (`restore`).
 //!
 //! What carries the rest:
-//! 1. Plans are data: retention and sweeping are planned first, printed by a dry run, then applied.
+//! 1. Plans are data: retention, sweeping and restore plans are resolved first, printed by a dry run, then carried out.
 //! 2. Order is a property of types: committing consumes the writer, and a snapshot exists when its manifest does.
 //! 3. Nothing that is read is believed: signatures, digests and keyed ids are checked, and an error names the object.
 //!
