@@ -6,6 +6,7 @@ use super::output::{clock, count, print, print_json};
 use crate::config::Config;
 use crate::policy::duration::Shown;
 use crate::repo::Access;
+use crate::restore::plan::lint::lint;
 use crate::source;
 use crate::store::{PutOptions, Store};
 use bytes::Bytes;
@@ -51,6 +52,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     if let Ok(config) = context.config() {
         checks.push(Check { name: "escrow".into(), result: escrow(config) });
+        if !config.plans.is_empty() {
+            checks.push(Check { name: "restore plans".into(), result: plans(config) });
+        }
         for known in config.sources.values() {
             let name = format!("source {}", known.name);
             checks.push(Check { name, result: reach(&known.capture).await });
@@ -82,6 +86,17 @@ fn escrow(config: &Config) -> Result<String, Failure> {
         return Ok("no source lacks keys that its snapshots need, as far as the documents tell".into());
     }
     Err(Fault::Failed { message: missing.join("; "), hint: None }.into())
+}
+
+/// Whether somebody would notice what a plan does not bring back.
+fn plans(config: &Config) -> Result<String, Failure> {
+    let needs = config.needs();
+    let found = config.plans.values().flat_map(|plan| lint(&config.plans, plan, &needs).warnings);
+    let found: Vec<_> = found.map(|finding| finding.to_string()).collect();
+    if found.is_empty() {
+        return Ok(count(config.plans.len() as u64, "plan", "plans") + ", each step of which is looked at afterwards");
+    }
+    Err(Fault::Failed { message: found.join("; "), hint: Some("see docs/plans.md".into()) }.into())
 }
 
 fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {

@@ -27,6 +27,7 @@ fn source(name: &str) -> SourceName {
 }
 
 /// A plan of JSON steps, a line each.
+#[expect(clippy::needless_pass_by_value, reason = "json! gives values")]
 fn plan(name: &str, level: &str, steps: Value) -> Plan {
     let document: Document = serde_json::from_value(json!({ "level": level, "steps": steps })).unwrap();
     let mut before: Option<String> = None;
