@@ -22,6 +22,7 @@ mod output;
 mod progress;
 mod prune;
 mod reference;
+mod replicate;
 mod restore;
 mod schedule;
 mod show;
@@ -74,6 +75,8 @@ enum Command {
     Verify(verify::Args),
     /// Remove the snapshots that retention does not keep, and the packs that nothing needs any more
     Prune(prune::Args),
+    /// Bring a second copy of the repository, in another place, up to date
+    Replicate(replicate::Args),
     /// Examine the place where a repository is kept
     #[command(subcommand)]
     Store(store::Command),
@@ -111,6 +114,7 @@ impl Command {
             Self::Status(args) => status::run(context, args).await,
             Self::Verify(args) => verify::run(context, args).await,
             Self::Prune(args) => prune::run(context, args).await,
+            Self::Replicate(args) => replicate::run(context, args).await,
             Self::Store(command) => store::run(context, command).await,
             Self::Keys(command) => keys::run(context, command).await,
             Self::Doctor(args) => doctor::run(context, args).await,

@@ -136,14 +136,13 @@ impl Lineage {
         stepped_over: &[SteppedOver],
         verified: &mut Verified,
     ) -> Result<()> {
-        let (pruned, others) = prune::records(self).await?;
+        let (removed, others) = prune::explained(self).await?;
         verified.findings.extend(others.into_iter().map(|(object, error)| Finding {
             object: object.key,
             problem: error.problem(),
             snapshots: Vec::new(),
         }));
-        let removed: BTreeMap<Sequence, [u8; 32]> = pruned.iter().flat_map(prune::Record::removed).collect();
-        let mut known: BTreeMap<Sequence, [u8; 32]> = removed.clone();
+        let mut known = removed;
         known.extend(snapshots.iter().map(|s| (s.sequence(), s.manifest.digest)));
         let damaged: BTreeSet<Sequence> = stepped_over.iter().map(|s| s.sequence).collect();
         let mut missing = |sequence: Sequence, problem: String| {

@@ -4,6 +4,7 @@
 
 mod crash;
 mod model;
+mod replicate;
 mod roundtrip;
 mod trust;
 mod world;
