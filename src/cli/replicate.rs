@@ -8,7 +8,7 @@ use super::reference::check_source;
 use crate::config;
 use crate::id::SourceName;
 use crate::policy::duration::Shown;
-use crate::repo::{Finding, Point, RepoError, Replicated, Replicating, Replication};
+use crate::repo::{Finding, Locking, Point, Replicated, Replicating, Replication, RepoError};
 use crate::store::{Memory, Store};
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
@@ -40,8 +40,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     let target = context.settings_of(&args.to)?;
     let store = target_store(context, &target, args.dry_run).await?;
-    let retain = Context::write_options(&target, 1).retain;
-    let how = Replicating { retain, dry_run: args.dry_run, now: clock() };
+    let locking = Locking::new(Context::write_options(&target, 1).retain, clock());
+    let how = Replicating { locking, dry_run: args.dry_run };
     let replication = Replication::begin(&opened.repository, store, how).await?;
     let bar = progress::show(context, "replicate", Some(0), {
         let seen = replication.seen.clone();

@@ -204,7 +204,7 @@ async fn load_sound(
 }
 
 /// The numbers under which something lies that may be an epoch.
-async fn numbers(store: &dyn Store, source: &SourceName) -> Result<BTreeSet<u32>> {
+pub(crate) async fn numbers(store: &dyn Store, source: &SourceName) -> Result<BTreeSet<u32>> {
     let prefix = format!("{source}/keys/");
     let number = |object: &ObjectMeta| {
         let (number, _) = object.key[prefix.len()..].split_once('/')?;

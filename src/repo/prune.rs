@@ -33,6 +33,8 @@ pub(crate) struct Record {
     freed: Vec<String>,
     #[serde(skip)]
     stored_at: Timestamp,
+    #[serde(skip)]
+    object: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,12 +125,9 @@ pub(crate) fn open_record(
         }
     }
     let mut record: Record = opened?;
-    // Elsewhere the name goes on after the number.
-    let named = object.key.rsplit('/').next().and_then(|name| {
-        let end = name.match_indices('-').nth(1).map_or(name.len(), |(at, _)| at);
-        let elsewhere = object.key.starts_with(&prefix_elsewhere(lineage));
-        Sequence::from_object_name(if elsewhere { &name[..end] } else { name })
-    });
+    let elsewhere = object.key.starts_with(&prefix_elsewhere(lineage));
+    let name = object.key.rsplit('/').next().unwrap_or_default();
+    let named = Sequence::from_object_name(if elsewhere { own_name(name) } else { name });
     if record.repository != lineage.root.id.to_string()
         || record.source != lineage.source.as_str()
         || named != Some(Sequence(record.number))
@@ -137,7 +136,40 @@ pub(crate) fn open_record(
         return Err(RepoError::Foreign { object: object.key.clone(), reason });
     }
     record.stored_at = object.modified;
+    record.object.clone_from(&object.key);
     Ok(record)
+}
+
+/// The name, under `pruned-elsewhere/`, of the record that another copy has as `name` of its own.
+pub(crate) fn name_elsewhere(name: &str, bytes: &[u8]) -> String {
+    format!("{name}-{}", hex(&blake3::hash(bytes).as_bytes()[..8]))
+}
+
+/// The name that a record of elsewhere has where it comes from.
+pub(crate) fn own_name(name: &str) -> &str {
+    let end = name.match_indices('-').nth(1).map_or(name.len(), |(at, _)| at);
+    &name[..end]
+}
+
+/// Whether `bytes` are those that the key of a record of elsewhere is named after.
+pub(crate) fn has_digest_of_name(key: &str, bytes: &[u8]) -> bool {
+    let name = key.rsplit('/').next().unwrap_or_default();
+    name_elsewhere(own_name(name), bytes) == name
+}
+
+/// The records that take any of `wanted` away, under the names that they have elsewhere.
+pub(crate) async fn explaining(lineage: &Lineage, wanted: &BTreeSet<Sequence>) -> Result<Vec<(String, Bytes)>> {
+    let mut found = Vec::new();
+    for prefix in [prefix(lineage), prefix_elsewhere(lineage)] {
+        let (records, _) = records_below(lineage, &prefix).await?;
+        for record in records.iter().filter(|r| r.removed().any(|(sequence, _)| wanted.contains(&sequence))) {
+            let bytes = lineage.store.get(&record.object).await?;
+            let name = record.object[prefix.len()..].to_owned();
+            let own = prefix == self::prefix(lineage);
+            found.push((if own { name_elsewhere(&name, &bytes) } else { name }, bytes));
+        }
+    }
+    Ok(found)
 }
 
 /// What a prune would do.
@@ -267,6 +299,7 @@ impl Lineage {
             removed: removed.collect(),
             freed: freed.iter().map(ToString::to_string).collect(),
             stored_at: now,
+            object: String::new(),
         };
         let bytes = sign_json(&keeper.signer(self.root.id), SIGNATURE, &record)?;
         match self

@@ -11,13 +11,11 @@
 use crate::id::{PackId, Sequence, SourceName};
 use crate::repo::epoch::{self, Access};
 use crate::repo::error::{RepoError, Result};
-use crate::repo::keys::hex;
 use crate::repo::lineage::{Lineage, Snapshot};
 use crate::repo::manifest::PackRef;
 use crate::repo::root::{self, Root, Wrap};
-use crate::repo::transfer::{Put, Sound, checked_tail, copy_pack, put, sound};
+use crate::repo::transfer::{Locking, Put, Sound, checked_tail, copy_pack, put, sound};
 use crate::repo::verify::Finding;
-use crate::repo::writer::lock_until;
 use crate::repo::{Repository, pack, prune};
 use crate::store::{ObjectMeta, PutOptions, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
@@ -26,7 +24,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// Packs on their way at once, of all sources together.
@@ -37,13 +35,12 @@ const BATCH: usize = 16;
 const SMALL: usize = 8;
 
 /// How a replica is brought up to date.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Replicating {
-    /// Under Object Lock: how long from now what a copied snapshot names must be kept at least.
-    pub retain: Option<Duration>,
+    /// How long what a copied snapshot names must stay.
+    pub locking: Locking,
     /// Say what would be copied, and copy nothing.
     pub dry_run: bool,
-    pub now: Timestamp,
 }
 
 /// How far it is.
@@ -100,7 +97,6 @@ pub struct Replication {
     from: Repository,
     to: Repository,
     how: Replicating,
-    clock: Instant,
     permits: Semaphore,
     pub seen: Arc<Copying>,
     /// What was copied of the root.
@@ -131,7 +127,6 @@ impl Replication {
             from: from.clone(),
             to: Repository { store: to, root: newest },
             how,
-            clock: Instant::now(),
             permits: Semaphore::new(PACKS_AT_ONCE),
             seen: Arc::default(),
             root: Replicated::default(),
@@ -147,9 +142,7 @@ impl Replication {
     }
 
     fn options(&self) -> PutOptions {
-        let now = self.how.now.as_second() + self.clock.elapsed().as_secs().cast_signed();
-        let locks = self.to.store.features().lock;
-        PutOptions { retain_until: self.how.retain.filter(|_| locks).map(|keep| lock_until(now, keep).1) }
+        self.how.locking.options(self.to.store.as_ref())
     }
 
     async fn copy_root(&mut self, exists: bool) -> Result<()> {
@@ -278,8 +271,7 @@ impl Replication {
             };
             match sound(read.await)? {
                 Ok(bytes) if meta.key.starts_with(&own) => {
-                    let digest = hex(&blake3::hash(&bytes).as_bytes()[..8]);
-                    let name = format!("{elsewhere}{}-{digest}", &meta.key[own.len()..]);
+                    let name = format!("{elsewhere}{}", prune::name_elsewhere(&meta.key[own.len()..], &bytes));
                     self.small(&name, &bytes, there.contains_key(&name), done).await?;
                 }
                 Ok(bytes) => self.small(&meta.key, &bytes, false, done).await?,
@@ -356,7 +348,8 @@ impl Replication {
         done: &mut Replicated,
     ) -> Result<()> {
         let (object, references) = (&snapshot.manifest.object, &snapshot.manifest.header.packs);
-        let failed: Vec<_> = references.iter().filter_map(|r| Some((r.pack, packs.failed.get(&key(r))?.clone()))).collect();
+        let failed: Vec<_> =
+            references.iter().filter_map(|r| Some((r.pack, packs.failed.get(&key(r))?.clone()))).collect();
         if !failed.is_empty() {
             // A prune may have taken it away since it was listed; then there is nothing to report.
             if lineages.still_has(object).await? {
@@ -508,7 +501,9 @@ impl Lineages {
         while let Some((sequence, meta, read)) = reads.next().await {
             match sound(read)? {
                 Ok(read) => snapshots.push(read),
-                Err(error) if self.still_has(&meta.key).await? => done.found(&meta.key, error.problem(), Some(sequence)),
+                Err(error) if self.still_has(&meta.key).await? => {
+                    done.found(&meta.key, error.problem(), Some(sequence))
+                }
                 Err(_) => {}
             }
         }

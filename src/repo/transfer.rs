@@ -7,8 +7,11 @@ use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::Lineage;
 use crate::repo::manifest::PackRef;
 use crate::repo::pack::{self, FrameInfo, PlainTail};
+use crate::repo::writer::lock_until;
 use crate::store::{PutOptions, Store, StoreErrorKind, Upload};
 use bytes::Bytes;
+use jiff::Timestamp;
+use std::time::{Duration, Instant};
 
 /// `Err` says what is wrong with the object itself.
 pub(crate) type Sound<T> = std::result::Result<T, RepoError>;
@@ -23,6 +26,28 @@ pub(crate) fn sound<T>(read: Result<T>) -> Result<Sound<T>> {
         Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => Ok(Err(error)),
         Err(RepoError::Store(error)) if error.kind.blames_object() => Ok(Err(error.into())),
         Err(error) => Err(error),
+    }
+}
+
+/// How long what is put must stay, under Object Lock.
+#[derive(Debug)]
+pub struct Locking {
+    /// From now on; `None` leaves locks alone.
+    keep: Option<Duration>,
+    now: Timestamp,
+    clock: Instant,
+}
+
+impl Locking {
+    #[must_use]
+    pub fn new(keep: Option<Duration>, now: Timestamp) -> Self {
+        Self { keep, now, clock: Instant::now() }
+    }
+
+    pub(crate) fn options(&self, store: &dyn Store) -> PutOptions {
+        let now = self.now.as_second() + self.clock.elapsed().as_secs().cast_signed();
+        let keep = self.keep.filter(|_| store.features().lock);
+        PutOptions { retain_until: keep.map(|keep| lock_until(now, keep).1) }
     }
 }
 

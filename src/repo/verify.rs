@@ -46,6 +46,18 @@ pub struct Verified {
     /// Bytes read from packs.
     pub bytes_read: u64,
     pub findings: Vec<Finding>,
+    /// Objects that were put back from another copy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub healed: Vec<String>,
+}
+
+impl Finding {
+    /// The key of the object, without the part of it that is named.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        // No key has a space.
+        self.object.split(' ').next().unwrap_or_default()
+    }
 }
 
 /// How far a verification is.

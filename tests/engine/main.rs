@@ -4,6 +4,7 @@
 
 mod crash;
 mod model;
+mod repair;
 mod replicate;
 mod roundtrip;
 mod trust;

@@ -1,10 +1,10 @@
 //! A second copy of a repository: correct at every moment, whatever is cut off, damaged or pruned.
 
 use crate::world::{File, Tree, World, contents, noise, now, runtime};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use lifeboat::id::Sequence;
 use lifeboat::repo::{
-    Access, Depth, RepoError, Replicated, Replicating, Replication, Repository, Selector, Snapshot,
+    Access, Depth, Locking, Replicated, Replicating, Replication, RepoError, Repository, Selector, Snapshot,
 };
 use lifeboat::store::{Fault, Faults, Faulty, Memory, PutOptions, Store, StoreErrorKind, list_all};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const GRACE: Duration = Duration::from_hours(72);
 
-fn trees() -> [Tree; 3] {
+pub fn trees() -> [Tree; 3] {
     let mut first = Tree::new();
     for i in 0..20u64 {
         first.insert(format!("f{i:02}"), File { version: Some(1), ..File::content(noise(i, 2000)) });
@@ -27,7 +27,7 @@ fn trees() -> [Tree; 3] {
 }
 
 /// A repository with `trees` as its snapshots, and the store it is in.
-async fn origin(trees: &[Tree]) -> (Arc<Memory>, World) {
+pub async fn origin(trees: &[Tree]) -> (Arc<Memory>, World) {
     let memory = Arc::new(Memory::new());
     memory.set_now(now());
     let world = World::new(memory.clone()).await;
@@ -37,9 +37,15 @@ async fn origin(trees: &[Tree]) -> (Arc<Memory>, World) {
     (memory, world)
 }
 
-const HOW: Replicating = Replicating { retain: None, dry_run: false, now: Timestamp::UNIX_EPOCH };
+fn how() -> Replicating {
+    Replicating { locking: Locking::new(None, now()), dry_run: false }
+}
 
-async fn replicate_as(from: &Repository, to: Arc<dyn Store>, how: Replicating) -> Result<Replicated, RepoError> {
+fn dry_run() -> Replicating {
+    Replicating { dry_run: true, ..how() }
+}
+
+pub async fn replicate_as(from: &Repository, to: Arc<dyn Store>, how: Replicating) -> Result<Replicated, RepoError> {
     let replication = Replication::begin(from, to, how).await?;
     let mut all = replication.root.clone();
     for source in from.sources().await? {
@@ -53,13 +59,13 @@ async fn replicate_as(from: &Repository, to: Arc<dyn Store>, how: Replicating) -
     Ok(all)
 }
 
-async fn replicate(from: &World, to: &Arc<Memory>) -> Replicated {
+pub async fn replicate(from: &World, to: &Arc<Memory>) -> Replicated {
     let store: Arc<dyn Store> = to.clone();
-    replicate_as(&from.repository, store, HOW).await.unwrap()
+    replicate_as(&from.repository, store, how()).await.unwrap()
 }
 
 /// The numbers of the snapshots in a store, each of which reads back as what it is a snapshot of.
-async fn sound(world: &World, store: Arc<dyn Store>, trees: &[Tree]) -> Vec<u64> {
+pub async fn sound(world: &World, store: Arc<dyn Store>, trees: &[Tree]) -> Vec<u64> {
     let replica = match world.through(store).await {
         Err(RepoError::NoRepository { .. }) => return Vec::new(),
         other => other.unwrap(),
@@ -97,7 +103,7 @@ fn a_replication_cut_off_anywhere_leaves_a_repository_that_reads_back() {
                 let faults = Arc::new(Faults::default());
                 faults.set(fault(n));
                 let broken: Arc<dyn Store> = Arc::new(Faulty::new(replica.clone(), faults.clone()));
-                let result = replicate_as(&world.repository, broken, HOW).await;
+                let result = replicate_as(&world.repository, broken, how()).await;
                 let reached = faults.operations() >= n;
                 let before = sound(&world, replica.clone(), &trees).await;
                 assert_eq!(before, (1..=before.len() as u64).collect::<Vec<_>>(), "in order, without gaps");
@@ -108,7 +114,11 @@ fn a_replication_cut_off_anywhere_leaves_a_repository_that_reads_back() {
                 let had = packs(&replica).await;
                 let rest = replicate(&world, &replica).await;
                 assert_eq!(rest.findings, [], "{n}");
-                assert_eq!((rest.snapshots, rest.packs), (3 - before.len(), packs(&memory).await - had), "only the rest");
+                assert_eq!(
+                    (rest.snapshots, rest.packs),
+                    (3 - before.len(), packs(&memory).await - had),
+                    "only the rest"
+                );
                 assert_eq!(sound(&world, replica, &trees).await, [1, 2, 3]);
                 if !reached && n % 2 == 1 {
                     assert!(result.is_ok());
@@ -130,7 +140,7 @@ fn the_origin_failing_anywhere_is_an_error_and_the_replica_stays_sound() {
             let faults = Arc::new(Faults::default());
             let through = world.through(Arc::new(Faulty::new(memory.clone(), faults.clone()))).await.unwrap();
             faults.set_as(Fault::From(n), StoreErrorKind::Unavailable);
-            let result = replicate_as(&through.repository, replica.clone(), HOW).await;
+            let result = replicate_as(&through.repository, replica.clone(), how()).await;
             let reached = faults.operations() >= n;
             assert_eq!(result.is_err(), reached, "{n}: {result:?}");
             sound(&world, replica, &trees).await;
@@ -158,7 +168,7 @@ fn an_unchanged_source_costs_listings() {
         let through = world.through(Arc::new(Faulty::new(memory, counts[0].clone()))).await.unwrap();
         counts.iter().for_each(|count| count.set(Fault::Nothing));
         let to: Arc<dyn Store> = Arc::new(Faulty::new(replica, counts[1].clone()));
-        let again = replicate_as(&through.repository, to, HOW).await.unwrap();
+        let again = replicate_as(&through.repository, to, how()).await.unwrap();
         assert_eq!((again.snapshots, again.packs, again.bytes, again.findings), (0, 0, 0, Vec::new()));
         assert_eq!((again.from, again.to.is_some()), (again.to, true));
         let [from, to] = counts.map(|count| count.operations());
@@ -172,8 +182,7 @@ fn a_dry_run_counts_and_writes_nothing() {
         let trees = trees();
         let (memory, world) = origin(&trees).await;
         let replica = Arc::new(Memory::new());
-        let dry = Replicating { dry_run: true, ..HOW };
-        let planned = replicate_as(&world.repository, replica.clone(), dry).await.unwrap();
+        let planned = replicate_as(&world.repository, replica.clone(), dry_run()).await.unwrap();
         assert!(list_all(replica.as_ref(), "").await.unwrap().is_empty());
         assert_eq!((planned.snapshots, planned.packs), (3, packs(&memory).await));
         assert_eq!(planned.lag(), None);
@@ -185,7 +194,7 @@ fn a_dry_run_counts_and_writes_nothing() {
         };
         assert_eq!(all(replica.clone()).await, all(memory).await, "a first copy has every object");
         world.backup_at(&trees[0], now() + SignedDuration::from_hours(5)).await.unwrap();
-        let behind = replicate_as(&world.repository, replica, dry).await.unwrap();
+        let behind = replicate_as(&world.repository, replica, dry_run()).await.unwrap();
         let (snapshots, _) = world.reading().snapshots().await.unwrap();
         let times: Vec<_> = snapshots.iter().map(|s| s.manifest.header.time_ms).take(2).collect();
         let lag = Duration::from_millis((times[0] - times[1]).cast_unsigned());
@@ -201,13 +210,13 @@ fn another_repository_is_never_copied_over() {
         let (_, world) = origin(&trees).await;
         let (other, _) = origin(&trees[..1]).await;
         let before = list_all(other.as_ref(), "").await.unwrap();
-        let refused = replicate_as(&world.repository, other.clone(), HOW).await.unwrap_err();
+        let refused = replicate_as(&world.repository, other.clone(), how()).await.unwrap_err();
         assert!(refused.to_string().contains("holds another repository"), "{refused}");
         assert_eq!(list_all(other.as_ref(), "").await.unwrap(), before);
     });
 }
 
-async fn rot(store: &Memory, key: &str) {
+pub async fn rot(store: &Memory, key: &str) {
     let mut bytes = store.get(key).await.unwrap().to_vec();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -215,7 +224,7 @@ async fn rot(store: &Memory, key: &str) {
     store.put(key, bytes.into(), PutOptions::default()).await.unwrap();
 }
 
-fn manifest(number: u64) -> String {
+pub fn manifest(number: u64) -> String {
     format!("data/snapshots/{}", Sequence(number).object_name())
 }
 
@@ -287,7 +296,7 @@ fn what_differs_is_a_finding_and_never_overwritten() {
             replica.put(&key, bytes.slice(..bytes.len() - 1), PutOptions::default()).await.unwrap();
             replica.delete(&manifest(1)).await.unwrap();
             let store: Arc<dyn Store> = replica.clone();
-            match replicate_as(&world.repository, store, HOW).await {
+            match replicate_as(&world.repository, store, how()).await {
                 Ok(done) => assert!(done.findings.iter().any(|f| f.object == key), "{key}: {:?}", done.findings),
                 Err(error) => assert_eq!((key.as_str(), error.object()), ("lifeboat.json", Some("lifeboat.json"))),
             }
@@ -312,7 +321,7 @@ fn a_snapshot_that_vanished_where_it_came_from_is_told_and_stays() {
     });
 }
 
-async fn prune(world: &World, remove: &[u64]) {
+pub async fn prune(world: &World, remove: &[u64]) {
     let lineage = world.reading();
     let remove: Vec<_> = remove.iter().copied().map(Sequence).collect();
     let plan = lineage.plan_prune(&remove, &[]).await.unwrap();
@@ -410,7 +419,7 @@ fn a_root_that_is_rolled_back_is_judged_by_the_replicas() {
         let (memory, world) = origin(&trees[..2]).await;
         let (repository, _) = world.repository.rotate_writer(&world.identity, now()).await.unwrap();
         let replica = Arc::new(Memory::new());
-        replicate_as(&repository, replica.clone(), HOW).await.unwrap();
+        replicate_as(&repository, replica.clone(), how()).await.unwrap();
         for state in list_all(memory.as_ref(), "_root/").await.unwrap() {
             memory.delete(&state.key).await.unwrap();
         }
@@ -431,7 +440,8 @@ fn locks_follow_what_a_snapshot_names() {
         let replica = Arc::new(Memory::with_lock());
         replica.set_now(now());
         let days = |n: i64| now() + SignedDuration::from_hours(24 * n);
-        let how = |at| Replicating { retain: Some(Duration::from_hours(24 * 10)), now: at, ..HOW };
+        let keep = Some(Duration::from_hours(24 * 10));
+        let how = |at| Replicating { locking: Locking::new(keep, at), dry_run: false };
         replicate_as(&world.repository, replica.clone(), how(days(0))).await.unwrap();
         world.backup(&trees[1]).await.unwrap();
         replica.set_now(days(9));
