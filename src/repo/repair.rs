@@ -25,6 +25,8 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 struct Work {
     healed: Vec<String>,
+    /// What no verification finds.
+    findings: Vec<Finding>,
     /// Why an object could not be put back.
     reasons: BTreeMap<String, String>,
 }
@@ -192,6 +194,7 @@ impl Lineage {
                 finding.problem += &format!("; not repaired: {reason}");
             }
         }
+        verified.findings.append(&mut work.findings);
         verified.healed = work.healed;
         Ok(verified)
     }
@@ -211,7 +214,9 @@ impl Pair<'_> {
                 continue;
             }
             match ours {
-                Some(_) if key_object(&self.here, &object).await?.is_ok() => work.left(&object, BOTH_SOUND),
+                Some(_) if key_object(&self.here, &object).await?.is_ok() => {
+                    work.findings.push(Finding { object, problem: BOTH_SOUND.into(), snapshots: Vec::new() });
+                }
                 ours => work.put(self.place(), &object, theirs, ours.is_some()).await?,
             }
         }

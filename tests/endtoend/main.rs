@@ -13,6 +13,7 @@ mod kill;
 mod kubernetes;
 mod network;
 mod picture;
+mod replica;
 mod room;
 mod stores;
 mod terraform;
