@@ -156,7 +156,7 @@ fn rot_is_healed_in_both_directions() {
         let pack = fs::read_dir(directory.join("docs/packs")).unwrap().next().unwrap().unwrap().path();
         for path in [&pack, &directory.join(&manifest)] {
             let mut bytes = fs::read(path).unwrap();
-            bytes[500] ^= 1;
+            bytes[300] ^= 1;
             fs::write(path, bytes).unwrap();
         }
         fs::remove_file(directory.join("lifeboat.json")).unwrap();
@@ -174,7 +174,7 @@ fn rot_is_healed_in_both_directions() {
     for directory in ["repository", "replica"] {
         let path = world.path(directory).join(pack);
         let mut bytes = fs::read(&path).unwrap();
-        bytes[500] ^= 1;
+        bytes[300] ^= 1;
         fs::write(&path, bytes).unwrap();
     }
     let out = world.run(&["-r", "main", "verify", "--repair-from", "replica"]).expect(1).out;
@@ -189,7 +189,7 @@ async fn rot_in_a_bucket_is_healed() {
     let pack = world.objects("docs/packs").remove(0);
     let key = format!("some/prefix/{pack}");
     let mut rotten = fs::read(world.path("repository").join(&pack)).unwrap();
-    rotten[500] ^= 1;
+    rotten[300] ^= 1;
     for (kind, name) in [(Bucket::Plain, "plain"), (Bucket::Versioned, "versioned")] {
         replica_in(&world, &bucket(&minio, name, kind).await);
         replicate(&world, &[]);
