@@ -4,6 +4,7 @@ use super::globals::LogFormat;
 use crate::backup::BackupError;
 use crate::config::Mistake;
 use crate::id::RepositoryId;
+use crate::repo::shares::ShareError;
 use crate::repo::{ReadError, RepoError};
 use crate::secret::SecretError;
 use crate::store::{StoreError, StoreErrorKind};
@@ -53,8 +54,17 @@ pub enum Fault {
     /// A repository may have been created; `place` names it on a command line.
     #[error("it is not known whether the repository was created; its keys are kept in {}", kit.display())]
     Unsure { place: String, kit: PathBuf, source: RepoError },
+    #[error("{}", of_shares(path.as_ref()))]
+    Shares { path: Option<PathBuf>, source: ShareError },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
+}
+
+fn of_shares(path: Option<&PathBuf>) -> String {
+    match path {
+        None => "the shares do not open the repository".into(),
+        Some(path) => format!("{} is no sound share", path.display()),
+    }
 }
 
 fn interrupted(left: Option<&PathBuf>) -> String {
@@ -111,6 +121,16 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
                     kit.display()
                 );
                 (of_repository(source).0, Some(hint))
+            }
+            Fault::Shares { source, .. } => {
+                let hint = match source {
+                    ShareError::TooFew { .. } => "ask more of the people who hold them",
+                    ShareError::Line { .. } | ShareError::NotAShare => {
+                        "compare it with the paper that it was typed from"
+                    }
+                    _ => "use shares that were made together, of this repository; any of them that are enough will do",
+                };
+                (Exit::WrongKey, Some(hint.into()))
             }
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });

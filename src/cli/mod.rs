@@ -83,6 +83,9 @@ enum Command {
     /// Manage who can read and who writes
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Share the recovery identity among people, prove that it opens everything, print the page for the safe
+    #[command(subcommand)]
+    Kit(kit::Command),
     /// Check configuration, keys, clock, store and sources; say what to do
     Doctor(doctor::Args),
     /// Work on schedules
@@ -117,6 +120,7 @@ impl Command {
             Self::Replicate(args) => replicate::run(context, args).await,
             Self::Store(command) => store::run(context, command).await,
             Self::Keys(command) => keys::run(context, command).await,
+            Self::Kit(command) => kit::run(context, command).await,
             Self::Doctor(args) => doctor::run(context, args).await,
             Self::Schedule(command) => schedule::run(context, &command),
             Self::Completions(args) => manual::completions(&args),

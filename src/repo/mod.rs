@@ -29,6 +29,7 @@ mod replicate;
 mod root;
 mod seal;
 mod segment;
+pub mod shares;
 mod transfer;
 mod verify;
 mod writer;
