@@ -10,6 +10,7 @@ mod clock;
 mod etcd;
 mod init;
 mod kill;
+mod kit;
 mod kubernetes;
 mod network;
 mod picture;
