@@ -115,7 +115,7 @@ impl Command {
             Self::Export(args) => export::run(context, args).await,
             Self::Restore(command) => restore::run(context, command).await,
             Self::Status(args) => status::run(context, args).await,
-            Self::Verify(args) => verify::run(context, args).await,
+            Self::Verify(args) => Box::pin(verify::run(context, args)).await,
             Self::Prune(args) => prune::run(context, args).await,
             Self::Replicate(args) => replicate::run(context, args).await,
             Self::Store(command) => store::run(context, command).await,

@@ -95,18 +95,20 @@ impl Repository {
         let (mut work, mut findings) = (Work::default(), Vec::new());
         for object in root::objects(other.store.as_ref()).await? {
             let first = object == root::ROOT;
-            let theirs = match first {
-                true => Some(other.store.get(&object).await?),
-                false => root::state_bytes(other.store.as_ref(), &object, &other.root).await?,
+            let theirs = if first {
+                Some(other.store.get(&object).await?)
+            } else {
+                root::state_bytes(other.store.as_ref(), &object, &other.root).await?
             };
             let Some(theirs) = theirs else { continue };
             let ours = present(store.as_ref(), &object).await?;
             if ours.as_ref() == Some(&theirs) {
                 continue;
             }
-            let sound = match first {
-                true => here.is_some(),
-                false => root::state_bytes(store.as_ref(), &object, &other.root).await?.is_some(),
+            let sound = if first {
+                here.is_some()
+            } else {
+                root::state_bytes(store.as_ref(), &object, &other.root).await?.is_some()
             };
             if sound && ours.is_some() {
                 findings.push(Finding { object, problem: BOTH_SOUND.into(), snapshots: Vec::new() });
@@ -282,7 +284,7 @@ impl Pair<'_> {
             match sound(self.other.read_with_bytes(sequence, meta).await)? {
                 Ok((_, bytes)) => work.put(self.place(), &object, bytes, there).await?,
                 Err(error) => {
-                    work.left(&object, format!("the other copy has none that is sound either: {}", error.problem()))
+                    work.left(&object, format!("the other copy has none that is sound either: {}", error.problem()));
                 }
             }
         }

@@ -90,7 +90,9 @@ impl rand_core::TryRng for System {
     }
 
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
-        bytes.iter_mut().for_each(|byte| [*byte] = random());
+        for byte in bytes {
+            [*byte] = random();
+        }
         Ok(())
     }
 }
@@ -308,7 +310,7 @@ mod tests {
             prop_assume!(bytes[at].is_ascii_hexdigit());
             bytes[at] = b"0123456789abcdef"[usize::from(digit)];
             let typed = String::from_utf8(bytes).unwrap();
-            prop_assume!(typed.to_ascii_lowercase() != text.to_ascii_lowercase());
+            prop_assume!(!typed.eq_ignore_ascii_case(&text));
             let line = text[..at].matches('\n').count();
             // The words of the second line are for people.
             prop_assume!(line != 1 || text.as_bytes()[at].is_ascii_digit());

@@ -23,7 +23,9 @@ fn shares(world: &World) -> Vec<String> {
 
 fn check<'a>(files: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["kit", "check"];
-    files.iter().for_each(|file| arguments.extend(["--share", *file]));
+    for file in files {
+        arguments.extend(["--share", *file]);
+    }
     arguments
 }
 

@@ -104,7 +104,7 @@ fn any_object_is_healed_in_both_directions() {
                         }
                         here.put(key, bytes.clone(), PutOptions::default()).await.unwrap();
                     } else {
-                        assert_eq!(healed, [key.clone()], "{damage}");
+                        assert_eq!(healed, [key.as_str()], "{damage}");
                     }
                     assert_eq!(all(here).await, before, "{key} {damage}");
                 }

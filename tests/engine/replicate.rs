@@ -166,7 +166,9 @@ fn an_unchanged_source_costs_listings() {
         replicate(&world, &replica).await;
         let counts = [Arc::new(Faults::default()), Arc::new(Faults::default())];
         let through = world.through(Arc::new(Faulty::new(memory, counts[0].clone()))).await.unwrap();
-        counts.iter().for_each(|count| count.set(Fault::Nothing));
+        for count in &counts {
+            count.set(Fault::Nothing);
+        }
         let to: Arc<dyn Store> = Arc::new(Faulty::new(replica, counts[1].clone()));
         let again = replicate_as(&through.repository, to, how()).await.unwrap();
         assert_eq!((again.snapshots, again.packs, again.bytes, again.findings), (0, 0, 0, Vec::new()));

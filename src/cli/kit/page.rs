@@ -6,7 +6,7 @@
 use crate::cli::context::{Context, Opened, Use};
 use crate::cli::fault::{Exit, Failure, Fault};
 use crate::cli::output::{clock, print, print_json, sync_name, time};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::policy::duration::Shown;
 use crate::repo::{Role, Snapshot};
 use serde_json::json;

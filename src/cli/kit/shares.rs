@@ -18,8 +18,8 @@ pub struct Shares {
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(u8).range(2..=32))]
     threshold: u8,
     /// So many are made
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=32))]
-    shares: u8,
+    #[arg(long = "shares", value_name = "N", value_parser = clap::value_parser!(u8).range(2..=32))]
+    count: u8,
     /// The directory for the shares, one file each; made if it is not there
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -41,7 +41,7 @@ pub async fn make(context: &Context, args: Shares) -> Result<Exit, Failure> {
     let root = opened.repository.root();
     // Shares of an identity that opens nothing would be found out when it is too late.
     root.unlock(&identity)?;
-    let shares = split(&identity, root.id, args.threshold, args.shares)
+    let shares = split(&identity, root.id, args.threshold, args.count)
         .map_err(|why| Fault::usage(why.to_string(), "for example: --threshold 3 --shares 5"))?;
     let directory = &args.output;
     std::fs::DirBuilder::new()
@@ -70,7 +70,7 @@ pub async fn make(context: &Context, args: Shares) -> Result<Exit, Failure> {
             "Saved {} shares; any {} of them open everything in repository {}:\n{list}\
              Give each to another person, on paper, and remove the files. Try them before you remove the identity:\n  \
              lifeboat {} kit check --share {}\n",
-            args.shares,
+            args.count,
             args.threshold,
             root.id,
             super::place(&opened.settings),

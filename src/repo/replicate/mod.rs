@@ -8,16 +8,18 @@
 //! decides. What is unsound is reported and left out, and the rest goes on.
 //! Deliberately absent: any state beside the two stores; running again is how a run is resumed.
 
-use crate::id::{PackId, Sequence, SourceName};
+mod lineages;
+mod packs;
+
+use crate::id::{Sequence, SourceName};
 use crate::repo::epoch::{self, Access};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::{Lineage, Snapshot};
-use crate::repo::manifest::PackRef;
-use crate::repo::root::{self, Root, Wrap};
+use crate::repo::root::{self, Root};
 use crate::repo::transfer::{Locking, Put, Sound, checked_tail, copy_pack, put, sound};
 use crate::repo::verify::Finding;
 use crate::repo::{Repository, pack, prune};
-use crate::store::{ObjectMeta, PutOptions, Store, StoreErrorKind, list_all};
+use crate::store::{ObjectMeta, PutOptions, Store, list_all};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -26,6 +28,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+
+use lineages::Lineages;
+pub(crate) use lineages::key_object;
+use packs::{Job, Packs, What, key};
 
 /// Packs on their way at once, of all sources together.
 const PACKS_AT_ONCE: usize = 4;
@@ -149,10 +155,8 @@ impl Replication {
         let mut objects = root::objects(self.from.store.as_ref()).await?;
         // The first state, then the later ones, the oldest first.
         objects[1..].reverse();
-        let there: BTreeSet<String> = match exists {
-            true => root::objects(self.to.store.as_ref()).await?.into_iter().collect(),
-            false => BTreeSet::new(),
-        };
+        let there: BTreeSet<String> =
+            if exists { root::objects(self.to.store.as_ref()).await?.into_iter().collect() } else { BTreeSet::new() };
         for object in objects {
             let bytes = if object == root::ROOT {
                 Some(self.from.store.get(&object).await?)
@@ -408,191 +412,4 @@ fn point(snapshot: &Snapshot) -> Point {
 
 async fn sizes(store: &dyn Store, prefix: &str) -> Result<BTreeMap<String, u64>> {
     Ok(list_all(store, prefix).await?.into_iter().map(|object| (object.key, object.size)).collect())
-}
-
-/// An object below `<source>/keys/`, checked as far as it can be; `None` for what is neither an epoch nor a wrap.
-pub(crate) async fn key_object(from: &Lineage, key: &str) -> Result<Sound<Option<Bytes>>> {
-    let name = key.strip_prefix(&format!("{}/keys/", from.source)).and_then(|rest| rest.split_once('/'));
-    let Some((number, name)) = name else { return Ok(Ok(None)) };
-    let Some(number) = number.parse::<u32>().ok().filter(|parsed| format!("{parsed:04}") == number) else {
-        return Ok(Ok(None));
-    };
-    let read = async {
-        let bytes = from.store.get(key).await?;
-        if name == "epoch.json" {
-            // Its signature is checked on the way.
-            from.epoch(number).await?;
-        } else if name.ends_with(".age.json") {
-            serde_json::from_slice::<Wrap>(&bytes).map_err(|why| RepoError::damaged(key, why))?;
-        } else {
-            return Ok(None);
-        }
-        Ok(Some(bytes))
-    };
-    sound(read.await)
-}
-
-/// The two copies of a source's lineage.
-struct Lineages {
-    from: Lineage,
-    to: Lineage,
-}
-
-impl Lineages {
-    /// The replica's newest snapshot, whatever its state; where both have it, it must be the same.
-    async fn compare(
-        &self,
-        listed: &[(Sequence, ObjectMeta)],
-        there: &[(Sequence, ObjectMeta)],
-        done: &mut Replicated,
-    ) -> Result<Option<Snapshot>> {
-        let newest = self.to.newest_where(|_| true).await?;
-        for over in newest.stepped_over {
-            done.found(&over.object, format!("at the replica: {}", over.error.problem()), Some(over.sequence));
-        }
-        let Some(tip) = newest.snapshot else { return Ok(None) };
-        let theirs = listed.iter().find(|(sequence, _)| *sequence == tip.sequence());
-        if let Some((sequence, meta)) = theirs {
-            match sound(self.from.read(*sequence, meta).await)? {
-                Ok(snapshot) if snapshot.manifest.digest == tip.manifest.digest => {}
-                Ok(_) => done.found(&meta.key, DIFFERS.into(), Some(*sequence)),
-                Err(error) => done.found(&meta.key, error.problem(), Some(*sequence)),
-            }
-        }
-        let highest = listed.first().map_or(Sequence(0), |(sequence, _)| *sequence);
-        if let Some((sequence, meta)) = there.first().filter(|(sequence, _)| *sequence > highest) {
-            // The highest number is never pruned.
-            done.found(&meta.key, "only the replica has it; it is missing where it comes from".into(), Some(*sequence));
-        }
-        Ok(Some(tip))
-    }
-
-    /// The snapshots that the replica lacks and did not prune, oldest first.
-    async fn wanted(
-        &self,
-        listed: Vec<(Sequence, ObjectMeta)>,
-        there: &[(Sequence, ObjectMeta)],
-        done: &mut Replicated,
-    ) -> Result<Vec<(Sequence, ObjectMeta)>> {
-        let highest = there.first().map_or(Sequence(0), |(sequence, _)| *sequence);
-        let there: BTreeMap<Sequence, u64> = there.iter().map(|(sequence, meta)| (*sequence, meta.size)).collect();
-        let mut wanted = Vec::new();
-        for (sequence, meta) in listed.into_iter().rev() {
-            match there.get(&sequence) {
-                None => wanted.push((sequence, meta)),
-                Some(size) if *size == meta.size => {}
-                Some(_) => done.found(&meta.key, DIFFERS.into(), Some(sequence)),
-            }
-        }
-        if wanted.first().is_some_and(|(sequence, _)| *sequence < highest) {
-            let (records, _) = prune::records(&self.to).await?;
-            let gone: BTreeSet<Sequence> = records.iter().flat_map(prune::Record::removed).map(|(s, _)| s).collect();
-            wanted.retain(|(sequence, _)| !gone.contains(sequence));
-        }
-        Ok(wanted)
-    }
-
-    /// Reads manifests; those that do not count are findings.
-    async fn read(&self, batch: &[(Sequence, ObjectMeta)], done: &mut Replicated) -> Result<Vec<(Snapshot, Bytes)>> {
-        let mut reads = futures_util::stream::iter(batch)
-            .map(|(sequence, meta)| async move { (*sequence, meta, self.from.read_with_bytes(*sequence, meta).await) })
-            .buffered(SMALL);
-        let mut snapshots = Vec::new();
-        while let Some((sequence, meta, read)) = reads.next().await {
-            match sound(read)? {
-                Ok(read) => snapshots.push(read),
-                Err(error) if self.still_has(&meta.key).await? => {
-                    done.found(&meta.key, error.problem(), Some(sequence))
-                }
-                Err(_) => {}
-            }
-        }
-        Ok(snapshots)
-    }
-
-    async fn still_has(&self, object: &str) -> Result<bool> {
-        match self.from.store.head(object).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    Copy,
-    /// It is there, and no snapshot of the replica names it yet.
-    Look,
-    Differs,
-}
-
-#[derive(Debug)]
-struct Job {
-    reference: PackRef,
-    what: What,
-}
-
-type PackKey = (PackId, u64, [u8; 16]);
-
-fn key(reference: &PackRef) -> PackKey {
-    (reference.pack, reference.size, reference.tail_digest)
-}
-
-/// What is known of the packs at the replica.
-struct Packs {
-    there: BTreeMap<PackId, u64>,
-    /// Named by a snapshot of the replica.
-    vouched: BTreeSet<PackId>,
-    planned: BTreeSet<PackKey>,
-    failed: BTreeMap<PackKey, String>,
-    /// There before, and named by nothing until now.
-    left_over: Vec<PackRef>,
-    /// Put or extended in this run.
-    locked: BTreeSet<PackId>,
-}
-
-impl Packs {
-    async fn at(lineages: &Lineages, tip: Option<&Snapshot>) -> Result<Self> {
-        let prefix = pack::prefix(&lineages.to.source);
-        let listed = list_all(lineages.to.store.as_ref(), &prefix).await?;
-        let there = listed.into_iter().filter_map(|o| Some((o.key[prefix.len()..].parse().ok()?, o.size))).collect();
-        let vouched = tip.iter().flat_map(|tip| tip.manifest.header.packs.iter().map(|r| r.pack)).collect();
-        Ok(Self {
-            there,
-            vouched,
-            planned: BTreeSet::new(),
-            failed: BTreeMap::new(),
-            left_over: Vec::new(),
-            locked: BTreeSet::new(),
-        })
-    }
-
-    /// What is to be done for a snapshot's packs, beyond what is planned already.
-    fn jobs(&mut self, references: &[PackRef]) -> Vec<Job> {
-        let mut jobs = Vec::new();
-        for reference in references.iter().filter(|r| self.planned.insert(key(r))) {
-            let what = match self.there.get(&reference.pack) {
-                None => What::Copy,
-                Some(size) if *size != reference.size => What::Differs,
-                Some(_) if self.vouched.contains(&reference.pack) => continue,
-                Some(_) => What::Look,
-            };
-            jobs.push(Job { reference: reference.clone(), what });
-        }
-        jobs
-    }
-
-    fn settle(&mut self, job: &Job, outcome: Sound<Put>, done: &mut Replicated) {
-        match outcome {
-            Ok(Put::Written) => {
-                done.packs += 1;
-                done.bytes += job.reference.size;
-                self.locked.insert(job.reference.pack);
-            }
-            Ok(Put::Same) => self.left_over.push(job.reference.clone()),
-            Ok(Put::Differs) => _ = self.failed.insert(key(&job.reference), DIFFERS.into()),
-            Err(error) => _ = self.failed.insert(key(&job.reference), error.problem()),
-        }
-    }
 }
