@@ -1,7 +1,7 @@
 //! `lifeboat replicate`: a second copy of the repository, elsewhere.
 
 use super::context::{Context, Opened, Use};
-use super::fault::{Exit, Failure};
+use super::fault::{Exit, Failure, Fault};
 use super::output::{bytes, clock, count, print, print_json, time};
 use super::progress::{self, Done};
 use super::reference::check_source;
@@ -39,6 +39,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         check_source(&opened.repository, source).await?;
     }
     let target = context.settings_of(&args.to)?;
+    if target.url == opened.settings.url && target.s3 == opened.settings.s3 {
+        let hint = "name another place: a second bucket, region or provider";
+        return Err(Fault::usage("a repository cannot be a replica of itself", hint).into());
+    }
     let store = target_store(context, &target, args.dry_run).await?;
     let locking = Locking::new(Context::write_options(&target, 1).retain, clock());
     let how = Replicating { locking, dry_run: args.dry_run };
@@ -133,7 +137,7 @@ fn standing(source: &SourceName, done: &Replicated) -> String {
 }
 
 fn findings(findings: &[Finding]) -> String {
-    findings.iter().map(|finding| format!("  not copied: {}: {}\n", finding.object, finding.problem)).collect()
+    findings.iter().map(|finding| format!("  {}: {}\n", finding.object, finding.problem)).collect()
 }
 
 fn describe(source: &SourceName, done: &Replicated) -> Value {

@@ -235,6 +235,7 @@ fn mistakes_and_findings_are_told() {
     let place = other.path("repository").display().to_string();
     world.run(&["replicate", "--to", &place]).expect(1).says("holds another repository");
     assert_eq!(other.numbers("docs"), [1]);
+    world.run(&["replicate", "--to", "main"]).expect(2).says("of itself");
     world.run(&["replicate", "--to", "nowhere"]).expect(2).says("no Repository document named");
     let to = world.path("copy").display().to_string();
     world.run(&["replicate", "--to", &to, "nothing"]).expect(2).says("no source nothing");
