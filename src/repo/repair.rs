@@ -96,7 +96,7 @@ impl Repository {
         for object in root::objects(other.store.as_ref()).await? {
             let first = object == root::ROOT;
             let theirs = if first {
-                Some(other.store.get(&object).await?)
+                Some(root::first_bytes(other.store.as_ref(), &other.root).await?)
             } else {
                 root::state_bytes(other.store.as_ref(), &object, &other.root).await?
             };

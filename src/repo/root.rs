@@ -454,6 +454,20 @@ pub(crate) async fn objects(store: &dyn Store) -> Result<Vec<String>> {
     Ok(std::iter::once(ROOT.to_owned()).chain(states.into_iter().map(|object| object.key)).collect())
 }
 
+/// The bytes of the first state of `root`.
+///
+/// # Errors
+/// A store's, `Damaged`, `Foreign`.
+pub(crate) async fn first_bytes(store: &dyn Store, root: &Root) -> Result<Bytes> {
+    let bytes = store.get(ROOT).await?;
+    let public = key_field(ROOT, &root.record.root)?;
+    let record = parse(ROOT, &bytes, |_| Ok(public))?;
+    if record.id == root.record.id && record.root == root.record.root {
+        return Ok(bytes);
+    }
+    Err(RepoError::Foreign { object: ROOT.into(), reason: "it is another repository's".into() })
+}
+
 /// The bytes of a later state of `root`; `None` for what is none.
 ///
 /// # Errors

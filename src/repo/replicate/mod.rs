@@ -141,12 +141,6 @@ impl Replication {
         Ok(this)
     }
 
-    /// The replica as it is now.
-    #[must_use]
-    pub fn replica(&self) -> &Repository {
-        &self.to
-    }
-
     fn options(&self) -> PutOptions {
         self.how.locking.options(self.to.store.as_ref())
     }
@@ -159,7 +153,7 @@ impl Replication {
             if exists { root::objects(self.to.store.as_ref()).await?.into_iter().collect() } else { BTreeSet::new() };
         for object in objects {
             let bytes = if object == root::ROOT {
-                Some(self.from.store.get(&object).await?)
+                Some(root::first_bytes(self.from.store.as_ref(), &self.from.root).await?)
             } else {
                 root::state_bytes(self.from.store.as_ref(), &object, &self.from.root).await?
             };
