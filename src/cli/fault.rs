@@ -49,7 +49,8 @@ pub enum Fault {
     File { attempt: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     BadKey(RepoError),
-    #[error("the kit at hand is that of repository {kit} at {url}; this is repository {opened}")]
+    /// The URL is empty where it is not said.
+    #[error("the kit at hand is that of repository {kit}{}; this is repository {opened}", at(url))]
     OtherKit { kit: String, url: String, opened: RepositoryId },
     /// A repository may have been created; `place` names it on a command line.
     #[error("it is not known whether the repository was created; its keys are kept in {}", kit.display())]
@@ -58,6 +59,10 @@ pub enum Fault {
     Shares { path: Option<PathBuf>, source: ShareError },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
+}
+
+fn at(url: &str) -> String {
+    if url.is_empty() { String::new() } else { format!(" at {url}") }
 }
 
 fn of_shares(path: Option<&PathBuf>) -> String {

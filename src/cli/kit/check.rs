@@ -36,8 +36,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         let (identity, kit) = shares::read(&args.share)?;
         let root = opened.repository.root().id;
         if kit != root {
-            let (kit, url) = (kit.to_string(), "(shares do not say where)".into());
-            return Err(Fault::OtherKit { kit, url, opened: root }.into());
+            return Err(Fault::OtherKit { kit: kit.to_string(), url: String::new(), opened: root }.into());
         }
         identity
     };
