@@ -275,3 +275,29 @@ fn a_replica_is_pruned_by_its_own_keeper() {
     world.run(&["-r", "main", "replicate", "--to", &third]).expect(0);
     world.as_owner(&["-r", &third, "verify"]).expect(0);
 }
+
+/// Several sources at once, one of them alone, and one whose packs are larger than what is read at a time.
+#[test]
+fn sources_are_copied_side_by_side_or_alone() {
+    let (world, _) = origin(1);
+    world.file("huge", noise(7, 40 << 20));
+    let expected = picture(&world.path("tree"));
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let backup = ["--writer-key", "writer.key", "backup", "--files", "tree", "--name", name];
+        world.run(&backup).expect(0);
+    }
+    replica_in_directory(&world);
+    let alone = replicate(&world, &["c"]);
+    assert_eq!(alone["sources"].as_array().map(Vec::len), Some(1));
+    assert!(world.path("replica/c/packs").exists() && !world.path("replica/a").exists());
+    let all = replicate(&world, &[]);
+    let copied = |name: &str| {
+        let mut sources = all["sources"].as_array().unwrap().iter();
+        sources.find(|s| s["source"] == name).map(|s| s["snapshots"].as_u64().unwrap())
+    };
+    assert_eq!((copied("a"), copied("c"), copied("docs"), copied("f")), (Some(1), Some(0), Some(1), Some(1)));
+    fs::rename(world.path("repository"), world.path("gone")).unwrap();
+    world.as_owner(&["-r", "replica", "restore", "snapshot", "e", "--to", "restored"]).expect(0);
+    assert_same(&picture(&world.path("restored")), &expected, "e");
+    world.as_owner(&["-r", "replica", "verify", "--read-data"]).expect(0);
+}
