@@ -15,7 +15,7 @@ use crate::repo::root::{self, Root};
 use crate::repo::transfer::{Locking, check_pack, copy_pack, sound};
 use crate::repo::verify::{Depth, Finding, Verified, Verifying};
 use crate::repo::{Repository, manifest, pack, prune};
-use crate::store::{ObjectMeta, Store, StoreErrorKind, list_all};
+use crate::store::{ObjectMeta, PutOptions, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -38,6 +38,11 @@ impl Work {
 
     /// Makes room for a sound object. `false` if the rotten one cannot be removed.
     async fn remove(&mut self, store: &dyn Store, object: &str) -> Result<bool> {
+        // Whoever may not put there learns so before anything is gone. What is there is not overwritten.
+        match store.put(object, Bytes::new(), PutOptions::default()).await {
+            Err(error) if error.kind != StoreErrorKind::AlreadyExists => return Err(error.into()),
+            _ => {}
+        }
         match store.delete(object).await {
             Ok(()) => Ok(true),
             Err(error) if error.kind == StoreErrorKind::Locked => {

@@ -1,5 +1,6 @@
 //! A second copy of the repository on other stores: kept up to date, killed, restored from alone, healed both ways.
 
+use crate::agent::{documented, limited};
 use crate::picture::{Picture, assert_same, picture};
 use crate::support::{Bucket, bucket, client, minio, versitygw};
 use crate::world::{World, kill, noise};
@@ -300,4 +301,54 @@ fn sources_are_copied_side_by_side_or_alone() {
     world.as_owner(&["-r", "replica", "restore", "snapshot", "e", "--to", "restored"]).expect(0);
     assert_same(&picture(&world.path("restored")), &expected, "e");
     world.as_owner(&["-r", "replica", "verify", "--read-data"]).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_rights_suffice_to_replicate_and_to_repair() {
+    let minio = minio();
+    let main = bucket(&minio, "main", Bucket::Versioned).await;
+    let replica = bucket(&minio, "replica", Bucket::Locked).await;
+    let owner = World::bucket(&main, 0);
+    owner.file("a", noise(1, 6 << 20));
+    let expected = picture(&owner.path("tree"));
+    owner.backup();
+    // One program that may do this at the one and that at the other.
+    let with = |at_main: &str, at_replica: &str| {
+        let [Value::Array(mut statements), Value::Array(more)] =
+            [documented(at_main, &main), documented(at_replica, &replica)]
+        else {
+            panic!("statements are lists")
+        };
+        statements.extend(more);
+        let main = limited(&minio, &main, &Value::Array(statements));
+        let world = World::in_bucket(&main, 0);
+        replica_in(&world, &Settings { credentials: main.credentials, ..replica.clone() });
+        world.take_keys(&owner, &["kit.txt"]);
+        world
+    };
+    let copier = with("restorer", "replicator");
+    for snapshots in [1, 0] {
+        assert_eq!(source(&replicate(&copier, &[]))["snapshots"], snapshots);
+    }
+    copier.as_owner(&["-r", "replica", "restore", "snapshot", "docs", "--to", "restored"]).expect(0);
+    assert_same(&picture(&copier.path("restored")), &expected, "the replica");
+    copier.run(&["-r", "replica", "replicate", "--to", "main", "docs"]).expect(0);
+
+    // Rot in the main bucket, below what versions guard against.
+    let s3 = client(&minio);
+    let listed = s3.list_objects_v2().bucket("main").prefix("some/prefix/docs/packs/").send().await.unwrap();
+    let key = listed.contents()[0].key().unwrap();
+    let version = s3.get_object().bucket("main").key(key).send().await.unwrap();
+    let id = version.version_id().unwrap().to_owned();
+    let mut rotten = version.body.collect().await.unwrap().to_vec();
+    rotten[1000] ^= 1;
+    s3.delete_object().bucket("main").key(key).version_id(id).send().await.unwrap();
+    s3.put_object().bucket("main").key(key).body(rotten.clone().into()).send().await.unwrap();
+    let repair = ["-r", "main", "verify", "--repair-from", "replica"];
+    // The keeper may remove packs, and not put them: it removes nothing.
+    with("keeper", "restorer").run(&repair).expect(1).says("access denied");
+    let there = s3.get_object().bucket("main").key(key).send().await.unwrap();
+    assert_eq!(there.body.collect().await.unwrap().to_vec(), rotten);
+    with("repairer", "restorer").run(&repair).expect(0);
+    owner.as_owner(&["verify", "--read-data"]).expect(0);
 }
