@@ -58,8 +58,7 @@ impl Context {
     /// What is known about the repository that is meant.
     pub fn settings(&self) -> Result<config::Repository, Failure> {
         let mut settings = match &self.globals.repository {
-            Some(text) if text.contains(['/', ':']) => by_url(text)?,
-            Some(name) => self.by_name(name)?,
+            Some(text) => self.settings_of(text)?,
             None => self.only_one()?,
         };
         if let Some(s3) = &mut settings.s3 {
@@ -69,6 +68,12 @@ impl Context {
             s3.path_style |= globals.s3_path_style;
         }
         Ok(settings)
+    }
+
+    /// What is known about another repository, by name or URL. Options of the command line concern only the one that is
+    /// meant by `-r`.
+    pub fn settings_of(&self, text: &str) -> Result<config::Repository, Failure> {
+        if text.contains(['/', ':']) { by_url(text) } else { self.by_name(text) }
     }
 
     fn by_name(&self, name: &str) -> Result<config::Repository, Failure> {

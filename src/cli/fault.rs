@@ -5,6 +5,7 @@ use super::restore::{Busy, Unfit};
 use crate::backup::BackupError;
 use crate::config::Mistake;
 use crate::id::RepositoryId;
+use crate::repo::shares::ShareError;
 use crate::repo::{ReadError, RepoError};
 use crate::restore::RestoreError;
 use crate::secret::SecretError;
@@ -50,7 +51,8 @@ pub enum Fault {
     File { attempt: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     BadKey(RepoError),
-    #[error("the kit at hand is that of repository {kit} at {url}; this is repository {opened}")]
+    /// The URL is empty where it is not said.
+    #[error("the kit at hand is that of repository {kit}{}; this is repository {opened}", at(url))]
     OtherKit { kit: String, url: String, opened: RepositoryId },
     /// A repository may have been created; `place` names it on a command line.
     #[error("it is not known whether the repository was created; its keys are kept in {}", kit.display())]
@@ -58,8 +60,21 @@ pub enum Fault {
     /// A restore plan that can go on.
     #[error("interrupted; what was done is done")]
     Paused { level: String, id: String },
+    #[error("{}", of_shares(path.as_ref()))]
+    Shares { path: Option<PathBuf>, source: ShareError },
     #[error("{message}")]
     Failed { message: String, hint: Option<String> },
+}
+
+fn at(url: &str) -> String {
+    if url.is_empty() { String::new() } else { format!(" at {url}") }
+}
+
+fn of_shares(path: Option<&PathBuf>) -> String {
+    match path {
+        None => "the shares do not open the repository".into(),
+        Some(path) => format!("{} is no sound share", path.display()),
+    }
 }
 
 fn interrupted(left: Option<&PathBuf>) -> String {
@@ -119,6 +134,16 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
                     kit.display()
                 );
                 (of_repository(source).0, Some(hint))
+            }
+            Fault::Shares { source, .. } => {
+                let hint = match source {
+                    ShareError::TooFew { .. } => "ask more of the people who hold them",
+                    ShareError::Line { .. } | ShareError::NotAShare => {
+                        "compare it with the paper that it was typed from"
+                    }
+                    _ => "use shares that were made together, of this repository; any of them that are enough will do",
+                };
+                (Exit::WrongKey, Some(hint.into()))
             }
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });

@@ -22,6 +22,7 @@ mod output;
 mod progress;
 mod prune;
 mod reference;
+mod replicate;
 mod restore;
 mod schedule;
 mod show;
@@ -74,12 +75,17 @@ enum Command {
     Verify(verify::Args),
     /// Remove the snapshots that retention does not keep, and the packs that nothing needs any more
     Prune(prune::Args),
+    /// Bring a second copy of the repository, in another place, up to date
+    Replicate(replicate::Args),
     /// Examine the place where a repository is kept
     #[command(subcommand)]
     Store(store::Command),
     /// Manage who can read and who writes
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Share the recovery identity among people, prove that it opens everything, print the page for the safe
+    #[command(subcommand)]
+    Kit(kit::Command),
     /// Check configuration, keys, clock, store and sources; say what to do
     Doctor(doctor::Args),
     /// Work on schedules
@@ -109,10 +115,12 @@ impl Command {
             Self::Export(args) => export::run(context, args).await,
             Self::Restore(command) => Box::pin(restore::run(context, command)).await,
             Self::Status(args) => status::run(context, args).await,
-            Self::Verify(args) => verify::run(context, args).await,
+            Self::Verify(args) => Box::pin(verify::run(context, args)).await,
             Self::Prune(args) => prune::run(context, args).await,
+            Self::Replicate(args) => replicate::run(context, args).await,
             Self::Store(command) => store::run(context, command).await,
             Self::Keys(command) => keys::run(context, command).await,
+            Self::Kit(command) => kit::run(context, command).await,
             Self::Doctor(args) => doctor::run(context, args).await,
             Self::Schedule(command) => schedule::run(context, &command),
             Self::Completions(args) => manual::completions(&args),

@@ -1,12 +1,12 @@
 //! `lifeboat verify`
 
-use super::context::{Context, Use};
+use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, count, print, print_json};
+use super::output::{bytes, clock, count, print, print_json};
 use super::progress::{self, Done};
 use super::reference::check_source;
 use crate::id::SourceName;
-use crate::repo::{Access, Depth, Verified, Verifying};
+use crate::repo::{Access, Depth, Finding, Locking, Mended, Repository, Verified, Verifying};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +23,10 @@ pub struct Args {
     /// Also check every stored byte against its digest; needs no private key
     #[arg(long, conflicts_with = "read_data")]
     scrub: bool,
+    /// Put back what is missing or rotten from another copy of the repository, a Repository document's name or a URL;
+    /// checks every stored byte. Needs no private key, but the right to remove and to put objects
+    #[arg(long, value_name = "NAME|URL")]
+    repair_from: Option<String>,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -37,9 +41,15 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let opened = context.open(Use::Read).await?;
+    let (opened, repair) = match &args.repair_from {
+        None => (context.open(Use::Read).await?, None),
+        Some(from) => {
+            let (opened, repair) = mend(context, from).await?;
+            (opened, Some(repair))
+        }
+    };
     let access = context.access(&opened)?;
-    let (depth, share) = match (args.read_data, args.scrub) {
+    let (depth, share) = match (args.read_data, args.scrub || repair.is_some()) {
         (Some(share), _) => (Depth::Data, share),
         (None, true) => (Depth::Scrub, 1.0),
         (None, false) => (Depth::Structure, 1.0),
@@ -68,26 +78,64 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 expected: seen.expected.load(Ordering::Relaxed),
             }
         });
-        let verified = lineage.verify_watched(depth, share, u64::from_le_bytes(lot), &seen).await;
+        let verified = match &repair {
+            Some(repair) => lineage.repair(&repair.other, &repair.locking, depth, &seen).await,
+            None => lineage.verify_watched(depth, share, u64::from_le_bytes(lot), &seen).await,
+        };
         drop(bar);
         all.push((source, verified?));
     }
-    let sound = all.iter().all(|(_, verified)| verified.findings.is_empty());
+    report(context, repair.as_ref(), &all)
+}
+
+/// The other copy, and what it has given the root already.
+struct Repair {
+    other: Repository,
+    locking: Locking,
+    healed: Vec<String>,
+    findings: Vec<Finding>,
+}
+
+/// Opens the repository for repair; its root comes first, since nothing can be judged without it.
+async fn mend(context: &Context, from: &str) -> Result<(Opened, Repair), Failure> {
+    let settings = context.settings()?;
+    let other = context.open_as(context.settings_of(from)?, Use::Read).await?;
+    if other.settings.url == settings.url {
+        let hint = "name another copy of it (lifeboat replicate makes one)";
+        return Err(Fault::usage("a repository cannot be repaired from itself", hint).into());
+    }
+    let store = context.store(&settings, Use::Write).await?;
+    let locking = Locking::new(Context::write_options(&settings, 1).retain, clock());
+    let Mended { repository, healed, findings } = Repository::mend(store, &other.repository, &locking).await?;
+    let repair = Repair { other: other.repository, locking, healed, findings };
+    Ok((Opened { settings, repository }, repair))
+}
+
+fn report(context: &Context, repair: Option<&Repair>, all: &[(SourceName, Verified)]) -> Result<Exit, Failure> {
+    let (healed, findings) = repair.map_or((&[][..], &[][..]), |repair| (&repair.healed[..], &repair.findings[..]));
+    let sound = findings.is_empty() && all.iter().all(|(_, verified)| verified.findings.is_empty());
     if context.globals.json {
         let sources: serde_json::Map<_, _> = all.iter().map(|(s, v)| (s.to_string(), json!(v))).collect();
-        print_json(&json!({ "sound": sound, "sources": sources }))?;
+        let mut document = json!({ "sound": sound, "sources": sources });
+        if repair.is_some() {
+            document["root"] = json!({ "healed": healed, "findings": findings });
+        }
+        print_json(&document)?;
     } else {
-        print(&all.iter().map(|(source, verified)| text(source, verified)).collect::<String>())?;
+        let mut shown: String = healed.iter().map(|object| format!("put back: {object}\n")).collect();
+        shown += &findings.iter().map(|f| format!("{}: {}\n", f.object, f.problem)).collect::<String>();
+        print(&(shown + &all.iter().map(|(source, verified)| text(source, verified)).collect::<String>()))?;
     }
     Ok(if sound { Exit::Ok } else { Exit::Failed })
 }
 
 fn text(source: &SourceName, verified: &Verified) -> String {
-    let Verified { snapshots, packs, bytes_read, findings } = verified;
+    let Verified { snapshots, packs, bytes_read, findings, healed } = verified;
     let (snapshots, packs) = (count(*snapshots as u64, "snapshot", "snapshots"), count(*packs as u64, "pack", "packs"));
     let mut text = format!("{source}: {snapshots}, {packs}, {} read: ", bytes(*bytes_read));
+    let healed: String = healed.iter().map(|object| format!("  put back: {object}\n")).collect();
     if findings.is_empty() {
-        return text + "sound\n";
+        return text + "sound\n" + &healed;
     }
     text += &(count(findings.len() as u64, "finding", "findings") + "\n");
     for finding in findings {
@@ -97,6 +145,7 @@ fn text(source: &SourceName, verified: &Verified) -> String {
             text += &format!("    concerns snapshots {}\n", hurt.join(", "));
         }
     }
-    text + "  what is damaged can be put back from a copy of the repository; later backups rely on it, unless they begin afresh\n  \
-            (docs/operations.md, \"Damage\")\n"
+    text + &healed
+        + "  what is damaged can be put back from a replica (--repair-from); later backups rely on it, unless they begin\n  \
+           afresh (docs/operations.md, \"Damage\")\n"
 }

@@ -84,39 +84,19 @@ pub(crate) async fn load(
         Err(e) if e.kind == StoreErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let unknown = || RepoError::Foreign { object: object.clone(), reason: "the root knows no such writer".into() };
-    let record: Record = open_json(&object, &bytes, SIGNATURE, |record: &Record| {
-        key_field(&object, &root.writer(record.generation).ok_or_else(unknown)?.verifying_key)
-    })?;
-    let writer = root.writer(record.generation).ok_or_else(unknown)?;
-    if record.repository != root.id.to_string() || record.source != source.as_str() || record.epoch != number {
-        return Err(RepoError::Foreign { object, reason: "it is another repository's or another source's".into() });
-    }
-    if record.kem != KEM_ID {
-        return Err(RepoError::damaged(object, format!("its KEM {:#06x} is not known", record.kem)));
-    }
-    let mut epoch = Epoch {
-        number,
-        generation: record.generation,
-        from: Sequence(record.from),
-        public: key_field(&object, &record.public)?,
-        verifying_key: key_field(&object, &record.verifying_key)?,
-        writer: None,
-        signer: None,
-        private: None,
-        retired_at: writer.retired.as_ref().map(|last| Sequence(last.get(source.as_str()).copied().unwrap_or(0))),
-    };
+    let (mut epoch, wraps) = check(root, source, number, &bytes)?;
     match access {
         Access::None => {}
         Access::Writer(key) => {
             // Only the key of this generation opens it; another generation's snapshots stay sealed.
-            if hex(&key.signer(root.id).public()) == writer.verifying_key {
+            let generation = root.writer(epoch.generation);
+            if generation.is_some_and(|writer| hex(&key.signer(root.id).public()) == writer.verifying_key) {
                 epoch.writer = Some(WriterKeys::new(key.lineage_secret(root.id, source, number)));
                 epoch.signer = Some(key.lineage_signer(root.id, source, number));
             }
         }
         Access::Recipient(identity) => {
-            let (private, writer) = unwrap(store, source, number, record.wraps, identity, &epoch.public).await?;
+            let (private, writer) = unwrap(store, source, number, wraps, identity, &epoch.public).await?;
             (epoch.private, epoch.writer) = (Some(private), Some(WriterKeys::new(writer)));
         }
     }
@@ -127,6 +107,37 @@ pub(crate) async fn load(
         });
     }
     Ok(Some(epoch))
+}
+
+/// Checks who signed an epoch: what anybody may know of it, and its wraps.
+///
+/// # Errors
+/// `Damaged`, `Foreign`.
+pub(crate) fn check(root: &Root, source: &SourceName, number: u32, bytes: &[u8]) -> Result<(Epoch, Vec<Wrap>)> {
+    let object = object(source, number);
+    let unknown = || RepoError::Foreign { object: object.clone(), reason: "the root knows no such writer".into() };
+    let record: Record = open_json(&object, bytes, SIGNATURE, |record: &Record| {
+        key_field(&object, &root.writer(record.generation).ok_or_else(unknown)?.verifying_key)
+    })?;
+    let writer = root.writer(record.generation).ok_or_else(unknown)?;
+    if record.repository != root.id.to_string() || record.source != source.as_str() || record.epoch != number {
+        return Err(RepoError::Foreign { object, reason: "it is another repository's or another source's".into() });
+    }
+    if record.kem != KEM_ID {
+        return Err(RepoError::damaged(object, format!("its KEM {:#06x} is not known", record.kem)));
+    }
+    let epoch = Epoch {
+        number,
+        generation: record.generation,
+        from: Sequence(record.from),
+        public: key_field(&object, &record.public)?,
+        verifying_key: key_field(&object, &record.verifying_key)?,
+        writer: None,
+        signer: None,
+        private: None,
+        retired_at: writer.retired.as_ref().map(|last| Sequence(last.get(source.as_str()).copied().unwrap_or(0))),
+    };
+    Ok((epoch, record.wraps))
 }
 
 async fn unwrap(
@@ -204,7 +215,7 @@ async fn load_sound(
 }
 
 /// The numbers under which something lies that may be an epoch.
-async fn numbers(store: &dyn Store, source: &SourceName) -> Result<BTreeSet<u32>> {
+pub(crate) async fn numbers(store: &dyn Store, source: &SourceName) -> Result<BTreeSet<u32>> {
     let prefix = format!("{source}/keys/");
     let number = |object: &ObjectMeta| {
         let (number, _) = object.key[prefix.len()..].split_once('/')?;

@@ -96,8 +96,8 @@ pub struct Lineage {
     pub(crate) source: SourceName,
     pub(crate) access: Access,
     epochs: Mutex<BTreeMap<u32, Arc<Epoch>>>,
-    /// Numbers that prune records took away.
-    removed: OnceCell<BTreeSet<Sequence>>,
+    /// Numbers that prune records took away; with the digest of the one that may be here all the same.
+    removed: OnceCell<BTreeMap<Sequence, Option<[u8; 32]>>>,
 }
 
 impl Lineage {
@@ -150,26 +150,35 @@ impl Lineage {
     /// # Errors
     /// `Damaged`, `Foreign`, a store's.
     pub async fn read(&self, sequence: Sequence, meta: &ObjectMeta) -> Result<Snapshot> {
+        Ok(self.read_with_bytes(sequence, meta).await?.0)
+    }
+
+    /// [`Lineage::read`], for whoever also wants the object as it is.
+    pub(crate) async fn read_with_bytes(&self, sequence: Sequence, meta: &ObjectMeta) -> Result<(Snapshot, Bytes)> {
         let bytes = self.store.get(&meta.key).await?;
         let claimed = Manifest::claimed_epoch(&meta.key, &bytes)?;
         let epoch = self.epoch_of(&meta.key, claimed).await?;
         let manifest = Manifest::parse(&bytes, self.root.id, &self.source, sequence, &epoch)?;
         // Whoever holds a key that was rotated away may still sign: not under a number that pruning has freed.
-        if epoch.retired_at.is_some() && self.removed().await?.contains(&sequence) {
+        if epoch.retired_at.is_some() && self.is_removed(sequence, &manifest.digest).await? {
             let reason = "a prune record took this number away".into();
             return Err(RepoError::Foreign { object: meta.key.clone(), reason });
         }
         let catalogue = epoch.writer.as_ref().map(|keys| manifest.catalogue(&self.source, keys)).transpose()?;
-        Ok(Snapshot { manifest, catalogue, stored_at: meta.modified, manifest_size: meta.size })
+        let snapshot = Snapshot { manifest, catalogue, stored_at: meta.modified, manifest_size: meta.size };
+        Ok((snapshot, bytes))
     }
 
-    async fn removed(&self) -> Result<&BTreeSet<Sequence>> {
-        self.removed
-            .get_or_try_init(|| async {
-                let (records, _) = prune::records(self).await?;
-                Ok(records.iter().flat_map(prune::Record::removed).map(|(sequence, _)| sequence).collect())
-            })
-            .await
+    /// A replica may keep what was pruned elsewhere: the very same snapshot, and no other in its place.
+    async fn is_removed(&self, sequence: Sequence, digest: &[u8; 32]) -> Result<bool> {
+        let read = || async {
+            let ((own, _), (elsewhere, _)) = (prune::records(self).await?, prune::records_elsewhere(self).await?);
+            let elsewhere = elsewhere.iter().flat_map(prune::Record::removed).map(|(s, digest)| (s, Some(digest)));
+            let own = own.iter().flat_map(prune::Record::removed).map(|(s, _)| (s, None));
+            Ok::<_, RepoError>(elsewhere.chain(own).collect())
+        };
+        let removed: &BTreeMap<_, Option<[u8; 32]>> = self.removed.get_or_try_init(read).await?;
+        Ok(removed.get(&sequence).is_some_and(|kept| kept.as_ref() != Some(digest)))
     }
 
     /// The newest valid snapshot that is not in quarantine. Costs one listing of one page, and one read.

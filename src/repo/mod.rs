@@ -25,9 +25,13 @@ mod packer;
 mod pipeline;
 mod prune;
 mod reader;
+mod repair;
+mod replicate;
 mod root;
 mod seal;
 mod segment;
+pub mod shares;
+mod transfer;
 mod verify;
 mod writer;
 
@@ -40,7 +44,10 @@ pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
 pub use pipeline::Progress;
 pub use prune::{Plan as PrunePlan, Pruned};
 pub use reader::{Item, ReadError, Reader};
+pub use repair::Mended;
+pub use replicate::{Copying, Point, Replicated, Replicating, Replication};
 pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};
+pub use transfer::Locking;
 pub use verify::{Depth, Finding, Verified, Verifying};
 pub use writer::{Committed, Options, SnapshotWriter, Summary};
 

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub(crate) struct Record {
     freed: Vec<String>,
     #[serde(skip)]
     stored_at: Timestamp,
+    #[serde(skip)]
+    object: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,15 +56,45 @@ pub(crate) fn prefix(lineage: &Lineage) -> String {
     format!("{}/pruned/", lineage.source)
 }
 
-/// Every prune record, newest first, and what lies among them and is none (damaged or foreign).
-pub(crate) async fn records(lineage: &Lineage) -> Result<(Vec<Record>, Vec<(ObjectMeta, RepoError)>)> {
-    let prefix = prefix(lineage);
-    let objects = list_all(lineage.store.as_ref(), &prefix).await?;
+/// `<source>/pruned-elsewhere/`: in a replica, the records of the repository that it is a replica of. They explain which
+/// snapshots are not here, and take none away.
+pub(crate) fn prefix_elsewhere(lineage: &Lineage) -> String {
+    format!("{}/pruned-elsewhere/", lineage.source)
+}
+
+/// Records, newest first, and what lies among them and is none (damaged or foreign).
+pub(crate) type Records = (Vec<Record>, Vec<(ObjectMeta, RepoError)>);
+
+/// Every prune record of this repository's own.
+pub(crate) async fn records(lineage: &Lineage) -> Result<Records> {
+    records_below(lineage, &prefix(lineage)).await
+}
+
+/// Every prune record of repositories that this one is a replica of.
+pub(crate) async fn records_elsewhere(lineage: &Lineage) -> Result<Records> {
+    records_below(lineage, &prefix_elsewhere(lineage)).await
+}
+
+/// The snapshots that any record takes away, and the digests of their manifests; and what is no record.
+pub(crate) async fn explained(
+    lineage: &Lineage,
+) -> Result<(BTreeMap<Sequence, [u8; 32]>, Vec<(ObjectMeta, RepoError)>)> {
+    let (elsewhere, mut others) = records_elsewhere(lineage).await?;
+    let (own, more) = records(lineage).await?;
+    others.extend(more);
+    Ok((elsewhere.iter().chain(&own).flat_map(Record::removed).collect(), others))
+}
+
+async fn records_below(lineage: &Lineage, prefix: &str) -> Result<Records> {
+    let objects = list_all(lineage.store.as_ref(), prefix).await?;
     let keepers = lineage.root.keepers()?;
     let read = |object: ObjectMeta| {
-        let (prefix, keepers) = (&prefix, &keepers);
+        let keepers = &keepers;
         async move {
-            let record = read_record(lineage, &object, prefix, keepers).await;
+            let record = match lineage.store.get(&object.key).await {
+                Ok(bytes) => open_record(lineage, &object, &bytes, keepers),
+                Err(error) => Err(error.into()),
+            };
             (object, record)
         }
     };
@@ -78,17 +110,24 @@ pub(crate) async fn records(lineage: &Lineage) -> Result<(Vec<Record>, Vec<(Obje
     Ok((records, others))
 }
 
-async fn read_record(lineage: &Lineage, object: &ObjectMeta, prefix: &str, keepers: &[[u8; 32]]) -> Result<Record> {
-    let bytes = lineage.store.get(&object.key).await?;
+/// Checks the record in `bytes`, which lie at `object`.
+pub(crate) fn open_record(
+    lineage: &Lineage,
+    object: &ObjectMeta,
+    bytes: &[u8],
+    keepers: &[[u8; 32]],
+) -> Result<Record> {
     let mut opened = Err(RepoError::damaged(&object.key, "the repository names no keeper"));
     for keeper in keepers {
-        opened = open_json(&object.key, &bytes, SIGNATURE, |_: &Record| Ok(*keeper));
+        opened = open_json(&object.key, bytes, SIGNATURE, |_: &Record| Ok(*keeper));
         if opened.is_ok() {
             break;
         }
     }
     let mut record: Record = opened?;
-    let named = Sequence::from_object_name(&object.key[prefix.len()..]);
+    let elsewhere = object.key.starts_with(&prefix_elsewhere(lineage));
+    let name = object.key.rsplit('/').next().unwrap_or_default();
+    let named = Sequence::from_object_name(if elsewhere { own_name(name) } else { name });
     if record.repository != lineage.root.id.to_string()
         || record.source != lineage.source.as_str()
         || named != Some(Sequence(record.number))
@@ -97,7 +136,40 @@ async fn read_record(lineage: &Lineage, object: &ObjectMeta, prefix: &str, keepe
         return Err(RepoError::Foreign { object: object.key.clone(), reason });
     }
     record.stored_at = object.modified;
+    record.object.clone_from(&object.key);
     Ok(record)
+}
+
+/// The name, under `pruned-elsewhere/`, of the record that another copy has as `name` of its own.
+pub(crate) fn name_elsewhere(name: &str, bytes: &[u8]) -> String {
+    format!("{name}-{}", hex(&blake3::hash(bytes).as_bytes()[..8]))
+}
+
+/// The name that a record of elsewhere has where it comes from.
+pub(crate) fn own_name(name: &str) -> &str {
+    let end = name.match_indices('-').nth(1).map_or(name.len(), |(at, _)| at);
+    &name[..end]
+}
+
+/// Whether `bytes` are those that the key of a record of elsewhere is named after.
+pub(crate) fn has_digest_of_name(key: &str, bytes: &[u8]) -> bool {
+    let name = key.rsplit('/').next().unwrap_or_default();
+    name_elsewhere(own_name(name), bytes) == name
+}
+
+/// The records that take any of `wanted` away, under the names that they have elsewhere.
+pub(crate) async fn explaining(lineage: &Lineage, wanted: &BTreeSet<Sequence>) -> Result<Vec<(String, Bytes)>> {
+    let mut found = Vec::new();
+    for prefix in [prefix(lineage), prefix_elsewhere(lineage)] {
+        let (records, _) = records_below(lineage, &prefix).await?;
+        for record in records.iter().filter(|r| r.removed().any(|(sequence, _)| wanted.contains(&sequence))) {
+            let bytes = lineage.store.get(&record.object).await?;
+            let name = record.object[prefix.len()..].to_owned();
+            let own = prefix == self::prefix(lineage);
+            found.push((if own { name_elsewhere(&name, &bytes) } else { name }, bytes));
+        }
+    }
+    Ok(found)
 }
 
 /// What a prune would do.
@@ -150,8 +222,7 @@ impl Lineage {
         if known.len() as u64 == highest {
             return Ok(Vec::new());
         }
-        let (records, _) = records(self).await?;
-        known.extend(records.iter().flat_map(|record| record.removed().map(|(sequence, _)| sequence)));
+        known.extend(explained(self).await?.0.into_keys());
         Ok((1..highest).map(Sequence).filter(|sequence| !known.contains(sequence)).take(1000).collect())
     }
 
@@ -228,6 +299,7 @@ impl Lineage {
             removed: removed.collect(),
             freed: freed.iter().map(ToString::to_string).collect(),
             stored_at: now,
+            object: String::new(),
         };
         let bytes = sign_json(&keeper.signer(self.root.id), SIGNATURE, &record)?;
         match self

@@ -18,8 +18,8 @@ use std::str::FromStr;
 
 /// The newest format this version writes and reads.
 pub const FORMAT: u16 = 1;
-const ROOT: &str = "lifeboat.json";
-const AMENDMENTS: &str = "_root/";
+pub(crate) const ROOT: &str = "lifeboat.json";
+pub(crate) const AMENDMENTS: &str = "_root/";
 const SIGNATURE: &str = "lifeboat.dev 2026 root";
 
 /// What a recipient is for.
@@ -300,6 +300,11 @@ impl Root {
         Some(Self { id, created, record, digest, next: Sequence(2) })
     }
 
+    /// The number of the newest state.
+    pub(crate) fn number(&self) -> u64 {
+        self.record.number
+    }
+
     #[must_use]
     pub fn recipients(&self) -> &[Recipient] {
         &self.record.recipients
@@ -447,6 +452,30 @@ impl Root {
 pub(crate) async fn objects(store: &dyn Store) -> Result<Vec<String>> {
     let states = list_all(store, AMENDMENTS).await?;
     Ok(std::iter::once(ROOT.to_owned()).chain(states.into_iter().map(|object| object.key)).collect())
+}
+
+/// The bytes of the first state of `root`.
+///
+/// # Errors
+/// A store's, `Damaged`, `Foreign`.
+pub(crate) async fn first_bytes(store: &dyn Store, root: &Root) -> Result<Bytes> {
+    let bytes = store.get(ROOT).await?;
+    let public = key_field(ROOT, &root.record.root)?;
+    let record = parse(ROOT, &bytes, |_| Ok(public))?;
+    if record.id == root.record.id && record.root == root.record.root {
+        return Ok(bytes);
+    }
+    Err(RepoError::Foreign { object: ROOT.into(), reason: "it is another repository's".into() })
+}
+
+/// The bytes of a later state of `root`; `None` for what is none.
+///
+/// # Errors
+/// A store's, `NewerFormat`.
+pub(crate) async fn state_bytes(store: &dyn Store, object: &str, root: &Root) -> Result<Option<Bytes>> {
+    let Some(number) = object.strip_prefix(AMENDMENTS).and_then(Sequence::from_object_name) else { return Ok(None) };
+    let public = key_field(ROOT, &root.record.root)?;
+    Ok(state(store, object, number, &root.record.id, public).await?.map(|(_, bytes)| bytes))
 }
 
 /// A later state of the root, and its bytes; `None` for what is none: anyone who can write may have put it there.

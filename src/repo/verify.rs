@@ -46,6 +46,18 @@ pub struct Verified {
     /// Bytes read from packs.
     pub bytes_read: u64,
     pub findings: Vec<Finding>,
+    /// Objects that were put back from another copy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub healed: Vec<String>,
+}
+
+impl Finding {
+    /// The key of the object, without the part of it that is named.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        // No key has a space.
+        self.object.split(' ').next().unwrap_or_default()
+    }
 }
 
 /// How far a verification is.
@@ -136,14 +148,13 @@ impl Lineage {
         stepped_over: &[SteppedOver],
         verified: &mut Verified,
     ) -> Result<()> {
-        let (pruned, others) = prune::records(self).await?;
+        let (removed, others) = prune::explained(self).await?;
         verified.findings.extend(others.into_iter().map(|(object, error)| Finding {
             object: object.key,
             problem: error.problem(),
             snapshots: Vec::new(),
         }));
-        let removed: BTreeMap<Sequence, [u8; 32]> = pruned.iter().flat_map(prune::Record::removed).collect();
-        let mut known: BTreeMap<Sequence, [u8; 32]> = removed.clone();
+        let mut known = removed;
         known.extend(snapshots.iter().map(|s| (s.sequence(), s.manifest.digest)));
         let damaged: BTreeSet<Sequence> = stepped_over.iter().map(|s| s.sequence).collect();
         let mut missing = |sequence: Sequence, problem: String| {

@@ -313,14 +313,10 @@ impl SnapshotWriter {
     /// Locks every pack, and the objects that hold the keys, as long as the snapshot itself. Gives the manifest's own
     /// date and the day that the key objects' locks last to.
     async fn retain(&self, packs: &mut [PackRef]) -> Result<(Option<Timestamp>, Option<u32>)> {
-        const DAY: i64 = 86_400;
         let (store, source) = (&self.lineage.store, &self.lineage.source);
         let (Some(keep), true) = (self.options.retain, store.features().lock) else { return Ok((None, None)) };
         let now = self.began.as_second() + self.clock.elapsed().as_secs().cast_signed();
-        let needed = now + i64::try_from(keep.as_secs()).unwrap_or(DAY);
-        // Rounded up, so that an object is extended once a day however often it is named.
-        let day = u32::try_from(needed / DAY + 2).unwrap_or(u32::MAX);
-        let until = Timestamp::from_second(i64::from(day) * DAY).unwrap_or(Timestamp::MAX);
+        let (day, until) = lock_until(now, keep);
         let is_stale = |locked: Option<u32>| locked.is_none_or(|d| d < day - 1);
         let stale = packs.iter().filter(|p| is_stale(p.lock_day));
         let mut objects: Vec<String> = stale.map(|p| pack::object(source, p.pack)).collect();
@@ -372,6 +368,15 @@ impl SnapshotWriter {
         }
         Err(RepoError::Busy(lineage.source.clone()))
     }
+}
+
+/// The day, counted from the Unix epoch, to which what is needed for `keep` from `now` (Unix seconds) is locked, and the
+/// moment that it begins. Rounded up, so that an object is extended once a day however often it is named.
+pub(crate) fn lock_until(now: i64, keep: Duration) -> (u32, Timestamp) {
+    const DAY: i64 = 86_400;
+    let needed = now + i64::try_from(keep.as_secs()).unwrap_or(DAY);
+    let day = u32::try_from(needed / DAY + 2).unwrap_or(u32::MAX);
+    (day, Timestamp::from_second(i64::from(day) * DAY).unwrap_or(Timestamp::MAX))
 }
 
 impl Sink for SnapshotWriter {

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 const DAYS: u32 = 3;
 
 /// The policy that `docs/operations.md` gives for `whom`, for the source `docs`.
-fn documented(whom: &str, settings: &Settings) -> Value {
+pub fn documented(whom: &str, settings: &Settings) -> Value {
     let text = include_str!("../../docs/operations.md");
     let (_, rest) = text.split_once(&format!("```json {whom}\n")).unwrap();
     let (policy, _) = rest.split_once("```").unwrap();
@@ -33,7 +33,7 @@ fn too_much(settings: &Settings) -> Value {
 }
 
 /// Credentials that may do what is said and no more.
-fn limited(server: &Server, settings: &Settings, statements: &Value) -> Settings {
+pub fn limited(server: &Server, settings: &Settings, statements: &Value) -> Settings {
     let policy = json!({"Version": "2012-10-17", "Statement": statements});
     // The SDK's own client refuses an answer without ARNs.
     let mut curl = command("curl");

@@ -13,12 +13,14 @@ mod clock;
 mod etcd;
 mod init;
 mod kill;
+mod kit;
 mod kubernetes;
 #[path = "../support/mariadb.rs"]
 mod mariadb;
 mod network;
 mod picture;
 mod recovery;
+mod replica;
 mod room;
 mod stores;
 mod terraform;

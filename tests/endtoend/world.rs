@@ -79,6 +79,15 @@ impl World {
         };
         world.credentials =
             [access_key, secret_key, session_token.as_ref().unwrap_or(&String::new())].map(Clone::clone);
+        world.document("repository.yaml", &Self::bucket_document("main", settings, days));
+        world
+    }
+
+    /// A Repository document, whose credentials are those of the world.
+    pub fn bucket_document(name: &str, settings: &Settings, days: u32) -> String {
+        let Credentials::Static { session_token, .. } = &settings.credentials else {
+            panic!("the tests give credentials")
+        };
         let token = session_token.as_ref().map_or("", |_| ", sessionToken: {env: TEST_TOKEN}");
         let lock = match settings.lock {
             None => String::new(),
@@ -87,14 +96,12 @@ impl World {
         };
         let Settings { bucket, prefix, endpoint, .. } = settings;
         let endpoint = endpoint.as_deref().unwrap();
-        let text = format!(
-            "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec:\n  \
+        format!(
+            "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: {name}}}\nspec:\n  \
              url: s3://{bucket}/{prefix}\n  s3:\n    endpoint: {endpoint}\n    region: us-east-1\n    pathStyle: true\n    \
              partSize: 5MiB\n    \
              credentials: {{accessKeyId: {{env: TEST_KEY}}, secretAccessKey: {{env: TEST_SECRET}}{token}}}\n{lock}"
-        );
-        world.document("repository.yaml", &text);
-        world
+        )
     }
 
     pub fn without_repository() -> Self {

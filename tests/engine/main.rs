@@ -4,6 +4,8 @@
 
 mod crash;
 mod model;
+mod repair;
+mod replicate;
 mod roundtrip;
 mod trust;
 mod world;

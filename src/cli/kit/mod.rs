@@ -1,6 +1,11 @@
-//! The recovery kit: all that is needed to bring data back, on one page.
+//! `lifeboat kit …`, and the recovery kit itself: all that is needed to bring data back, on one page.
 
-use super::fault::Fault;
+mod check;
+mod page;
+mod shares;
+
+use super::context::Context;
+use super::fault::{Exit, Failure, Fault};
 use super::output::sync_name;
 use crate::config;
 use crate::repo::{Identity, Prepared};
@@ -8,6 +13,27 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Split the recovery identity into shares for several people
+    Shares(shares::Shares),
+    /// Get the recovery identity back from shares
+    Combine(shares::Combine),
+    /// Prove that the shares, or the identity, at hand open the newest snapshot of every source
+    Check(check::Args),
+    /// Write a page for the safe: where everything is, who holds the shares, the first commands; it holds no secret
+    Print(page::Args),
+}
+
+pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Shares(args) => shares::make(context, args).await,
+        Command::Combine(args) => shares::join(context, &args),
+        Command::Check(args) => check::run(context, args).await,
+        Command::Print(args) => page::run(context, args).await,
+    }
+}
 
 /// Writes the kit. `identity` is `None` when the recipient's private half is somebody else's.
 pub fn text(

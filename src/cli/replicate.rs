@@ -1,0 +1,155 @@
+//! `lifeboat replicate`: a second copy of the repository, elsewhere.
+
+use super::context::{Context, Opened, Use};
+use super::fault::{Exit, Failure, Fault};
+use super::output::{bytes, clock, count, print, print_json, time};
+use super::progress::{self, Done};
+use super::reference::check_source;
+use crate::config;
+use crate::id::SourceName;
+use crate::policy::duration::Shown;
+use crate::repo::{Finding, Locking, Point, Replicated, Replicating, Replication, RepoError};
+use crate::store::{Memory, Store};
+use futures_util::{StreamExt, TryStreamExt};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Sources at once; their packs share a limit of their own.
+const SOURCES: usize = 4;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The replica: a Repository document's name, or a URL; made if there is nothing
+    #[arg(long, value_name = "NAME|URL")]
+    to: String,
+    /// Only these sources
+    #[arg(value_name = "SOURCE")]
+    sources: Vec<SourceName>,
+    /// Say what would be copied, and copy nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let opened = context.open(Use::Read).await?;
+    let access = context.access(&opened)?;
+    let sources = if args.sources.is_empty() { opened.repository.sources().await? } else { args.sources };
+    for source in &sources {
+        check_source(&opened.repository, source).await?;
+    }
+    let target = context.settings_of(&args.to)?;
+    if target.url == opened.settings.url && target.s3 == opened.settings.s3 {
+        let hint = "name another place: a second bucket, region or provider";
+        return Err(Fault::usage("a repository cannot be a replica of itself", hint).into());
+    }
+    let store = target_store(context, &target, args.dry_run).await?;
+    let locking = Locking::new(Context::write_options(&target, 1).retain, clock());
+    let how = Replicating { locking, dry_run: args.dry_run };
+    let replication = Replication::begin(&opened.repository, store, how).await?;
+    let bar = progress::show(context, "replicate", Some(0), {
+        let seen = replication.seen.clone();
+        move || Done {
+            count: seen.packs.load(Ordering::Relaxed),
+            unit: "packs",
+            bytes: seen.bytes.load(Ordering::Relaxed),
+            expected: seen.expected.load(Ordering::Relaxed),
+        }
+    });
+    let (replication_ref, access) = (&replication, &access);
+    let copied: Vec<(SourceName, Replicated)> = futures_util::stream::iter(sources)
+        .map(|source| async move {
+            let done = replication_ref.source(&source, access).await?;
+            Ok::<_, RepoError>((source, done))
+        })
+        .buffered(SOURCES)
+        .try_collect()
+        .await?;
+    drop(bar);
+    for (source, done) in &copied {
+        tracing::info!(source = source.as_str(), snapshots = done.snapshots, bytes = done.bytes, "replicated");
+    }
+    let root = &replication.root;
+    report(context, &opened, &target, args.dry_run, (root, &copied))?;
+    let whole = root.findings.is_empty() && copied.iter().all(|(_, done)| done.findings.is_empty());
+    Ok(if whole { Exit::Ok } else { Exit::Incomplete })
+}
+
+/// Opens the place of the replica; a dry run makes none.
+async fn target_store(
+    context: &Context,
+    target: &config::Repository,
+    dry_run: bool,
+) -> Result<Arc<dyn Store>, Failure> {
+    if !dry_run {
+        return context.store(target, Use::Create).await;
+    }
+    match &target.url {
+        config::Url::Directory(path) if !path.exists() => Ok(Arc::new(Memory::new())),
+        _ => context.store(target, Use::Read).await,
+    }
+}
+
+fn report(
+    context: &Context,
+    opened: &Opened,
+    target: &config::Repository,
+    dry_run: bool,
+    (root, copied): (&Replicated, &[(SourceName, Replicated)]),
+) -> Result<(), Failure> {
+    if context.globals.json {
+        let sources: Vec<Value> = copied.iter().map(|(source, done)| describe(source, done)).collect();
+        return print_json(&json!({
+            "repository": opened.repository.root().id.to_string(),
+            "from": opened.settings.url.to_string(),
+            "to": target.url.to_string(),
+            "dryRun": dry_run,
+            "findings": root.findings,
+            "sources": sources,
+        }));
+    }
+    let mut text = findings(&root.findings);
+    for (source, done) in copied {
+        let verb = if dry_run { "to copy" } else { "copied" };
+        text += &format!(
+            "{source}: {verb} {}, {}, {}; {}\n{}",
+            count(done.snapshots as u64, "snapshot", "snapshots"),
+            count(done.packs as u64, "pack", "packs"),
+            bytes(done.bytes),
+            standing(source, done),
+            findings(&done.findings)
+        );
+    }
+    print(&text)
+}
+
+fn standing(source: &SourceName, done: &Replicated) -> String {
+    match (done.to, done.lag()) {
+        (None, _) => "the replica has no snapshot that counts".into(),
+        (Some(at), None) => format!("the replica is at {source}@{}, and there is none here", at.sequence),
+        (Some(at), Some(lag)) if lag.is_zero() => {
+            format!("the replica is up to date at {source}@{} ({})", at.sequence, time(at.time))
+        }
+        (Some(at), Some(lag)) => {
+            format!("the replica is {} behind, at {source}@{} ({})", Shown(lag), at.sequence, time(at.time))
+        }
+    }
+}
+
+fn findings(findings: &[Finding]) -> String {
+    findings.iter().map(|finding| format!("  {}: {}\n", finding.object, finding.problem)).collect()
+}
+
+fn describe(source: &SourceName, done: &Replicated) -> Value {
+    let point = |point: Option<Point>| point.map(|p| json!({"number": p.sequence, "recoveryPoint": p.time}));
+    json!({
+        "source": source.as_str(),
+        "snapshots": done.snapshots,
+        "packs": done.packs,
+        "bytes": done.bytes,
+        "newest": point(done.from),
+        "replicaNewest": point(done.to),
+        "lagSeconds": done.lag().map(|lag| lag.as_secs()),
+        "findings": done.findings,
+    })
+}
