@@ -1,6 +1,8 @@
 //! Real repositories, captured and brought back: from a path, over https (lighttpd and git's own CGI program), over ssh.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/collect.rs"]
+mod collect;
 #[path = "support/etcd.rs"]
 #[allow(dead_code, reason = "for its certificates")]
 mod etcd;
@@ -15,8 +17,13 @@ mod support;
 #[allow(dead_code, reason = "shared with the end-to-end tests")]
 mod world;
 
+use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};
+use lifeboat::source::Spec;
+use lifeboat::source::git::Spec as Git;
+use lifeboat::source::target::{Action, Existing, Options};
 use serde_json::Value;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -338,6 +345,86 @@ fn ids_by_sha256_are_kept() {
     world.as_owner(&["export", "gitops@latest", "-o", "exported.bundle"]).expect(0);
     git(world.home.path(), &["clone", "-q", "--mirror", "exported.bundle", "cloned"]);
     assert_eq!(refs(&world.path("cloned")), there);
+}
+
+/// A snapshot without a repository around it.
+struct Held {
+    facts: Facts,
+    entries: Vec<(Entry, Vec<u8>)>,
+}
+
+impl Supply for Held {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
+        self.entries.iter().try_for_each(|(entry, bytes)| visit(entry, &Bytes(bytes)))
+    }
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl Body for Bytes<'_> {
+    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(self.0)
+    }
+}
+
+fn spec(path: &Path) -> Spec {
+    let refs = ["refs/heads/", "refs/tags/"].map(str::to_owned).into();
+    Spec::Git(Git { url: path.display().to_string(), username: "git".into(), token: None, tls: None, ssh: None, refs })
+}
+
+#[test]
+fn what_is_pushed_between_plan_and_restore_is_kept() {
+    let world = World::local();
+    let forge = Forge::new(&world);
+    let runtime = collect::runtime();
+    let mut sink = collect::Collect::default();
+    let facts = spec(&forge.bare).open().unwrap().capture(&collect::context(&runtime), &mut sink).unwrap();
+    assert_eq!((sink.problems.len(), sink.failure), (0, None));
+    let held = Held { facts, entries: sink.entries };
+    forge.commit("later.yaml", "later");
+    forge.push();
+    git(&forge.bare, &["update-ref", "-d", "refs/heads/staging"]);
+
+    let options = Options { existing: Existing::Replace, ..Options::default() };
+    let mut target = spec(&forge.bare).target(options).unwrap().unwrap();
+    let plan = target.plan(&collect::context(&runtime), &held).unwrap();
+    assert!(plan.overwrites() && plan.changes.iter().any(|change| change.action == Action::Create), "{plan:?}");
+    // Nobody has seen these when the plan was made.
+    forge.commit("latest.yaml", "latest");
+    git(&forge.clone, &["push", "-q", "origin", "main", "main:staging"]);
+    let latest = forge.refs();
+    let applied = target.apply(&collect::context(&runtime), &held, &plan).unwrap();
+    for what in ["refs/heads/main", "refs/heads/staging"] {
+        let change = applied.changes.iter().find(|change| change.what == what).unwrap();
+        assert!(matches!(&change.action, Action::Conflict(why) if why.contains("stale info")), "{change:?}");
+    }
+    assert_eq!(forge.refs(), latest);
+}
+
+#[test]
+fn old_mistakes_in_a_history_do_not_keep_it_from_being_captured() {
+    let world = World::local();
+    let forge = Forge::new(&world);
+    let parent = git(&forge.clone, &["rev-parse", "HEAD"]);
+    let tree = git(&forge.clone, &["rev-parse", "HEAD^{tree}"]);
+    let person = "A <a@example.org 1704067200 +0000";
+    let commit = format!("tree {tree}\nparent {parent}\nauthor {person}\ncommitter {person}\n\nmalformed\n");
+    fs::write(forge.clone.join(".git/malformed"), commit).unwrap();
+    let malformed = git(&forge.clone, &["hash-object", "-t", "commit", "-w", "--literally", ".git/malformed"]);
+    git(&forge.clone, &["update-ref", "refs/heads/main", &malformed]);
+    forge.push();
+    document(&world, "gitops", &format!("url: {}", forge.bare.display()));
+    let captured = world.run(BACKUP).expect(0).json();
+    let said = captured["backups"][0]["facts"]["details"]["malformed"].to_string();
+    assert!(said.contains(&malformed), "{said}");
+    let there = forge.refs();
+    fs::remove_dir_all(&forge.bare).unwrap();
+    restore(&world, "gitops@latest", "gitops", &[]).expect(0);
+    assert_eq!(forge.refs(), there);
 }
 
 /// A server on a free port, killed at the end.

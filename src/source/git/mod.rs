@@ -77,8 +77,8 @@ impl Spec {
     pub(super) fn needs(&self) -> Needs<'_> {
         let mut files: Vec<_> = self.tls.iter().flat_map(Tls::files).collect();
         files.extend(self.ssh.iter().flat_map(|ssh| [ssh.key.as_path(), &ssh.known_hosts]));
-        if let (Some(Place::Local(_)), false) = (self.place(), self.url.starts_with("file:")) {
-            files.push(Path::new(&self.url));
+        if let Some(Place::Local(_)) = self.place() {
+            files.push(Path::new(self.url.strip_prefix("file://").unwrap_or(&self.url)));
         }
         Needs { files, secrets: self.token.iter().collect(), account: false }
     }

@@ -182,6 +182,8 @@ impl Program {
             return ended;
         }
         let text = causes(error.to_string(), std::error::Error::source(error));
+        // Some of it is what the server says.
+        let text = text.replace(|c: char| c.is_control() && c != '\n', " ");
         let server = self.url.clone();
         if DENIALS.iter().any(|denial| text.contains(denial)) {
             return SourceError::Refused { server, text, advice: ADVICE };

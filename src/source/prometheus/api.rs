@@ -100,7 +100,7 @@ impl Api {
 
     /// Rule files as the server has them in memory, by their paths in the snapshot.
     pub fn rules(&self, context: &Context) -> Result<BTreeMap<String, String>, SourceError> {
-        let data = self.get(context, "/api/v1/rules", "read the rules of")?;
+        let data = self.get(context, "/api/v1/rules?exclude_alerts=true", "read the rules of")?;
         Ok(rule_files(&data))
     }
 }
