@@ -5,7 +5,7 @@ use crate::mariadb::{PASSWORD, Server as Mariadb};
 use crate::picture::{Picture, assert_same, picture};
 use crate::server::Server as Cluster;
 use crate::support::vault::Vault;
-use crate::support::{command, etcd_on, tool};
+use crate::support::{Bucket, bucket, command, etcd_on, minio, tool};
 use crate::world::{Ran, World, kill};
 use serde_json::Value;
 use std::fs;
@@ -478,4 +478,67 @@ fn a_lost_etcd_comes_back_by_one_command() {
     assert_eq!(found.0, 300);
     assert!(found.1 > 1_000_000_000, "watchers of the old revisions must notice");
     assert!(command("test").arg("-s").arg(&snapshot).status().unwrap().success());
+}
+
+#[test]
+fn a_lost_region_comes_back_from_the_replica() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (here, there) = (minio(), minio());
+    let settings = runtime.block_on(bucket(&here, "region-a", Bucket::Locked));
+    let far = runtime.block_on(bucket(&there, "region-b", Bucket::Versioned));
+    let world = World::bucket(&settings, 1);
+    let (a, b) = (Mariadb::start(&[]), Mariadb::start(&[]));
+    a.fill();
+    b.sql(&format!("CREATE USER backup@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'"));
+    b.sql("GRANT ALL ON *.* TO backup@'127.0.0.1' WITH GRANT OPTION");
+    for number in 1..=30 {
+        world.file(&format!("{number}"), format!("picture {number}"));
+    }
+    let to = world.path("region-b/pictures");
+    let steps = format!(
+        "  - {{name: database, restore: {{source: database, into: database-b, options: {{existing: replace}}}}}}\n  \
+         - {{name: pictures, after: [], restore: {{source: pictures, to: {}}}}}\n  \
+         - {{name: rows, after: [database, pictures], probe: {{sql: {{source: database-b, query: 'SELECT COUNT(*) FROM \
+         shop.goods', equals: '20000'}}}}}}\n  \
+         - {{name: traffic, run: {{command: [touch, {}]}}}}\n",
+        to.display(),
+        world.path("switched").display()
+    );
+    world.document("replica.yaml", &World::bucket_document("replica", &far, 1));
+    let documents = [
+        source("pictures", &format!("files: {{path: {}}}", world.path("tree").display())),
+        mariadb(&world, "database", a.port),
+        mariadb(&world, "database-b", b.port),
+        plan("region-b", "region", &steps),
+    ];
+    world.document("region.yaml", &documents.concat());
+    let backup = ["-r", "main", "backup", "database", "pictures", "--json"];
+    world.as_writer(&backup).expect(0);
+    let (checksums, pictures) = (a.checksums(), picture(&world.path("tree")));
+    world.run(&["-r", "main", "replicate", "--to", "replica"]).expect(0);
+    // Not replicated any more: this is what the region takes with it.
+    world.file("late", "lost");
+    world.as_writer(&backup).expect(0);
+    drop((here, a));
+    fs::remove_dir_all(world.path("tree")).unwrap();
+
+    world.as_owner(&["-r", "main", "restore", "region", "region-b", "--dry-run"]).expect(1);
+    let seen =
+        world.as_owner(&["-r", "replica", "restore", "region", "region-b", "--dry-run", "--json"]).expect(0).json();
+    let chosen: Vec<_> =
+        seen["plan"]["tasks"].as_array().unwrap().iter().filter_map(|t| t["choice"]["sequence"].as_u64()).collect();
+    assert_eq!(chosen, [1, 1]);
+    let ids: Vec<String> =
+        seen["mustBeConfirmed"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().into()).collect();
+    let restore = [&["-r", "replica", "--json", "restore", "region", "region-b"], &named(&ids)[..]].concat();
+    let ran = world.as_owner(&restore).expect(0);
+    let report = report(&ran);
+    assert_eq!((&report["verdict"], &report["level"]), (&Value::from("complete"), &Value::from("region")));
+    assert_eq!(b.checksums(), checksums);
+    assert_same(&picture(&to), &pictures, "the pictures");
+    assert!(world.path("switched").exists());
+    // The replica is the repository from now on: its journals and its backups go on.
+    let listed = world.as_owner(&["-r", "replica", "restore", "list"]).expect(0);
+    assert!(listed.out.contains("complete"), "{}", listed.out);
+    world.as_writer(&["-r", "replica", "backup", "database-b"]).expect(0);
 }
