@@ -52,11 +52,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             "the state file cannot be written: a hidden newest snapshot will not be noticed"
         );
     }
+    let findings = context.config()?.escrow();
     if context.globals.json {
         let all: Vec<Value> = reports.iter().map(describe).collect();
-        print_json(&json!({ "repository": opened.repository.root().id.to_string(), "sources": all }))?;
+        let repository = opened.repository.root().id.to_string();
+        print_json(&json!({ "repository": repository, "sources": all, "findings": findings }))?;
     } else {
-        print(&text(&reports))?;
+        let findings: String = findings.iter().map(|finding| format!("! {finding}\n")).collect();
+        print(&(text(&reports) + &findings))?;
     }
     let any = |bad: fn(&Report) -> bool| reports.iter().any(bad);
     Ok(if any(|r| r.unsound) {

@@ -3,7 +3,7 @@
 //! One look, no waiting: whoever waits looks again. A look changes nothing.
 
 use super::http::{self, Tls};
-use super::{Context, Say, SourceError, Spec, kubernetes, mariadb, postgresql, redis, vault};
+use super::{Context, Say, SourceError, Spec, etcd, kubernetes, mariadb, postgresql, redis, vault};
 use crate::exec;
 use crate::id::SourceName;
 use reqwest::Method;
@@ -25,6 +25,7 @@ pub enum Probe {
     Source(SourceName),
     Sql(Sql),
     Redis(Key),
+    Etcd(Revision),
     Vault(Secret),
     Kubernetes(Object),
     /// A program ends with status 0.
@@ -77,6 +78,14 @@ pub struct Key {
     pub equals: Option<String>,
 }
 
+/// An etcd cluster that has a quorum and has come so far.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Revision {
+    pub source: SourceName,
+    pub at_least: u64,
+}
+
 /// A secret that can be read; what it says is not shown.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -103,6 +112,7 @@ impl Probe {
             Self::Source(source) => Some(source),
             Self::Sql(sql) => Some(&sql.source),
             Self::Redis(key) => Some(&key.source),
+            Self::Etcd(revision) => Some(&revision.source),
             Self::Vault(secret) => Some(&secret.source),
             Self::Kubernetes(object) => Some(&object.cluster),
         }
@@ -117,6 +127,7 @@ impl Probe {
             Self::Source(source) => format!("{source} answers"),
             Self::Sql(sql) => format!("{} answers a query", sql.source),
             Self::Redis(key) => format!("{} has the key {:?}", key.source, key.key),
+            Self::Etcd(wanted) => format!("{} has reached revision {}", wanted.source, wanted.at_least),
             Self::Vault(secret) => format!("{} gives {}", secret.source, secret.path),
             Self::Kubernetes(object) => {
                 format!("{} {} of {} is as it should be", object.object.resource, object.object.name, object.cluster)
@@ -150,7 +161,7 @@ impl Probe {
             Self::Kubernetes(object) => {
                 object.object.check(&mut |field, text| say(&format!("kubernetes.object.{field}"), text));
             }
-            Self::Sql(_) | Self::Command(_) | Self::Source(_) | Self::Redis(_) | Self::Vault(_) => {}
+            Self::Sql(_) | Self::Command(_) | Self::Source(_) | Self::Redis(_) | Self::Etcd(_) | Self::Vault(_) => {}
         }
     }
 
@@ -169,6 +180,7 @@ impl Probe {
             }
             (Self::Sql(sql), Some(Spec::Mariadb(spec))) => sql.judge(mariadb::query(context, spec, &sql.query)?),
             (Self::Redis(key), Some(Spec::Redis(spec))) => key.judge(redis::get(context, spec, &key.key)?),
+            (Self::Etcd(wanted), Some(Spec::Etcd(spec))) => wanted.judge(etcd::revision(context, spec)?),
             (Self::Vault(secret), Some(Spec::Vault(spec))) => vault::read(context, spec, &secret.path),
             (Self::Kubernetes(object), Some(Spec::Kubernetes(spec))) => {
                 kubernetes::check::check(context, spec, &object.object)
@@ -243,6 +255,18 @@ impl Key {
             }
             (Some(_), _) => Ok(format!("{}: the key {:?} is there", self.source, self.key)),
         }
+    }
+}
+
+impl Revision {
+    fn judge(&self, is: u64) -> Result<String, SourceError> {
+        if is >= self.at_least {
+            return Ok(format!("{} is at revision {is}", self.source));
+        }
+        Err(unlike(
+            self.source.as_str(),
+            format!("it is at revision {is}, and should be at {} or beyond", self.at_least),
+        ))
     }
 }
 

@@ -443,7 +443,7 @@ fn a_lost_etcd_comes_back_by_one_command() {
                  - {{name: member, run: {{command: [{}, snapshot, restore, {snapshot}, --data-dir, {new}, --bump-revision, \
                  '1000000000', --mark-compacted]}}}}\n  \
                  - {{name: start, ask: 'Start etcd from {new}, then confirm.'}}\n  \
-                 - {{name: answers, probe: {{source: state}}}}\n",
+                 - {{name: answers, probe: {{etcd: {{source: state, atLeast: 1000000000}}}}}}\n",
                 utl.display()
             ),
         ),

@@ -113,6 +113,21 @@ impl Etcd {
     }
 }
 
+/// The revision of the best member.
+pub(super) fn revision(context: &Context, spec: &Spec) -> Result<u64, SourceError> {
+    let etcd = Etcd::new(spec.clone())?;
+    let survey = context.runtime.block_on(member::survey(&spec.endpoints, &etcd.options()?));
+    let mut failures = survey.failures.clone();
+    for mut member in survey.candidates()? {
+        context.go_on()?;
+        match context.runtime.block_on(member.facts()) {
+            Ok(facts) => return Ok(facts.position.unwrap_or(0)),
+            Err(text) => failures.push(format!("{}: {text}", member.endpoint)),
+        }
+    }
+    Err(SourceError::NoMember { failures })
+}
+
 impl Source for Etcd {
     fn kind(&self) -> &'static str {
         "etcd"
