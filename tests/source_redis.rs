@@ -310,3 +310,35 @@ fn users_rights_and_tls() {
     let text = capture(spec(gone, None, None)).unwrap_err().to_string();
     assert!(text.contains(&format!("127.0.0.1:{gone}")) && text.contains("refused"), "{text}");
 }
+
+#[test]
+fn a_probe_sees_a_key() {
+    let server = Server::start(&["--requirepass", PASSWORD]);
+    let password = server.home.path().join("password");
+    fs::write(&password, PASSWORD).unwrap();
+    let mut server = server;
+    server.access = vec!["-a".into(), PASSWORD.into()];
+    server.ask(&["SET", "canary", "sings"]);
+    server.ask(&["RPUSH", "list", "x"]);
+    let spec = Spec::Redis(Redis {
+        host: Some("127.0.0.1".into()),
+        port: server.port,
+        socket: None,
+        user: None,
+        password: Some(SecretRef::File(password)),
+        tls: None,
+        insecure: false,
+    });
+    let runtime = runtime();
+    let look = |key: &str, equals: Option<&str>| {
+        let key = serde_json::json!({ "redis": { "source": "cache", "key": key, "equals": equals } });
+        let probe: lifeboat::source::probe::Probe = serde_json::from_value(key).unwrap();
+        probe.look(&context(&runtime), Some(&spec)).map_err(|error| error.to_string())
+    };
+    look("canary", None).unwrap();
+    look("canary", Some("sings")).unwrap();
+    look("list", None).unwrap();
+    let other = look("canary", Some("is silent")).unwrap_err();
+    assert!(other.contains("another value") && !other.contains("sings"), "{other}");
+    assert!(look("none", None).unwrap_err().contains("there is no key"));
+}

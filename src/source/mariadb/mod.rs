@@ -96,7 +96,7 @@ const DATABASES: &str = "databases";
 /// The first value that a query answers with, in a transaction that changes nothing.
 pub(super) fn query(context: &Context, spec: &Spec, query: &str) -> Result<Option<String>, SourceError> {
     let client = Client::new(spec.clone())?;
-    let answer = client.query(context, &format!("START TRANSACTION READ ONLY; {query}"))?;
+    let answer = client.query(context, &format!("SET SESSION TRANSACTION READ ONLY; {query}"))?;
     Ok(answer.lines().next().map(|line| line.split('\t').next().unwrap_or_default().to_owned()))
 }
 
