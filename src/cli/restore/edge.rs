@@ -39,10 +39,10 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn new(context: &Context, history: &History, answers: &[String], keep: Option<Keep>) -> Self {
+    pub fn new(context: &Context, answers: &[String], keep: Option<Keep>) -> Self {
         let (json, quiet) = (context.globals.json, context.globals.quiet);
         Self {
-            live: Mutex::new(Live::new(json, quiet, history)),
+            live: Mutex::new(Live::new(json, quiet)),
             answers: answers.iter().cloned().collect(),
             interactive: io::stdin().is_terminal() && io::stderr().is_terminal() && !json,
             keep,

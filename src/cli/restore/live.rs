@@ -2,13 +2,15 @@
 //! JSON lines with `--json`.
 
 use crate::cli::output::{name, print_json};
+use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::restore::plan::journal::{Event, History, Record};
 use crate::restore::plan::report::describe;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
@@ -20,24 +22,23 @@ enum Form {
     Quiet,
     Json,
     Lines,
-    Bars { all: MultiProgress, head: ProgressBar, steps: BTreeMap<usize, ProgressBar> },
+    /// A terminal on which nothing has been shown yet.
+    Blank,
+    Bars {
+        all: MultiProgress,
+        head: ProgressBar,
+        steps: BTreeMap<usize, ProgressBar>,
+    },
 }
 
 impl Live {
-    pub fn new(json: bool, quiet: bool, history: &History) -> Self {
+    pub fn new(json: bool, quiet: bool) -> Self {
         let form = if json {
             Form::Json
         } else if quiet {
             Form::Quiet
         } else if std::io::stderr().is_terminal() {
-            let all = MultiProgress::new();
-            let head = all.add(ProgressBar::new(history.tasks.len() as u64));
-            if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:20} {pos}/{len} steps · {msg}") {
-                head.set_style(style);
-            }
-            head.set_prefix(format!("{} {}", history.resolved.level, history.resolved.plan));
-            head.enable_steady_tick(Duration::from_millis(500));
-            Form::Bars { all, head, steps: BTreeMap::new() }
+            Form::Blank
         } else {
             Form::Lines
         };
@@ -46,8 +47,11 @@ impl Live {
 
     pub fn watch(&mut self, history: &History, record: &Record) {
         let after = since(history.began, record.at);
+        if matches!(self.form, Form::Blank) {
+            self.form = bars(history, after);
+        }
         match &mut self.form {
-            Form::Quiet => {}
+            Form::Quiet | Form::Blank => {}
             // Whoever reads has gone: the restore goes on.
             Form::Json => _ = print_json(&event(history, record)),
             Form::Lines => {
@@ -56,7 +60,6 @@ impl Live {
                 }
             }
             Form::Bars { all, head, steps } => {
-                head.set_message(clock(history, after));
                 let task = match record.event {
                     Event::Began { task, .. } => {
                         let bar = all.add(ProgressBar::new_spinner());
@@ -106,13 +109,29 @@ fn since(began: Timestamp, at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(began)).unwrap_or_default()
 }
 
+/// A head that says how far the whole is, and below it a line for each step at work.
+fn bars(history: &History, after: Duration) -> Form {
+    let all = MultiProgress::new();
+    let head = all.add(ProgressBar::new(history.tasks.len() as u64).with_elapsed(after));
+    let (tier, predicted) = (history.resolved.tier, Duration::from_millis(history.resolved.predicted_ms));
+    let shown = move |state: &ProgressState, out: &mut dyn Write| {
+        // Nobody can be told that a terminal cannot be written to.
+        let _ = out.write_str(&clock(tier, predicted, state.elapsed()));
+    };
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:20} {pos}/{len} steps · {clock}") {
+        head.set_style(style.with_key("clock", shown));
+    }
+    head.set_prefix(format!("{} {}", history.resolved.level, history.resolved.plan));
+    head.enable_steady_tick(Duration::from_millis(500));
+    Form::Bars { all, head, steps: BTreeMap::new() }
+}
+
 /// "3 m of 30 m, about 5 m to go".
-fn clock(history: &History, after: Duration) -> String {
+fn clock(tier: Option<Tier>, predicted: Duration, after: Duration) -> String {
     let mut text = Shown(after).to_string();
-    if let Some(tier) = history.resolved.tier {
+    if let Some(tier) = tier {
         text += &format!(" of {}", Shown(tier.rto()));
     }
-    let predicted = Duration::from_millis(history.resolved.predicted_ms);
     if let Some(left) = predicted.checked_sub(after).filter(|left| !left.is_zero()) {
         text += &format!(", about {} to go", Shown(left));
     }

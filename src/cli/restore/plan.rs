@@ -86,7 +86,7 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
     let id = format!("{name}-{}", world.now.strftime("%Y%m%d-%H%M%S"));
     let history = History::new(resolved, world.now);
     if args.dry_run {
-        let edge = Edge::new(context, &history, &args.answer, None);
+        let edge = Edge::new(context, &args.answer, None);
         let worker = worker(context, &opened, &id, &history, &edge)?;
         let seen = look(&worker, &history.resolved);
         shown::print_plan(context, &history.resolved, &seen)?;
@@ -185,7 +185,7 @@ fn begin(
     begin: &Begin,
     mut history: History,
 ) -> Result<Exit, Failure> {
-    let edge = Edge::new(context, &history, &args.answer, keep(context, opened, args)?);
+    let edge = Edge::new(context, &args.answer, keep(context, opened, args)?);
     let seen = look(&worker(context, opened, &begin.id, &history, &edge)?, &history.resolved);
     if let Some(facts) = seen.facts.iter().find(|facts| facts.refused.is_some()) {
         let why = facts.refused.as_deref().unwrap_or_default();
@@ -206,7 +206,7 @@ fn begin(
 }
 
 fn go_on(context: &Context, opened: &Opened, args: &Args, mut kept: Kept, history: History) -> Result<Exit, Failure> {
-    let edge = Edge::new(context, &history, &args.answer, keep(context, opened, args)?);
+    let edge = Edge::new(context, &args.answer, keep(context, opened, args)?);
     let id = args.resume.as_ref().or(args.abort.as_ref()).cloned().unwrap_or_default();
     let worker = worker(context, opened, &id, &history, &edge)?;
     if args.abort.is_some() {
