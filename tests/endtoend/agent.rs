@@ -289,7 +289,23 @@ async fn the_documented_rights_suffice_and_allow_nothing_else() {
     restorer.assert_restores(3, &expected);
     restorer.assert_sound();
 
-    for whom in ["agent", "keeper", "restorer"] {
+    // A plan is carried out with either, and goes on elsewhere with the rights for that.
+    let planner = with("planner", &["kit.txt"]);
+    for (world, journal) in [(&restorer, false), (&planner, true)] {
+        let step = format!("{{name: a, restore: {{source: docs, to: {}}}}}", world.path("planned").display());
+        let plan = format!(
+            "apiVersion: lifeboat.dev/v1\nkind: RestorePlan\nmetadata: {{name: p}}\nspec: {{level: app, steps: [{step}]}}\n"
+        );
+        world.document("plan.yaml", &plan);
+        let ran = world.as_owner(&["restore", "app", "p"]).expect(0);
+        assert_eq!(ran.err.contains("does not take the journal"), !journal, "{}", ran.err);
+        assert_same(&picture(&world.path("planned")), &expected, "by a plan");
+        fs::remove_dir_all(world.path("state")).unwrap();
+        let known = world.as_owner(&["restore", "list", "--json"]).expect(0).json();
+        assert_eq!(known["restores"].as_array().unwrap().len(), usize::from(journal), "{known}");
+    }
+
+    for whom in ["agent", "keeper", "restorer", "planner"] {
         let client = agent_client(&minio, &rights(whom));
         for name in ["lifeboat.json", "_root/0", "docs/keys/0001/epoch.json"] {
             let key = format!("{}/{name}", settings.prefix);
