@@ -290,6 +290,25 @@ impl Lineage {
         RepoError::NoSnapshot { source_name: self.source.clone(), wanted }
     }
 
+    /// The packs that a snapshot names and that are not there in their size, by their objects' names. Reads none of them.
+    ///
+    /// # Errors
+    /// A store's.
+    pub async fn lacks(&self, snapshot: &Snapshot) -> Result<Vec<String>> {
+        use futures_util::{StreamExt as _, TryStreamExt as _};
+        let heads = snapshot.manifest.header.packs.iter().map(|pack| async {
+            let object = pack::object(&self.source, pack.pack);
+            match self.store.head(&object).await {
+                Ok(meta) if meta.size == pack.size => Ok(None),
+                Ok(_) => Ok(Some(object)),
+                Err(error) if error.kind == StoreErrorKind::NotFound => Ok(Some(object)),
+                Err(error) => Err(RepoError::from(error)),
+            }
+        });
+        let found: Vec<Option<String>> = futures_util::stream::iter(heads).buffered(16).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// Reads a pack's tail as its snapshot names it.
     pub(crate) async fn tail(&self, pack: &PackRef) -> Result<Bytes> {
         let object = pack::object(&self.source, pack.pack);

@@ -370,6 +370,53 @@ fn a_restore_that_fails_says_where_it_goes_on_or_is_given_up() {
         .says("no step concerns");
 }
 
+/// Nothing is begun with a snapshot of which a part is gone, and nothing is put in the place of data that do not read.
+#[test]
+fn a_snapshot_that_is_not_whole_replaces_nothing() {
+    let (world, database) = (World::local(), Mariadb::start(&[]));
+    database.fill();
+    let data = world.path("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("page"), "what is there").unwrap();
+    let said = "command: {argv: [sh, '-c', 'seq 200000; echo one'], output: numbers}";
+    let documents = [
+        source("numbers", said),
+        mariadb(&world, "database", database.port),
+        plan(
+            "whole",
+            "app",
+            &format!(
+                "  - {{name: numbers, restore: {{source: numbers, to: {}, options: {{existing: replace}}}}}}\n  \
+             - {{name: database, restore: {{source: database, options: {{existing: replace}}}}}}\n  \
+             - {{name: well, probe: {{source: database}}}}\n",
+                data.display()
+            ),
+        ),
+    ];
+    world.document("whole.yaml", &documents.concat());
+    world.as_writer(&["backup", "--all"]).expect(0);
+    let ids = ids(&world, "app", "whole");
+    let restore = [&["restore", "app", "whole"], &named(&ids)[..]].concat();
+    // Rot, which only reading shows.
+    for pack in world.objects("numbers/packs") {
+        world.tamper(&pack, |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle..middle + 64].fill(0);
+        });
+    }
+    world.as_owner(&restore).expect(1).says("numbers");
+    assert_eq!(fs::read_to_string(data.join("page")).unwrap(), "what is there");
+    assert!(!world.path("data/numbers").exists());
+    // A part that is gone is seen before anything is begun.
+    let checksums = database.checksums();
+    for pack in world.objects("database/packs") {
+        fs::remove_file(world.path("repository").join(&pack)).unwrap();
+    }
+    world.as_owner(&restore).expect(1).says("database@1 lacks database/packs/").says("--repair-from");
+    world.as_owner(&["restore", "app", "whole", "--dry-run"]).expect(1).says("lacks");
+    assert_eq!(database.checksums(), checksums);
+}
+
 #[test]
 fn a_lost_vault_comes_back_by_one_command() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -83,6 +83,10 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
     world.chosen = args.snapshot.iter().cloned().collect();
     world::fill(context, &opened, plan, &mut world).await?;
     let resolved = resolve(name, &world).map_err(|findings| Unfit { plan: name.into(), findings })?;
+    let findings = world::lacking(context, &opened, &resolved).await?;
+    if !findings.is_empty() {
+        return Err(Unfit { plan: name.into(), findings }.into());
+    }
     let id = format!("{name}-{}", world.now.strftime("%Y%m%d-%H%M%S"));
     let history = History::new(resolved, world.now);
     if args.dry_run {

@@ -10,9 +10,10 @@ use crate::id::SourceName;
 use crate::repo::{Access, Journals, Selector, Snapshot, State};
 use crate::restore::plan::document::Doing;
 use crate::restore::plan::resolve::{Known, Took};
-use crate::restore::plan::{Plan, Point, World};
+use crate::restore::plan::{Finding, Plan, Point, Resolved, World};
 use crate::source::target::Options;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// Earlier executions of the same plan that predictions come from.
 const EARLIER: usize = 2;
@@ -113,6 +114,28 @@ async fn points(
         Some(Point { sequence, state, moment, bytes: catalogue.bytes, run: catalogue.run, kind: catalogue.kind })
     };
     Ok(snapshots.into_iter().filter_map(point).collect())
+}
+
+/// The snapshots that were chosen and are not whole: nothing is begun with those.
+pub async fn lacking(context: &Context, opened: &Opened, resolved: &Resolved) -> Result<Vec<Finding>, Failure> {
+    let access = context.access_to_contents(opened)?;
+    let mut findings = Vec::new();
+    for task in &resolved.tasks {
+        let Some(choice) = &task.choice else { continue };
+        let lineage = opened.lineage(&choice.source, &access);
+        let (snapshot, _) = lineage.find(&Selector::Number(choice.sequence)).await?;
+        if let [first, more @ ..] = lineage.lacks(&snapshot).await?.as_slice() {
+            let more = if more.is_empty() { String::new() } else { format!(", and {} more", more.len()) };
+            let text = format!(
+                "{}@{} lacks {first}{more}: choose another with --snapshot or --at, or heal it from a replica \
+                 (lifeboat verify --repair-from)",
+                choice.source, choice.sequence
+            );
+            let what = format!("{}/{}", resolved.plan, task.name);
+            findings.push(Finding { file: PathBuf::new(), line: 0, what, text });
+        }
+    }
+    Ok(findings)
 }
 
 /// How long the plan's steps took. That this is not known must not keep anybody from restoring.

@@ -63,6 +63,16 @@ impl Worker<'_> {
             let reader = self.reader(choice)?;
             let stage = place.stage().map_err(|error| failed("prepare", &error))?;
             let outcome = self.fill(&reader, wanted, &stage, attempt.deadline)?;
+            // A directory of pictures without one of them is still worth having; a database without a file is not.
+            if choice.kind != "files" && !outcome.problems.is_empty() {
+                let text = format!(
+                    "{}@{} does not come back whole, and nothing was put in its place: {}",
+                    choice.source,
+                    choice.sequence,
+                    outcome.problems.join("; ")
+                );
+                return Err(Failure::Refused(text));
+            }
             attempt.note(json!(outcome))?;
             outcome
         };
