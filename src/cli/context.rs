@@ -6,9 +6,11 @@ use super::interrupt::Interrupt;
 use super::kit;
 use crate::config::{self, Config, Encryption, LockMode, Schedule, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
+use crate::restore::plan::Plan;
 use crate::secret::SecretRef;
 use crate::store::{Limited, Local, Rates, ReadOnly, RetryPolicy, Retrying, S3, Store, StoreError, StoreErrorKind, s3};
 use crate::{id::SourceName, repo};
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -176,16 +178,12 @@ impl Context {
 
     /// The document of a schedule.
     pub fn schedule(&self, name: &str) -> Result<&Schedule, Failure> {
-        let known = &self.config()?.schedules;
-        known.get(name).ok_or_else(|| {
-            let names: Vec<_> = known.keys().map(String::as_str).collect();
-            let hint = match (nearest(name, &names), names.is_empty()) {
-                (Some(near), _) => format!("did you mean {near}?"),
-                (None, true) => "give the documents with --config FILE".into(),
-                (None, false) => format!("the documents have {}", names.join(", ")),
-            };
-            Fault::usage(format!("there is no Schedule document named {name:?}"), hint).into()
-        })
+        document(&self.config()?.schedules, "Schedule", name)
+    }
+
+    /// The document of a restore plan.
+    pub fn plan(&self, name: &str) -> Result<&Plan, Failure> {
+        document(&self.config()?.plans, "RestorePlan", name)
     }
 
     pub async fn open_as(&self, settings: config::Repository, use_: Use) -> Result<Opened, Failure> {
@@ -279,6 +277,19 @@ impl Context {
             retain: lock.map(|lock| std::time::Duration::from_hours(24 * u64::from(lock.minimum_days))),
         }
     }
+}
+
+/// A document by its name, or what may be meant instead.
+fn document<'a, T>(known: &'a BTreeMap<String, T>, kind: &str, name: &str) -> Result<&'a T, Failure> {
+    known.get(name).ok_or_else(|| {
+        let names: Vec<_> = known.keys().map(String::as_str).collect();
+        let hint = match (nearest(name, &names), names.is_empty()) {
+            (Some(near), _) => format!("did you mean {near}?"),
+            (None, true) => "give the documents with --config FILE|DIR".into(),
+            (None, false) => format!("the documents have {}", names.join(", ")),
+        };
+        Fault::usage(format!("there is no {kind} document named {name:?}"), hint).into()
+    })
 }
 
 fn by_url(text: &str) -> Result<config::Repository, Failure> {

@@ -75,7 +75,7 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
         return go_on(context, &opened, &args, kept, history);
     }
     let name = args.plan.as_deref().unwrap_or_default();
-    let plan = world::plan(context, name)?;
+    let plan = context.plan(name)?;
     is_of(level, name, plan.level)?;
     let mut world = world::look(context, &opened, plan, journals.as_ref()).await?;
     world.at = args.at;

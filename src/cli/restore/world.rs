@@ -2,10 +2,9 @@
 
 use super::kept;
 use crate::cli::context::{Context, Opened};
-use crate::cli::fault::{Failure, Fault};
+use crate::cli::fault::Failure;
 use crate::cli::output::clock;
 use crate::cli::reference::{warn_missing, warn_stepped_over};
-use crate::config::nearest;
 use crate::id::SourceName;
 use crate::repo::{Access, Journals, Selector, Snapshot, State};
 use crate::restore::plan::document::Doing;
@@ -17,20 +16,6 @@ use std::path::PathBuf;
 
 /// Earlier executions of the same plan that predictions come from.
 const EARLIER: usize = 2;
-
-/// The document of a plan.
-pub fn plan<'a>(context: &'a Context, name: &str) -> Result<&'a Plan, Failure> {
-    let plans = &context.config()?.plans;
-    plans.get(name).ok_or_else(|| {
-        let names: Vec<_> = plans.keys().map(String::as_str).collect();
-        let hint = match (nearest(name, &names), names.is_empty()) {
-            (Some(near), _) => format!("did you mean {near}?"),
-            (None, true) => "give the documents with --config FILE|DIR".into(),
-            (None, false) => format!("the documents have {}", names.join(", ")),
-        };
-        Fault::usage(format!("there is no RestorePlan document named {name:?}"), hint).into()
-    })
-}
 
 /// All but the recovery points, which depend on what is asked for.
 pub async fn look<'a>(
