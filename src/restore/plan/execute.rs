@@ -9,6 +9,7 @@ use super::resolve::Task;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
 use serde_json::Value;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Steps at a time.
@@ -220,6 +221,8 @@ impl<'a> Execution<'a> {
         for fence in self.history.closed.clone().into_iter().rev() {
             let task = self.history.resolved.tasks[fence].clone();
             let note = self.history.tasks[fence].note.clone().unwrap_or_default();
+            // Written first: whoever carries the plan out elsewhere learns of it before it is opened.
+            self.record(Event::Opening { task: fence })?;
             match self.hands.open(&task, &note, Instant::now() + task.timeout) {
                 Ok(lines) => self.record(Event::Opened { task: fence, lines })?,
                 Err(Failure::Interrupted) => failures.push(format!("{}: interrupted", task.name)),
@@ -245,7 +248,10 @@ fn work(hands: &dyn Hands, tasks: &[Task], index: usize, first: u32, noted: Opti
     let result = loop {
         let deadline = Instant::now() + task.timeout;
         let mut attempt = Attempt { task, index, fence, noted: noted.take(), deadline, messages: messages.clone() };
-        let result = hands.perform(&mut attempt);
+        // A step that never said that it ended would be waited for without end.
+        let result = catch_unwind(AssertUnwindSafe(|| hands.perform(&mut attempt))).unwrap_or_else(|_| {
+            Err(Failure::Refused("it broke off: a defect of Lifeboat, told on standard error".into()))
+        });
         let again = matches!(result, Err(Failure::Failed(_))) && number - first < task.retries;
         if !again || hands.interrupted() {
             break result;
