@@ -107,7 +107,7 @@ impl Command {
             Self::Ls(args) => ls::run(context, args).await,
             Self::Diff(args) => diff::run(context, args).await,
             Self::Export(args) => export::run(context, args).await,
-            Self::Restore(command) => restore::run(context, command).await,
+            Self::Restore(command) => Box::pin(restore::run(context, command)).await,
             Self::Status(args) => status::run(context, args).await,
             Self::Verify(args) => verify::run(context, args).await,
             Self::Prune(args) => prune::run(context, args).await,

@@ -85,18 +85,17 @@ impl Edge {
         let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let fail = |why: io::Error| Failure::Failed(format!("read the answer: {why}"));
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = match reading.take() {
-            Some(lines) => lines,
-            None => {
-                let (send, lines) = bounded(1);
-                let read = move || {
-                    let mut line = String::new();
-                    let read = io::stdin().lock().read_line(&mut line).map(|_| line);
-                    let _ = send.send(read); // nobody may be waiting any more
-                };
-                std::thread::Builder::new().name("stdin".into()).spawn(read).map_err(fail)?;
-                lines
-            }
+        let lines = if let Some(lines) = reading.take() {
+            lines
+        } else {
+            let (send, lines) = bounded(1);
+            let read = move || {
+                let mut line = String::new();
+                let read = io::stdin().lock().read_line(&mut line).map(|_| line);
+                let _ = send.send(read); // nobody may be waiting any more
+            };
+            std::thread::Builder::new().name("stdin".into()).spawn(read).map_err(fail)?;
+            lines
         };
         loop {
             match lines.recv_timeout(TICK) {

@@ -93,7 +93,7 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
         return Ok(if seen.refused() { Exit::Failed } else { Exit::Ok });
     }
     let kept = Begin { id, journals };
-    begin(context, &opened, &args, kept, history)
+    begin(context, &opened, &args, &kept, history)
 }
 
 pub async fn list(context: &Context) -> Result<Exit, Failure> {
@@ -185,7 +185,13 @@ fn unchanged() -> Failure {
     Fault::Interrupted { left: None }.into()
 }
 
-fn begin(context: &Context, opened: &Opened, args: &Args, begin: Begin, mut history: History) -> Result<Exit, Failure> {
+fn begin(
+    context: &Context,
+    opened: &Opened,
+    args: &Args,
+    begin: &Begin,
+    mut history: History,
+) -> Result<Exit, Failure> {
     let edge = Edge::new(context, &history, &args.answer, keep(context, opened, args)?);
     let seen = look(&worker(context, opened, &begin.id, &history, &edge)?, &history.resolved)?;
     if let Some(facts) = seen.facts.iter().find(|facts| facts.refused.is_some()) {

@@ -146,8 +146,8 @@ pub fn resolve(plan: &str, world: &World<'_>) -> Result<Resolved, Vec<Finding>> 
         Doing::Restore(restore) => Some(&restore.source),
         _ => None,
     });
-    let restored: BTreeSet<_> = restores.collect();
-    for (source, sequence) in world.chosen.iter().filter(|(source, _)| !restored.contains(source)) {
+    let brought: BTreeSet<_> = restores.collect();
+    for (source, sequence) in world.chosen.iter().filter(|(source, _)| !brought.contains(source)) {
         mistakes.push(finding(plan, None, format!("{source}@{sequence} was chosen, and no step restores {source}")));
     }
     if !mistakes.is_empty() {
