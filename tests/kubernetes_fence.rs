@@ -225,6 +225,14 @@ fn a_fence_that_does_not_hold_is_an_error() {
     keep_pod("undone", true);
     let before = looked(&scaled("undone", &["statefulset/db"]));
     let runtime = runtime();
+    // The cause is mended, and the restore goes on.
+    let again = std::thread::scope(|scope| {
+        let running = scope.spawn(|| run("bad", "plan-1/step-3"));
+        end_pod("bad", "Succeeded");
+        running.join().unwrap()
+    });
+    assert!(again.unwrap().contains("is complete"));
+
     let short = source::Context { deadline: Instant::now() + Duration::from_secs(5), ..context(&runtime) };
     let failure = hold(&short, &spec("admin"), &before).unwrap_err().to_string();
     assert!(failure.contains("wait until the pods of statefulset/db in undone are gone"), "{failure}");
@@ -410,7 +418,8 @@ fn job(name: &str) -> Value {
 /// No node runs pods here: the test says how one ended, and the Job's real controller does the rest.
 fn end_pod(name: &str, phase: &str) {
     let pod = || {
-        let all = SERVER.kubectl(&["-n", "jobs", "get", "pods", "-o", "name"]);
+        let running = "--field-selector=status.phase=Pending";
+        let all = SERVER.kubectl(&["-n", "jobs", "get", "pods", "-o", "name", running]);
         all.lines().find(|pod| pod.starts_with(&format!("pod/{name}-"))).map(str::to_owned)
     };
     SERVER.until("the pod is made", || pod().is_some());

@@ -631,3 +631,43 @@ fn an_export_and_a_question_end_in_time_and_hold_nobody_up() {
     // What does not follow the question did not wait for it.
     assert!(world.path("next").exists(), "{shown}");
 }
+
+#[test]
+fn an_interrupted_export_goes_on_and_a_pruned_snapshot_is_not_replaced() {
+    let plain = Plain::new(
+        "  - {name: archive, restore: {source: pictures, export: HOME/out.tar}}\n  \
+         - {name: proof, run: {command: [test, -e, HOME/proof]}}\n  \
+         - {name: pictures, restore: {source: pictures, to: HOME/out}}\n",
+    );
+    let world = &plain.world;
+    let noise: Vec<u8> =
+        (0..400_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..10].to_vec()).collect();
+    world.file("noise", noise);
+    world.as_writer(&["backup", "pictures"]).expect(0);
+    let fast = World::directory(&world.path("repository"));
+    world.document("repository.yaml", &(fast.clone() + "  limits: {download: 100KiB}\n"));
+    let mut child = world.program(&["--identity", "kit.txt", "restore", "app", "plain"]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let partial = |world: &World| {
+        let names = fs::read_dir(world.home.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.into_iter().any(|name| name.to_str().unwrap().starts_with("out.tar.partial"))
+    };
+    while !partial(world) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(command("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    world.document("repository.yaml", &fast);
+    plain.resume(&[]).expect(1).says("the restore stopped at proof");
+    assert!(!partial(world) && world.path("out.tar").exists());
+
+    // The snapshot that was chosen is pruned, and there is a newer one.
+    let manifests = world.path("repository/pictures/snapshots");
+    let old: Vec<_> = fs::read_dir(manifests).unwrap().map(|entry| entry.unwrap().path()).collect();
+    world.file("1/new", "new");
+    world.as_writer(&["backup", "pictures"]).expect(0);
+    old.iter().for_each(|path| fs::remove_file(path).unwrap());
+    fs::write(world.path("proof"), "").unwrap();
+    plain.resume(&[]).expect(1).says("which the plan chose, is not in the repository any more");
+    assert!(!world.path("out").exists());
+}

@@ -202,6 +202,9 @@ fn begin(
         );
     }
     let confirmed = confirm(context, args, &history, &seen, &edge)?;
+    for warning in &history.resolved.warnings {
+        tracing::warn!("{warning}");
+    }
     // The clock starts when people have decided.
     history.began = clock();
     let (id, mut kept) = begin.journal(&history)?;

@@ -75,6 +75,9 @@ pub trait Hands: Sync {
     /// Somebody asked for the end.
     fn interrupted(&self) -> bool;
 
+    /// Somebody else carries the plan out: ends what is at work.
+    fn stop(&self);
+
     /// Told of everything that happens.
     fn watch(&self, history: &History, record: &Record);
 }
@@ -138,7 +141,7 @@ impl<'a> Execution<'a> {
                     let index = left.remove(position);
                     let number = self.history.tasks[index].attempts + 1;
                     if let Err(error) = self.record(Event::Began { task: index, attempt: number }) {
-                        trouble = Some(error);
+                        trouble = Some(self.troubled(error));
                         break;
                     }
                     let noted = self.noted(&tasks[index], index);
@@ -151,6 +154,7 @@ impl<'a> Execution<'a> {
                 }
                 let Some(message) = receive(&inbox) else { continue };
                 if let Err(error) = self.hear(message, &tasks, &mut running, &mut ended, &mut stopped) {
+                    let error = self.troubled(error);
                     trouble.get_or_insert(error);
                 }
             }
@@ -170,6 +174,13 @@ impl<'a> Execution<'a> {
             }
             Ok(End::Ended(verdict))
         })
+    }
+
+    fn troubled(&self, error: JournalError) -> JournalError {
+        if matches!(error, JournalError::Elsewhere { .. }) {
+            self.hands.stop();
+        }
+        error
     }
 
     /// Takes what a step says.

@@ -131,6 +131,10 @@ impl Hands for Worker<'_> {
         self.cancel.is_cancelled()
     }
 
+    fn stop(&self) {
+        self.cancel.cancel();
+    }
+
     fn watch(&self, history: &History, record: &Record) {
         self.outside.watch(history, record);
     }

@@ -2,7 +2,7 @@
 
 use super::{Facts, Worker, problems, read_note, refused, told, unknown};
 use crate::entry::{Problem, Supply as _};
-use crate::repo::{Reader, Selector};
+use crate::repo::{Reader, RepoError, Selector};
 use crate::restore::export::{Flowing, format, write};
 use crate::restore::plan::document::{Doing, Restore};
 use crate::restore::plan::execute::{Attempt, Failure};
@@ -59,7 +59,14 @@ impl Worker<'_> {
             let (snapshot, _) = lineage.find(&Selector::Number(choice.sequence)).await?;
             Reader::open(lineage.clone(), snapshot).await
         });
-        let opened = opened.map_err(|error| self.failed(&error))?.map_err(|error| self.unread(&error.into()))?;
+        let opened = opened.map_err(|error| self.failed(&error))?.map_err(|error| match error {
+            RepoError::NoSnapshot { .. } => refused(&format!(
+                "{}@{}, which the plan chose, is not in the repository any more: begin a new restore, after --abort {} if \
+                 fences are closed",
+                choice.source, choice.sequence, self.id
+            )),
+            other => self.unread(&other.into()),
+        })?;
         // A journal may be gone on with in another repository: a replica's snapshots are the same, others' are not.
         if (opened.snapshot().recovery_point(), &opened.catalogue().run) != (choice.moment, &choice.run) {
             let text = format!("{}@{} is another snapshot than the plan chose", choice.source, choice.sequence);
