@@ -225,14 +225,6 @@ fn a_fence_that_does_not_hold_is_an_error() {
     keep_pod("undone", true);
     let before = looked(&scaled("undone", &["statefulset/db"]));
     let runtime = runtime();
-    // The cause is mended, and the restore goes on.
-    let again = std::thread::scope(|scope| {
-        let running = scope.spawn(|| run("bad", "plan-1/step-3"));
-        end_pod("bad", "Succeeded");
-        running.join().unwrap()
-    });
-    assert!(again.unwrap().contains("is complete"));
-
     let short = source::Context { deadline: Instant::now() + Duration::from_secs(5), ..context(&runtime) };
     let failure = hold(&short, &spec("admin"), &before).unwrap_err().to_string();
     assert!(failure.contains("wait until the pods of statefulset/db in undone are gone"), "{failure}");
@@ -452,6 +444,14 @@ fn a_job_runs_once() {
     });
     let failure = failure.unwrap_err().to_string();
     assert!(failure.contains("run job/bad-") && failure.contains("it failed: BackoffLimitExceeded"), "{failure}");
+
+    // The cause is mended, and the restore goes on.
+    let again = std::thread::scope(|scope| {
+        let running = scope.spawn(|| run("bad", "plan-1/step-3"));
+        end_pod("bad", "Succeeded");
+        running.join().unwrap()
+    });
+    assert!(again.unwrap().contains("is complete"));
 
     let short = source::Context { deadline: Instant::now() + Duration::from_secs(3), ..context(&runtime) };
     let late = run_job(&short, &spec("admin"), &job("slow"), "plan-1/step-4").unwrap_err().to_string();

@@ -19,6 +19,7 @@ mod mariadb;
 mod network;
 mod picture;
 mod recovery;
+mod resumed;
 mod room;
 mod stores;
 mod terraform;
