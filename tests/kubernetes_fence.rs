@@ -410,7 +410,8 @@ fn job(name: &str) -> Value {
 /// No node runs pods here: the test says how one ended, and the Job's real controller does the rest.
 fn end_pod(name: &str, phase: &str) {
     let pod = || {
-        let all = SERVER.kubectl(&["-n", "jobs", "get", "pods", "-o", "name"]);
+        let running = "--field-selector=status.phase=Pending";
+        let all = SERVER.kubectl(&["-n", "jobs", "get", "pods", "-o", "name", running]);
         all.lines().find(|pod| pod.starts_with(&format!("pod/{name}-"))).map(str::to_owned)
     };
     SERVER.until("the pod is made", || pod().is_some());
@@ -443,6 +444,14 @@ fn a_job_runs_once() {
     });
     let failure = failure.unwrap_err().to_string();
     assert!(failure.contains("run job/bad-") && failure.contains("it failed: BackoffLimitExceeded"), "{failure}");
+
+    // The cause is mended, and the restore goes on.
+    let again = std::thread::scope(|scope| {
+        let running = scope.spawn(|| run("bad", "plan-1/step-3"));
+        end_pod("bad", "Succeeded");
+        running.join().unwrap()
+    });
+    assert!(again.unwrap().contains("is complete"));
 
     let short = source::Context { deadline: Instant::now() + Duration::from_secs(3), ..context(&runtime) };
     let late = run_job(&short, &spec("admin"), &job("slow"), "plan-1/step-4").unwrap_err().to_string();

@@ -21,6 +21,7 @@ mod network;
 mod picture;
 mod recovery;
 mod replica;
+mod resumed;
 mod room;
 mod stores;
 mod terraform;

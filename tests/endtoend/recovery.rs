@@ -49,11 +49,11 @@ spec:
   jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: i, image: 'example.com/i:1'}]}}}}
 ";
 
-fn source(name: &str, spec: &str) -> String {
+pub fn source(name: &str, spec: &str) -> String {
     format!("apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
 }
 
-fn plan(name: &str, level: &str, steps: &str) -> String {
+pub fn plan(name: &str, level: &str, steps: &str) -> String {
     format!(
         "apiVersion: lifeboat.dev/v1\nkind: RestorePlan\nmetadata: {{name: {name}}}\nspec:\n  level: {level}\n  \
          steps:\n{steps}"

@@ -12,12 +12,17 @@ use crate::restore::plan::execute::Failure;
 use crate::restore::plan::hands::Outside;
 use crate::restore::plan::journal::{History, Record};
 use crate::source::Cancel;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+/// How often somebody who waits for an answer looks whether to go on.
+const TICK: Duration = Duration::from_millis(100);
 
 /// How what is about to be overwritten is captured.
 pub struct Keep {
@@ -36,18 +41,73 @@ pub struct Edge {
     /// Ends the execution early.
     pub cancel: Cancel,
     runtime: Handle,
+    /// The line that is being read, for whoever asks next too: an abandoned question leaves its reader behind.
+    reading: Mutex<Option<Receiver<io::Result<String>>>>,
+    turn: Mutex<()>,
+    listening: JoinHandle<()>,
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
 }
 
 impl Edge {
     pub fn new(context: &Context, answers: &[String], keep: Option<Keep>) -> Self {
         let (json, quiet) = (context.globals.json, context.globals.quiet);
+        let cancel = Cancel::default();
+        let listening = tokio::spawn({
+            let (interrupt, cancel) = (context.interrupt.clone(), cancel.clone());
+            async move {
+                interrupt.requested().await;
+                cancel.cancel();
+            }
+        });
         Self {
             live: Mutex::new(Live::new(json, quiet)),
             answers: answers.iter().cloned().collect(),
             interactive: io::stdin().is_terminal() && io::stderr().is_terminal() && !json,
             keep,
-            cancel: Cancel::default(),
+            cancel,
             runtime: Handle::current(),
+            reading: Mutex::default(),
+            turn: Mutex::default(),
+            listening,
+        }
+    }
+
+    /// The next line that a person types.
+    ///
+    /// # Errors
+    /// `Interrupted`, or nobody typed one before the deadline.
+    pub fn line(&self, deadline: Option<Instant>) -> Result<String, Failure> {
+        let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let fail = |why: io::Error| Failure::Failed(format!("read the answer: {why}"));
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = if let Some(lines) = reading.take() {
+            lines
+        } else {
+            let (send, lines) = bounded(1);
+            let read = move || {
+                let mut line = String::new();
+                let read = io::stdin().lock().read_line(&mut line).map(|_| line);
+                let _ = send.send(read); // nobody may be waiting any more
+            };
+            std::thread::Builder::new().name("stdin".into()).spawn(read).map_err(fail)?;
+            lines
+        };
+        loop {
+            match lines.recv_timeout(TICK) {
+                Ok(line) => return line.map_err(fail),
+                Err(RecvTimeoutError::Disconnected) => return Err(fail(io::ErrorKind::UnexpectedEof.into())),
+                Err(RecvTimeoutError::Timeout) if self.cancel.is_cancelled() || late() => {
+                    *reading = Some(lines);
+                    let late = Failure::Failed("nobody answered within its timeout".into());
+                    return Err(if self.cancel.is_cancelled() { Failure::Interrupted } else { late });
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 
@@ -61,7 +121,7 @@ impl Edge {
 }
 
 impl Outside for Edge {
-    fn ask(&self, task: &str, text: &str) -> Result<(), Failure> {
+    fn ask(&self, task: &str, text: &str, deadline: Instant) -> Result<(), Failure> {
         if self.answers.contains(task) {
             return Ok(());
         }
@@ -69,16 +129,12 @@ impl Outside for Edge {
             let text = format!("a person must confirm: {text} (go on with --resume and --answer {task})");
             return Err(Failure::Refused(text));
         }
-        let answered = self.live().suspend(|| {
-            eprint!("{task}: {text}\nType {task} to go on: ");
-            let mut line = String::new();
-            io::stdin().lock().read_line(&mut line).map(|_| line.trim() == task)
-        });
-        match answered {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Failure::Refused("not confirmed".into())),
-            Err(why) => Err(Failure::Failed(format!("read the answer: {why}"))),
-        }
+        // One question at a time.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.live().ask(&format!("{task}: {text}\nType {task} to go on: "));
+        let answered = self.line(Some(deadline));
+        self.live().answered();
+        if answered?.trim() == task { Ok(()) } else { Err(Failure::Refused("not confirmed".into())) }
     }
 
     fn keep(&self, system: &SourceName, deadline: Instant) -> Result<String, Failure> {

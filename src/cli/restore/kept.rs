@@ -4,17 +4,19 @@
 //! does not take it, which is warned of: a restore must not end because its log has no place. One process on this machine
 //! carries out an execution at a time (a lock); of two on different machines, one finds its next record's number taken.
 
-use crate::cli::fault::{Failure, Fault};
+use crate::cli::fault::{Failure, Fault, chain};
 use crate::cli::output::sync_name;
 use crate::cli::status::state_directory;
-use crate::repo::{Journals, Written};
+use crate::repo::{Journals, RepoError, Written};
 use crate::restore::plan::journal::{Event, History, Journal, JournalError, Record};
 use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 pub struct Kept {
     id: String,
@@ -24,8 +26,15 @@ pub struct Kept {
     /// Records that the repository does not have yet.
     behind: Vec<Record>,
     warned: bool,
+    /// The repository did not take a record: it is left alone until then.
+    quiet_until: Option<Instant>,
+    /// A record could not be written. One more would stand behind half a line, or in the place of another.
+    broken: bool,
     runtime: Handle,
 }
+
+/// What a record may hold a restore up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn directory() -> Result<PathBuf, Failure> {
     let state = state_directory().ok_or_else(|| {
@@ -59,7 +68,17 @@ impl Kept {
         }
         sync_name(&path).map_err(Fault::file("create", &path))?;
         let runtime = Handle::current();
-        Ok(Self { id: id.into(), path, disk, remote, behind: Vec::new(), warned: false, runtime })
+        Ok(Self {
+            id: id.into(),
+            path,
+            disk,
+            remote,
+            behind: Vec::new(),
+            warned: false,
+            quiet_until: None,
+            broken: false,
+            runtime,
+        })
     }
 
     /// Begins a journal; `None` if there is one of this name already.
@@ -80,10 +99,22 @@ impl Kept {
     /// Opens the journal of an execution that was begun here or elsewhere.
     pub async fn resume(id: &str, remote: Option<Journals>) -> Result<(Self, History), Failure> {
         let known = here().iter().any(|known| known == id);
-        let far = match &remote {
-            Some(journals) => read(id, &journals.read(id).await?)?,
-            None => Vec::new(),
-        };
+        let (mut remote, mut far) = (remote, Vec::new());
+        if let Some(journals) = &remote {
+            match journals.read(id).await {
+                Ok(records) => far = read(id, &records)?,
+                // Whoever can write into the bucket could keep everybody from going on, or from opening the fences.
+                Err(error @ RepoError::Foreign { .. }) if known => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(
+                        error,
+                        "the repository's journal of this restore is not believed: this machine's is"
+                    );
+                    remote = None;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         if !known && far.is_empty() {
             let hint = "see `lifeboat restore list`; one that was begun without the recovery identity, or with a repository \
                         that could not be written, is only known where it was begun";
@@ -106,16 +137,11 @@ impl Kept {
     }
 
     fn read_disk(&self) -> Result<Vec<Record>, Failure> {
-        let mut text = String::new();
-        let mut file = File::open(&self.path).map_err(Fault::file("open the journal", &self.path))?;
-        file.read_to_string(&mut text).map_err(Fault::file("read the journal", &self.path))?;
-        // A line that was being written when the machine stopped: nothing followed from it.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        if whole.len() + 1 < text.len() || (whole.is_empty() && !text.is_empty()) {
-            let keep = if whole.is_empty() { 0 } else { whole.len() as u64 + 1 };
-            self.disk.set_len(keep).map_err(Fault::file("mend the journal", &self.path))?;
+        let bytes = std::fs::read(&self.path).map_err(Fault::file("read the journal", &self.path))?;
+        let (lines, whole) = lines(&bytes);
+        if whole < bytes.len() {
+            self.disk.set_len(whole as u64).map_err(Fault::file("mend the journal", &self.path))?;
         }
-        let lines: Vec<Vec<u8>> = whole.lines().map(|line| line.as_bytes().to_vec()).collect();
         read(&self.id, &lines)
     }
 
@@ -129,35 +155,65 @@ impl Kept {
     /// Sends what the repository does not have.
     fn send(&mut self) -> Result<(), JournalError> {
         let Some(remote) = &self.remote else { return Ok(()) };
+        if self.quiet_until.is_some_and(|until| Instant::now() < until) {
+            return Ok(());
+        }
         while let Some(record) = self.behind.first() {
             let failed = |why: serde_json::Error| JournalError::Write { place: "record".into(), source: why.into() };
             let bytes = serde_json::to_vec(record).map_err(failed)?;
-            match self.runtime.block_on(remote.write(&self.id, record.number, &bytes)) {
-                Ok(Written::Done) => _ = self.behind.remove(0),
-                Ok(Written::Taken) => {
+            let write = async { timeout(PATIENCE, remote.write(&self.id, record.number, &bytes)).await };
+            let why = match self.runtime.block_on(write) {
+                Ok(Ok(Written::Done)) => {
+                    self.behind.remove(0);
+                    self.quiet_until = None;
+                    continue;
+                }
+                Ok(Ok(Written::Taken)) => {
                     return Err(JournalError::Elsewhere { id: self.id.clone(), number: record.number });
                 }
-                Err(error) => {
-                    if !std::mem::replace(&mut self.warned, true) {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::warn!(error, "the repository does not take the journal: only this machine can go on");
-                    }
-                    return Ok(());
-                }
+                Ok(Err(error)) => chain(&error).join(": "),
+                Err(_) => "no answer".into(),
+            };
+            // Fences are closed: a bucket that has gone away must not hold every record up.
+            self.quiet_until = Some(Instant::now() + PATIENCE);
+            if !std::mem::replace(&mut self.warned, true) {
+                tracing::warn!(error = why, "the repository does not take the journal: only this machine can go on");
             }
+            return Ok(());
         }
         Ok(())
     }
-}
 
-impl Journal for Kept {
-    fn write(&mut self, record: &Record) -> Result<(), JournalError> {
+    fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        if self.broken {
+            let source = io::Error::other("a record before it could not be written");
+            return Err(JournalError::Write { place: self.path.display().to_string(), source });
+        }
+        if matches!(record.event, Event::Ended(_)) {
+            self.quiet_until = None;
+        }
         if self.remote.is_some() {
             self.behind.push(record.clone());
         }
         self.send()?;
         self.write_disk(record)
     }
+}
+
+impl Journal for Kept {
+    fn write(&mut self, record: &Record) -> Result<(), JournalError> {
+        let written = self.append(record);
+        self.broken |= written.is_err();
+        written
+    }
+}
+
+/// The lines of a journal, and the bytes that they take. Half a line at the end was being written when the machine stopped,
+/// or its disk was full: nothing followed from it.
+fn lines(bytes: &[u8]) -> (Vec<Vec<u8>>, usize) {
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let lines = bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec);
+    (lines.collect(), whole)
 }
 
 /// The journal of an execution that nobody goes on with now, to look at.
@@ -167,9 +223,7 @@ pub async fn look(id: &str, remote: Option<&Journals>) -> Result<History, Failur
         None => Vec::new(),
     };
     let path = directory()?.join(format!("{id}.jsonl"));
-    let near = std::fs::read_to_string(&path).unwrap_or_default();
-    let whole = near.rfind('\n').map_or("", |end| &near[..end]);
-    let near = read(id, &whole.lines().map(|line| line.as_bytes().to_vec()).collect::<Vec<_>>())?;
+    let near = read(id, &lines(&std::fs::read(&path).unwrap_or_default()).0)?;
     Ok(History::of(id, if near.len() > far.len() { near } else { far })?)
 }
 
@@ -190,4 +244,46 @@ pub fn first(history: &History) -> Record {
 #[error("restore {id} is being carried out by another process of this machine")]
 pub struct Busy {
     id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_line_is_no_record() {
+        assert_eq!(lines(b""), (Vec::new(), 0));
+        assert_eq!(lines(b"{\"numb"), (Vec::new(), 0));
+        // Cut within a letter of several bytes.
+        let text = "one\ntwo\nthree \u{2192}".as_bytes();
+        assert_eq!(lines(&text[..text.len() - 1]), (vec![b"one".to_vec(), b"two".to_vec()], 8));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_journal_whose_disk_was_full_takes_nothing_more() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("x.jsonl");
+        let open = |path: &std::path::Path| OpenOptions::new().append(true).create(true).open(path).unwrap();
+        let runtime = Handle::current();
+        let (disk, quiet_until) = (open("/dev/full".as_ref()), None);
+        let (id, behind) = ("x".to_owned(), Vec::new());
+        let mut kept = Kept {
+            id,
+            path: path.clone(),
+            disk,
+            remote: None,
+            behind,
+            warned: false,
+            quiet_until,
+            broken: false,
+            runtime,
+        };
+        let event = || Event::Confirmed(std::collections::BTreeSet::new());
+        let record = |number| Record { number, at: jiff::Timestamp::UNIX_EPOCH, event: event() };
+        assert!(matches!(kept.write(&record(2)), Err(JournalError::Write { .. })));
+        // There is room again, and half of the record before may stand there.
+        kept.disk = open(&path);
+        assert!(matches!(kept.write(&record(2)), Err(JournalError::Write { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+    }
 }

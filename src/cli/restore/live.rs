@@ -6,12 +6,12 @@ use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::restore::plan::journal::{Event, History, Record};
 use crate::restore::plan::report::describe;
-use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 pub struct Live {
@@ -28,7 +28,13 @@ enum Form {
         all: MultiProgress,
         head: ProgressBar,
         steps: BTreeMap<usize, ProgressBar>,
+        asking: bool,
     },
+}
+
+/// Onto standard error. Whoever reads may have gone: the restore goes on.
+fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 impl Live {
@@ -37,7 +43,7 @@ impl Live {
             Form::Json
         } else if quiet {
             Form::Quiet
-        } else if std::io::stderr().is_terminal() {
+        } else if io::stderr().is_terminal() {
             Form::Blank
         } else {
             Form::Lines
@@ -56,10 +62,10 @@ impl Live {
             Form::Json => _ = print_json(&event(history, record)),
             Form::Lines => {
                 if let Some(text) = sentence(history, record) {
-                    eprintln!("{:>9} {text}", Shown(after).to_string());
+                    tell(&format!("{:>9} {text}", Shown(after).to_string()));
                 }
             }
-            Form::Bars { all, head, steps } => {
+            Form::Bars { all, head, steps, asking } => {
                 let task = match record.event {
                     Event::Began { task, .. } => {
                         let bar = all.add(ProgressBar::new_spinner());
@@ -83,17 +89,31 @@ impl Live {
                 let done = history.tasks.iter().filter(|task| task.ended.is_some());
                 head.set_position(done.count() as u64);
                 if let Some(text) = sentence(history, record) {
-                    let _ = all.println(format!("{:>9} {text}", Shown(after).to_string()));
+                    let line = format!("{:>9} {text}", Shown(after).to_string());
+                    if *asking {
+                        tell(&line);
+                    } else {
+                        let _ = all.println(line);
+                    }
                 }
             }
         }
     }
 
-    /// Runs `ask` with nothing else on the terminal.
-    pub fn suspend<T>(&self, ask: impl FnOnce() -> T) -> T {
-        match &self.form {
-            Form::Bars { all, .. } => all.suspend(ask),
-            _ => ask(),
+    /// Shows a question, and nothing that moves until it is answered. Nobody waits for the answer here: other steps go on.
+    pub fn ask(&mut self, question: &str) {
+        if let Form::Bars { all, asking, .. } = &mut self.form {
+            *asking = true;
+            let _ = all.clear();
+            all.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let _ = write!(io::stderr(), "{question}");
+    }
+
+    pub fn answered(&mut self) {
+        if let Form::Bars { all, asking, .. } = &mut self.form {
+            *asking = false;
+            all.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
 
@@ -123,7 +143,7 @@ fn bars(history: &History, after: Duration) -> Form {
     }
     head.set_prefix(format!("{} {}", history.resolved.level, history.resolved.plan));
     head.enable_steady_tick(Duration::from_millis(500));
-    Form::Bars { all, head, steps: BTreeMap::new() }
+    Form::Bars { all, head, steps: BTreeMap::new(), asking: false }
 }
 
 /// "3 m of 30 m, about 5 m to go".
@@ -159,6 +179,7 @@ fn sentence(history: &History, record: &Record) -> Option<String> {
             text
         }
         Event::Failed { task, text } => format!("{}: FAILED: {text}", named(*task)),
+        Event::Opening { task } => format!("{}: letting go", named(*task)),
         Event::Opened { task, lines } => format!("{}: let go; {}", named(*task), lines.join("; ")),
     };
     Some(name(text.as_bytes()))
@@ -191,6 +212,7 @@ fn event(history: &History, record: &Record) -> Value {
             put("failed", Some(*task));
             line["error"] = json!(text);
         }
+        Event::Opening { task } => put("opening", Some(*task)),
         Event::Opened { task, lines } => {
             put("opened", Some(*task));
             line["lines"] = json!(lines);

@@ -5,7 +5,7 @@ use super::kept::{self, Kept};
 use super::shown::{self, Seen};
 use super::world;
 use crate::cli::context::{Context, Opened, Use};
-use crate::cli::fault::{Exit, Failure, Fault};
+use crate::cli::fault::{Exit, Failure, Fault, chain};
 use crate::cli::output::{clock, print};
 use crate::cli::reference::numbered;
 use crate::config::Url;
@@ -13,12 +13,12 @@ use crate::id::{Sequence, SourceName};
 use crate::repo::Journals;
 use crate::restore::plan::execute::{End, Execution};
 use crate::restore::plan::hands::{Facts, Worker};
-use crate::restore::plan::journal::{Event, History, State, Verdict};
+use crate::restore::plan::journal::{Event, History, JournalError, State, Verdict};
 use crate::restore::plan::report::Report;
 use crate::restore::plan::{Finding, Level, Resolved, resolve};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
     if args.dry_run {
         let edge = Edge::new(context, &args.answer, None);
         let worker = worker(context, &opened, &id, &history, &edge)?;
-        let seen = look(&worker, &history.resolved);
+        let seen = look(&worker, &history.resolved)?;
         shown::print_plan(context, &history.resolved, &seen)?;
         return Ok(if seen.refused() { Exit::Failed } else { Exit::Ok });
     }
@@ -177,9 +177,16 @@ fn worker<'a>(
 }
 
 /// Looks at the targets, on threads that may block.
-fn look(worker: &Worker<'_>, resolved: &Resolved) -> Seen {
+fn look(worker: &Worker<'_>, resolved: &Resolved) -> Result<Seen, Failure> {
     let facts = tokio::task::block_in_place(|| worker.survey(resolved, LOOK));
-    Seen { facts }
+    if worker.cancel.is_cancelled() {
+        return Err(unchanged());
+    }
+    Ok(Seen { facts })
+}
+
+fn unchanged() -> Failure {
+    Fault::Interrupted { left: None }.into()
 }
 
 fn begin(
@@ -190,7 +197,7 @@ fn begin(
     mut history: History,
 ) -> Result<Exit, Failure> {
     let edge = Edge::new(context, &args.answer, keep(context, opened, args)?);
-    let seen = look(&worker(context, opened, &begin.id, &history, &edge)?, &history.resolved);
+    let seen = look(&worker(context, opened, &begin.id, &history, &edge)?, &history.resolved)?;
     if let Some(facts) = seen.facts.iter().find(|facts| facts.refused.is_some()) {
         let why = facts.refused.as_deref().unwrap_or_default();
         let step = &history.resolved.tasks[facts.task].name;
@@ -198,37 +205,57 @@ fn begin(
             Fault::usage(format!("{step} would not be done: {}: {why}", facts.place), "nothing was changed").into()
         );
     }
-    let confirmed = confirm(context, args, &history, &seen)?;
+    let confirmed = confirm(context, args, &history, &seen, &edge)?;
+    for warning in &history.resolved.warnings {
+        tracing::warn!("{warning}");
+    }
     // The clock starts when people have decided.
     history.began = clock();
     let (id, mut kept) = begin.journal(&history)?;
     if !context.globals.json {
-        eprintln!("This restore is {id}: `lifeboat restore {} --resume {id}` goes on with it", history.resolved.level);
+        let level = history.resolved.level;
+        // Whoever reads may have gone.
+        let _ =
+            writeln!(io::stderr(), "This restore is {id}: `lifeboat restore {level} --resume {id}` goes on with it");
     }
     let worker = worker(context, opened, &id, &history, &edge)?;
     carry_out(context, args, worker, &edge, &mut kept, history, confirmed)
 }
 
-fn go_on(context: &Context, opened: &Opened, args: &Args, mut kept: Kept, history: History) -> Result<Exit, Failure> {
+fn go_on(
+    context: &Context,
+    opened: &Opened,
+    args: &Args,
+    mut kept: Kept,
+    mut history: History,
+) -> Result<Exit, Failure> {
     let edge = Edge::new(context, &args.answer, keep(context, opened, args)?);
     let id = args.resume.as_ref().or(args.abort.as_ref()).cloned().unwrap_or_default();
     let worker = worker(context, opened, &id, &history, &edge)?;
-    if args.abort.is_some() {
+    if args.abort.is_some() && (history.verdict != Some(Verdict::Complete) || !history.closed.is_empty()) {
         return abort(context, args, &worker, &edge, &mut kept, history);
     }
     if let Some(verdict @ (Verdict::Complete | Verdict::Aborted)) = history.verdict {
         let how = if verdict == Verdict::Complete { "is complete" } else { "was given up" };
         return Err(Fault::usage(format!("restore {id} {how}"), "begin a new one").into());
     }
+    let gone: Vec<usize> = (0..history.tasks.len())
+        .filter(|at| history.tasks[*at].state == State::Done && worker.is_gone(&history.resolved.tasks[*at]))
+        .collect();
+    for at in gone {
+        let step = history.resolved.tasks[at].name.as_str();
+        tracing::warn!(step, "it was done, and what it restored is not on this machine: it is done again");
+        history.redo(at);
+    }
     // What was done is not looked at again, nor what is under way: its own traces would look like somebody's data.
     let mut left = history.resolved.clone();
     for (task, progress) in left.tasks.iter_mut().zip(&history.tasks) {
-        if progress.state == State::Done || progress.note.is_some() {
+        if progress.state == State::Done || progress.note.as_ref().is_some_and(|note| !note.is_null()) {
             task.choice = None;
         }
     }
-    let seen = look(&worker, &left);
-    let confirmed = confirm(context, args, &history, &seen)?;
+    let seen = look(&worker, &left)?;
+    let confirmed = confirm(context, args, &history, &seen, &edge)?;
     carry_out(context, args, worker, &edge, &mut kept, history, confirmed)
 }
 
@@ -247,10 +274,17 @@ fn keep(context: &Context, opened: &Opened, args: &Args) -> Result<Option<Keep>,
 
 /// # Errors
 /// Nobody said that what is there may be overwritten.
-fn confirm(context: &Context, args: &Args, history: &History, seen: &Seen) -> Result<BTreeSet<String>, Failure> {
+fn confirm(
+    context: &Context,
+    args: &Args,
+    history: &History,
+    seen: &Seen,
+    edge: &Edge,
+) -> Result<BTreeSet<String>, Failure> {
     let named: BTreeSet<String> = args.target_id.iter().cloned().collect();
     let known: BTreeSet<&String> = seen.facts.iter().filter_map(|facts| facts.target.as_ref()).collect();
-    let all_known = seen.facts.iter().all(|facts| facts.target.is_some());
+    // Of what is under way, nothing is looked at.
+    let all_known = args.resume.is_none() && seen.facts.iter().all(|facts| facts.target.is_some());
     if let Some(other) = named.iter().find(|id| all_known && !known.contains(id)) {
         let is: Vec<_> = known.iter().map(|id| id.as_str()).collect();
         let message = format!("no step concerns {other}: the targets are {}", is.join(", "));
@@ -278,8 +312,7 @@ fn confirm(context: &Context, args: &Args, history: &History, seen: &Seen) -> Re
         let places: Vec<_> =
             seen.facts.iter().filter(|facts| facts.target.as_ref() == Some(id)).map(|f| f.place.as_str()).collect();
         eprint!("What is in {} now will be overwritten or held back. Type {id} to go on: ", places.join(", "));
-        let mut line = String::new();
-        io::stdin().lock().read_line(&mut line)?;
+        let line = tokio::task::block_in_place(|| edge.line(None)).map_err(|_| unchanged())?;
         if line.trim() != id {
             return Err(Fault::Failed { message: "not confirmed; nothing was changed".into(), hint: None }.into());
         }
@@ -297,14 +330,7 @@ fn carry_out(
     confirmed: BTreeSet<String>,
 ) -> Result<Exit, Failure> {
     worker.confirmed.extend(confirmed.clone());
-    let (id, cancel) = (worker.id.clone(), worker.cancel.clone());
-    let watcher = tokio::spawn({
-        let interrupt = context.interrupt.clone();
-        async move {
-            interrupt.requested().await;
-            cancel.cancel();
-        }
-    });
+    let id = worker.id.clone();
     let (end, history) = tokio::task::block_in_place(|| {
         let mut execution = Execution::new(history, kept, &worker);
         let end = if confirmed.is_subset(&execution.history.confirmed) {
@@ -314,15 +340,14 @@ fn carry_out(
         };
         (end, execution.history)
     });
-    watcher.abort();
     edge.end();
     let report = Report::new(&id, &history);
-    if let Some(directory) = &args.report {
-        shown::write_report(directory, &report)?;
-    }
-    let end = end?;
-    shown::print_report(context, &report)?;
+    // How the restore ended is more important than that its report has no place.
+    let written = args.report.as_ref().map_or(Ok(()), |directory| shown::write_report(directory, &report));
+    let end = end.map_err(|error| unwritten(&error, &history, &id))?;
+    let printed = shown::print_report(context, &report);
     match end {
+        End::Ended(_) if written.is_err() || printed.is_err() => written.and(printed).map(|()| Exit::Failed),
         End::Ended(Verdict::Complete) if report.missed() => Ok(Exit::Missed),
         End::Ended(Verdict::Complete) => Ok(Exit::Ok),
         End::Ended(_) => Ok(Exit::Incomplete),
@@ -343,6 +368,19 @@ fn carry_out(
             Err(Fault::Failed { message, hint: Some(hint) }.into())
         }
     }
+}
+
+/// What to do when the journal could not be written.
+fn unwritten(error: &JournalError, history: &History, id: &str) -> Failure {
+    let level = history.resolved.level;
+    let hint = match error {
+        JournalError::Elsewhere { .. } => format!(
+            "let whoever is at it finish, or end that process; then: lifeboat restore {level} --resume {id}, there or on a \
+             machine that has no journal of it"
+        ),
+        _ => format!("nothing further was begun; mend the cause, then go on: lifeboat restore {level} --resume {id}"),
+    };
+    Fault::Failed { message: chain(error).join(": "), hint: Some(hint) }.into()
 }
 
 fn abort(

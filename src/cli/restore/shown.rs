@@ -8,7 +8,7 @@ use crate::policy::duration::Shown;
 use crate::repo::Journals;
 use crate::restore::plan::Resolved;
 use crate::restore::plan::hands::Facts;
-use crate::restore::plan::journal::Verdict;
+use crate::restore::plan::journal::{State, Verdict};
 use crate::restore::plan::report::{Report, describe};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -169,7 +169,7 @@ pub async fn list(context: &Context, journals: Option<&Journals>) -> Result<Exit
             Some(Verdict::Aborted) => "given up",
             None => "not finished",
         };
-        let done = history.tasks.iter().filter(|task| task.ended.is_some()).count();
+        let done = history.tasks.iter().filter(|task| task.state == State::Done).count();
         rows.push(vec![
             id.clone(),
             format!("{} {}", history.resolved.level, history.resolved.plan),

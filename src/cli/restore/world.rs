@@ -138,6 +138,14 @@ async fn history(plan: &str, journals: Option<&Journals>) -> BTreeMap<(String, S
     let mut all = BTreeMap::new();
     for id in newest.into_iter().rev() {
         if let Ok(history) = kept::look(id, journals).await {
+            if history.verdict.is_none() {
+                let (level, newest) = (history.resolved.level, history.last);
+                tracing::warn!(
+                    id, %newest,
+                    "a restore of this plan has not ended: see that nobody is at it; `lifeboat restore {level} --resume {id}` \
+                     goes on with it, --abort {id} opens its fences"
+                );
+            }
             all.extend(history.took());
         }
     }

@@ -198,7 +198,8 @@ pub struct Fence {
     pub open: Option<Run>,
 }
 
-/// A program, without a shell.
+/// A program, without a shell. The step lasts until its output is closed: what it starts and leaves running must be given an
+/// output of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Run {

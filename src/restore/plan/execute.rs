@@ -9,6 +9,7 @@ use super::resolve::Task;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
 use serde_json::Value;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Steps at a time.
@@ -74,6 +75,9 @@ pub trait Hands: Sync {
     /// Somebody asked for the end.
     fn interrupted(&self) -> bool;
 
+    /// Somebody else carries the plan out: ends what is at work.
+    fn stop(&self);
+
     /// Told of everything that happens.
     fn watch(&self, history: &History, record: &Record);
 }
@@ -137,7 +141,7 @@ impl<'a> Execution<'a> {
                     let index = left.remove(position);
                     let number = self.history.tasks[index].attempts + 1;
                     if let Err(error) = self.record(Event::Began { task: index, attempt: number }) {
-                        trouble = Some(error);
+                        trouble = Some(self.troubled(error));
                         break;
                     }
                     let noted = self.noted(&tasks[index], index);
@@ -150,6 +154,7 @@ impl<'a> Execution<'a> {
                 }
                 let Some(message) = receive(&inbox) else { continue };
                 if let Err(error) = self.hear(message, &tasks, &mut running, &mut ended, &mut stopped) {
+                    let error = self.troubled(error);
                     trouble.get_or_insert(error);
                 }
             }
@@ -169,6 +174,13 @@ impl<'a> Execution<'a> {
             }
             Ok(End::Ended(verdict))
         })
+    }
+
+    fn troubled(&self, error: JournalError) -> JournalError {
+        if matches!(error, JournalError::Elsewhere { .. }) {
+            self.hands.stop();
+        }
+        error
     }
 
     /// Takes what a step says.
@@ -220,6 +232,8 @@ impl<'a> Execution<'a> {
         for fence in self.history.closed.clone().into_iter().rev() {
             let task = self.history.resolved.tasks[fence].clone();
             let note = self.history.tasks[fence].note.clone().unwrap_or_default();
+            // Written first: whoever carries the plan out elsewhere learns of it before it is opened.
+            self.record(Event::Opening { task: fence })?;
             match self.hands.open(&task, &note, Instant::now() + task.timeout) {
                 Ok(lines) => self.record(Event::Opened { task: fence, lines })?,
                 Err(Failure::Interrupted) => failures.push(format!("{}: interrupted", task.name)),
@@ -245,7 +259,10 @@ fn work(hands: &dyn Hands, tasks: &[Task], index: usize, first: u32, noted: Opti
     let result = loop {
         let deadline = Instant::now() + task.timeout;
         let mut attempt = Attempt { task, index, fence, noted: noted.take(), deadline, messages: messages.clone() };
-        let result = hands.perform(&mut attempt);
+        // A step that never said that it ended would be waited for without end.
+        let result = catch_unwind(AssertUnwindSafe(|| hands.perform(&mut attempt))).unwrap_or_else(|_| {
+            Err(Failure::Refused("it broke off: a defect of Lifeboat, told on standard error".into()))
+        });
         let again = matches!(result, Err(Failure::Failed(_))) && number - first < task.retries;
         if !again || hands.interrupted() {
             break result;

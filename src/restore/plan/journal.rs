@@ -3,6 +3,7 @@
 //! Invariants: a record is durable before what follows from it is begun; the first holds the resolved plan. Pure, but for
 //! [`Journal`], which is the plug point for where records are kept.
 
+use super::document::Doing;
 use super::resolve::{Resolved, Took};
 use crate::id::SourceName;
 use jiff::Timestamp;
@@ -44,7 +45,11 @@ pub enum Event {
         task: usize,
         text: String,
     },
-    /// A fence was opened without its `unfence` step.
+    /// A fence is about to be opened without its `unfence` step: whoever goes on in spite of that closes it again.
+    Opening {
+        task: usize,
+    },
+    /// It was opened.
     Opened {
         task: usize,
         lines: Vec<String>,
@@ -163,6 +168,7 @@ impl History {
             | Event::Noted { task, .. }
             | Event::Done { task, .. }
             | Event::Failed { task, .. }
+            | Event::Opening { task }
             | Event::Opened { task, .. } => *task < self.tasks.len(),
         }
     }
@@ -195,8 +201,33 @@ impl History {
                 let progress = &mut self.tasks[*task];
                 (progress.state, progress.ended) = (State::Failed(text.clone()), Some(record.at));
             }
-            Event::Opened { task, .. } => self.closed.retain(|fence| fence != task),
-            Event::Ended(verdict) => self.verdict = Some(*verdict),
+            Event::Opening { task } => self.redo(*task),
+            Event::Opened { task, .. } => {
+                self.closed.retain(|fence| fence != task);
+                self.tasks[*task].note = None;
+            }
+            Event::Ended(verdict) => {
+                self.verdict = Some(*verdict);
+                if *verdict == Verdict::Incomplete {
+                    self.forget_consent();
+                }
+            }
+        }
+    }
+
+    /// What was done is to be done again.
+    pub fn redo(&mut self, task: usize) {
+        self.tasks[task].state = State::Waiting;
+    }
+
+    /// The fences are open and systems at work: whoever tries again what failed overwrites what is there now.
+    fn forget_consent(&mut self) {
+        self.confirmed.clear();
+        for (task, progress) in self.resolved.tasks.iter().zip(&mut self.tasks) {
+            let into_system = matches!(&task.doing, Doing::Restore(restore) if restore.system().is_some());
+            if into_system && progress.state != State::Done {
+                progress.note = None;
+            }
         }
     }
 

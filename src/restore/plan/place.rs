@@ -2,7 +2,9 @@
 //!
 //! What comes back is written beside what is there, in a directory of our own inside the target, so that it lies on the
 //! same file system, be the target a mount point or not; only when it is whole, the two change places. Nothing is deleted:
-//! what was there is moved aside and its new place told. Every step may be interrupted and done again.
+//! what was there is moved aside and its new place told. Every step may be interrupted and done again. What was staged stays
+//! recognisable until it was written down that it is in its place: on another machine, where nothing was staged, nobody
+//! takes an empty directory for a restored one.
 
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
 use std::fs::{self, File};
@@ -30,13 +32,15 @@ impl Place {
     /// `id` names the step of the execution.
     #[must_use]
     pub fn new(directory: &Path, id: &str) -> Self {
+        // Without a slash at its end.
+        let directory: PathBuf = directory.components().collect();
         let mut beside = directory.as_os_str().to_owned();
         beside.push(format!(".before-{id}"));
         Self {
             stage: directory.join(format!(".lifeboat-{id}")),
             inside: directory.join(format!(".lifeboat-before-{id}")),
             beside: beside.into(),
-            directory: directory.to_owned(),
+            directory,
         }
     }
 
@@ -60,9 +64,23 @@ impl Place {
         Ok(found)
     }
 
-    /// An empty directory to restore into. What an earlier attempt left there is removed.
+    /// Whether what was staged is here, or was put in its place without anybody having written that down.
+    #[must_use]
+    pub fn is_staged(&self) -> bool {
+        self.stage.join(NEW).exists() || self.is_cleared()
+    }
+
+    /// Whether what was there is aside already: what is there now is ours.
+    #[must_use]
+    pub fn is_cleared(&self) -> bool {
+        self.stage.join(CLEARED).exists()
+    }
+
+    /// An empty directory to restore into. What an earlier attempt restored there is removed; what it had moved aside is
+    /// not.
     pub fn stage(&self) -> io::Result<PathBuf> {
         fs::create_dir_all(&self.directory)?;
+        self.put_aside(&self.stage.join(BEFORE))?;
         match fs::remove_dir_all(&self.stage) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -72,36 +90,44 @@ impl Place {
         Ok(self.stage.join(NEW))
     }
 
-    /// Puts the staged content, which is whole and durable, in the place of what is there. Returns where that is now.
-    pub fn swap(&self) -> io::Result<Option<PathBuf>> {
+    /// Puts the staged content, which is whole and durable, in the place of what is there.
+    pub fn swap(&self) -> io::Result<()> {
         let (new, before, cleared) = (self.stage.join(NEW), self.stage.join(BEFORE), self.stage.join(CLEARED));
-        if self.stage.exists() {
-            let like = fs::metadata(&new).ok();
-            if !cleared.exists() {
-                create_if_absent(&before)?;
-                for child in self.children()? {
-                    fs::rename(&child, before.join(child.file_name().unwrap_or_default()))?;
-                }
-                sync(&before)?;
-                sync(&self.directory)?;
-                File::create(&cleared)?.sync_all()?;
-                sync(&self.stage)?;
+        if !cleared.exists() {
+            create_if_absent(&before)?;
+            for child in self.children()? {
+                fs::rename(&child, before.join(child.file_name().unwrap_or_default()))?;
             }
-            if new.exists() {
-                for entry in fs::read_dir(&new)? {
-                    let entry = entry?;
-                    fs::rename(entry.path(), self.directory.join(entry.file_name()))?;
-                }
-                sync(&self.directory)?;
-                fs::remove_dir(&new)?;
+            sync(&before)?;
+            sync(&self.directory)?;
+            // It keeps what the root should look like, since `new` changes from here on.
+            let half = self.stage.join("clearing");
+            let file = File::create(&half)?;
+            dress(&half, &fs::metadata(&new)?)?;
+            file.sync_all()?;
+            fs::rename(&half, &cleared)?;
+            sync(&self.stage)?;
+        }
+        if new.exists() {
+            for entry in fs::read_dir(&new)? {
+                let entry = entry?;
+                fs::rename(entry.path(), self.directory.join(entry.file_name()))?;
             }
-            self.put_aside(&before)?;
+            sync(&self.directory)?;
+            fs::remove_dir(&new)?;
+        }
+        self.put_aside(&before)
+    }
+
+    /// Removes what is left of the stage, once it is written down that the content is in its place. Returns where what was
+    /// there before is now.
+    pub fn finish(&self) -> io::Result<Option<PathBuf>> {
+        let cleared = self.stage.join(CLEARED);
+        if let Ok(like) = fs::metadata(&cleared) {
             fs::remove_file(&cleared)?;
             fs::remove_dir(&self.stage)?;
             // The last change, since each before it counts as one of the directory.
-            if let Some(like) = like {
-                dress(&self.directory, &like)?;
-            }
+            dress(&self.directory, &like)?;
             sync(&self.directory)?;
         }
         Ok([&self.beside, &self.inside].into_iter().find(|path| path.exists()).cloned())
@@ -130,20 +156,28 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Gives a directory the owner, permissions and times that the restored root has.
-fn dress(directory: &Path, should: &fs::Metadata) -> io::Result<()> {
-    let is = fs::metadata(directory)?;
+/// Gives `path` the owner, permissions and times that the restored root has.
+fn dress(path: &Path, should: &fs::Metadata) -> io::Result<()> {
+    let file = File::open(path)?;
+    let is = file.metadata()?;
     if (is.uid(), is.gid()) != (should.uid(), should.gid()) {
-        rustix::fs::chown(directory, Some(Uid::from_raw(should.uid())), Some(Gid::from_raw(should.gid())))?;
+        rustix::fs::fchown(&file, Some(Uid::from_raw(should.uid())), Some(Gid::from_raw(should.gid())))?;
     }
-    rustix::fs::chmod(directory, Mode::from_raw_mode(should.mode() & 0o7777))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(should.mode() & 0o7777))?;
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     let times = Timestamps {
         last_access: time(should.atime(), should.atime_nsec()),
         last_modification: time(should.mtime(), should.mtime_nsec()),
     };
-    let file = File::open(directory)?;
     Ok(rustix::fs::futimens(&file, &times)?)
+}
+
+/// See [`Product::mark`].
+pub type Mark = (u64, i64, i64, u64);
+
+fn mark(path: &Path) -> io::Result<Mark> {
+    let found = path.symlink_metadata()?;
+    Ok((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
 }
 
 /// A target file of one step of one execution.
@@ -158,12 +192,25 @@ pub struct Product {
 impl Product {
     #[must_use]
     pub fn new(file: &Path, id: &str) -> Self {
+        let file: PathBuf = file.components().collect();
         let named = |suffix: &str| {
             let mut name = file.as_os_str().to_owned();
             name.push(format!(".{suffix}-{id}"));
             PathBuf::from(name)
         };
-        Self { partial: named("partial"), before: named("before"), file: file.to_owned() }
+        Self { partial: named("partial"), before: named("before"), file }
+    }
+
+    /// Tells the partial file, also under its later name, from every other: inode, seconds and nanoseconds of its last
+    /// change, bytes.
+    pub fn mark(&self) -> io::Result<Mark> {
+        mark(&self.partial)
+    }
+
+    /// Whether the file that `mark` is of is here, under its first name or its last.
+    #[must_use]
+    pub fn is_here(&self, of: Mark) -> bool {
+        [&self.partial, &self.file].into_iter().any(|path| mark(path).is_ok_and(|found| found == of))
     }
 
     #[must_use]
@@ -221,12 +268,18 @@ mod tests {
     }
 
     fn check(at: &Path, place: &Place) {
-        let before = place.swap().unwrap().unwrap();
+        assert!(place.is_staged());
+        place.swap().unwrap();
+        // Killed before it was written down: it is known here what was done.
+        assert!(place.is_staged());
+        place.swap().unwrap();
+        let before = place.finish().unwrap().unwrap();
         assert_eq!(before, at.join("data.before-x"));
         assert_eq!(tree(&at.join("data")), of(&[("a", "new a"), ("c", "new c")]));
         assert_eq!(tree(&before), of(&[("a", "old a"), ("b", "old b")]));
         assert_eq!(fs::metadata(at.join("data")).unwrap().mode() & 0o777, 0o750);
-        assert_eq!(place.swap().unwrap(), Some(before));
+        assert!(!place.is_staged());
+        assert_eq!(place.finish().unwrap(), Some(before));
         assert_eq!(tree(&at.join("data")), of(&[("a", "new a"), ("c", "new c")]));
     }
 
@@ -254,6 +307,7 @@ mod tests {
             fs::rename(at.path().join("data").join(name), place.stage.join(BEFORE).join(name)).unwrap();
         }
         fs::write(place.stage.join(CLEARED), "").unwrap();
+        fs::set_permissions(place.stage.join(CLEARED), fs::Permissions::from_mode(0o750)).unwrap();
         fs::rename(place.stage.join("new/a"), at.path().join("data/a")).unwrap();
         check(at.path(), &place);
     }
@@ -266,7 +320,8 @@ mod tests {
         let new = place.stage().unwrap();
         fs::create_dir(&new).unwrap();
         fs::write(new.join("a"), "new").unwrap();
-        assert_eq!(place.swap().unwrap(), None);
+        place.swap().unwrap();
+        assert_eq!(place.finish().unwrap(), None);
         assert_eq!(tree(&at.path().join("deep/data")), of(&[("a", "new")]));
         assert_eq!(tree(&at.path().join("deep")), of(&[("data", "/")]));
     }
@@ -277,8 +332,43 @@ mod tests {
         let product = Product::new(&at.path().join("out"), "x");
         fs::write(at.path().join("out"), "old").unwrap();
         fs::write(&product.partial, "new").unwrap();
+        let mark = product.mark().unwrap();
+        assert!(product.is_here(mark));
         let before = product.swap().unwrap();
-        assert_eq!(before, product.swap().unwrap());
+        assert!(product.is_here(mark) && before == product.swap().unwrap());
         assert_eq!(tree(at.path()), of(&[("out", "new"), ("out.before-x", "old")]));
+    }
+
+    #[test]
+    fn what_was_staged_elsewhere_is_not_here() {
+        let at = tempfile::tempdir().unwrap();
+        let (target, out) = (at.path().join("data"), at.path().join("out"));
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("a"), "another machine's").unwrap();
+        assert!(!Place::new(&target, "x").is_staged());
+        fs::write(&out, "new").unwrap();
+        let product = Product::new(&out, "x");
+        fs::write(&product.partial, "new").unwrap();
+        let mark = product.mark().unwrap();
+        fs::remove_file(&product.partial).unwrap();
+        assert!(!product.is_here(mark));
+    }
+
+    #[test]
+    fn what_was_moved_aside_outlives_a_new_stage() {
+        // The record that the stage was whole did not reach the machine that goes on.
+        let at = tempfile::tempdir().unwrap();
+        let place = staged(at.path());
+        fs::create_dir(place.stage.join(BEFORE)).unwrap();
+        fs::rename(at.path().join("data/a"), place.stage.join("before/a")).unwrap();
+        place.stage().unwrap();
+        assert_eq!(tree(&at.path().join("data.before-x")), of(&[("a", "old a")]));
+    }
+
+    #[test]
+    fn a_slash_at_the_end_means_nothing() {
+        let place = Place::new(Path::new("/restored/data/"), "x");
+        assert_eq!(place.beside, Path::new("/restored/data.before-x"));
+        assert_eq!(Product::new(Path::new("/restored/out/"), "x").before, Path::new("/restored/out.before-x"));
     }
 }

@@ -208,7 +208,7 @@ impl Report {
 
     #[must_use]
     pub fn markdown(&self) -> String {
-        let cell = |text: &String| text.replace('|', "\\|").replace(['\n', '\r'], " ");
+        let cell = |text: &String| text.replace('|', "\\|").replace(char::is_control, " ");
         let mut text = format!("# {}\n\n", self.title());
         for [name, value] in self.facts() {
             text += &format!("- {name}: {}\n", cell(&value));

@@ -10,7 +10,7 @@ use crate::policy::duration::{self, Shown};
 use crate::repo::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A recovery point: today a snapshot.
@@ -141,7 +141,15 @@ pub fn resolve(plan: &str, world: &World<'_>) -> Result<Resolved, Vec<Finding>> 
     let graph = Graph::of(world.plans, plan)?;
     let mut resolving = Resolving { world, mistakes: Vec::new(), warnings: looked.warnings };
     let tasks: Vec<Task> = graph.nodes.iter().map(|node| resolving.task(plan, node)).collect();
-    let Resolving { mistakes, mut warnings, .. } = resolving;
+    let Resolving { mut mistakes, mut warnings, .. } = resolving;
+    let restores = graph.nodes.iter().filter_map(|node| match &node.step.doing {
+        Doing::Restore(restore) => Some(&restore.source),
+        _ => None,
+    });
+    let brought: BTreeSet<_> = restores.collect();
+    for (source, sequence) in world.chosen.iter().filter(|(source, _)| !brought.contains(source)) {
+        mistakes.push(finding(plan, None, format!("{source}@{sequence} was chosen, and no step restores {source}")));
+    }
     if !mistakes.is_empty() {
         return Err(mistakes);
     }

@@ -2,7 +2,7 @@
 
 use super::document::{Document, Level, Plan};
 use super::execute::{Attempt, End, Execution, Failure, Hands};
-use super::journal::{History, Journal, JournalError, Outcome, Record, State, Verdict};
+use super::journal::{Event, History, Journal, JournalError, Outcome, Record, State, Verdict};
 use super::lint::lint;
 use super::report::Report;
 use super::resolve::{Known, Point, Took, World, resolve};
@@ -318,6 +318,7 @@ impl Hands for Lab {
     fn perform(&self, attempt: &mut Attempt<'_>) -> Result<Outcome, Failure> {
         let name = attempt.task.name.clone();
         self.log.lock().unwrap().push(name.clone());
+        assert!(!self.flaky.lock().unwrap().contains(&format!("{name} panics")));
         if self.broken.lock().unwrap().contains(&name) {
             return Err(Failure::Refused("broken".into()));
         }
@@ -346,6 +347,9 @@ impl Hands for Lab {
     fn open(&self, _: &Task, note: &Value, _: Instant) -> Result<Vec<String>, Failure> {
         assert_eq!(*note, json!("three replicas"));
         self.closed.store(false, Ordering::SeqCst);
+        if self.broken.lock().unwrap().contains("open") {
+            return Err(Failure::Failed("half open".into()));
+        }
         Ok(vec!["three again".into()])
     }
 
@@ -356,6 +360,9 @@ impl Hands for Lab {
     fn interrupted(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
+
+    // A killed process tells nobody.
+    fn stop(&self) {}
 
     fn watch(&self, _: &History, _: &Record) {}
 }
@@ -377,7 +384,7 @@ fn fenced() -> Resolved {
 }
 
 fn begun(lab: &Lab, journal: &mut Memory) {
-    let record = Record { number: 1, at: lab.clock(), event: super::journal::Event::Resolved(Box::new(fenced())) };
+    let record = Record { number: 1, at: lab.clock(), event: Event::Resolved(Box::new(fenced())) };
     journal.write(&record).unwrap();
 }
 
@@ -450,6 +457,69 @@ fn a_failure_stops_what_follows_and_leaves_fences_closed() {
 }
 
 #[test]
+fn a_fence_that_was_opened_in_part_is_closed_before_anything_goes_on() {
+    for killed in [false, true] {
+        let (lab, mut journal) = (Lab::default(), Memory::default());
+        begun(&lab, &mut journal);
+        lab.broken.lock().unwrap().insert("b".into());
+        let (end, history) = go_on(&lab, &mut journal);
+        assert_eq!(end.unwrap(), End::Stopped(vec![2]));
+        if killed {
+            // Between its opening and the record of it.
+            journal.room = Some(journal.records.len() + 1);
+        } else {
+            lab.broken.lock().unwrap().insert("open".into());
+        }
+        let mut execution = Execution::new(history, &mut journal, &lab);
+        match execution.abort() {
+            Ok(failures) => assert_eq!(failures, ["hold: half open"]),
+            Err(_) => assert!(killed),
+        }
+        assert!(!lab.closed.load(Ordering::SeqCst));
+        journal.room = None;
+        lab.broken.lock().unwrap().clear();
+        // The lab would notice that "b" is restored while writers are at work.
+        assert_eq!(go_on(&lab, &mut journal).0.unwrap(), End::Ended(Verdict::Complete));
+        assert_eq!(lab.log.lock().unwrap().iter().filter(|name| *name == "hold").count(), 2);
+    }
+}
+
+#[test]
+fn a_step_that_breaks_off_ends_the_restore() {
+    let (lab, mut journal) = (Lab::default(), Memory::default());
+    begun(&lab, &mut journal);
+    lab.flaky.lock().unwrap().insert("b panics".into());
+    let (end, history) = go_on(&lab, &mut journal);
+    assert_eq!(end.unwrap(), End::Stopped(vec![2]));
+    assert!(matches!(&history.tasks[2].state, State::Failed(why) if why.contains("defect")));
+}
+
+#[test]
+fn who_tries_again_after_the_end_is_asked_again() {
+    let steps = json!([{ "name": "a", "onFailure": "continue", "restore": { "source": "x" } }, look("c")]);
+    let all = plans(vec![plan("p", "app", steps)]);
+    let mut world = world(&all, &["x"]);
+    world.documents.insert(source("x"), Known { kind: "files", tier: None, running: true });
+    let mut history = History::new(resolve("p", &world).unwrap(), at("12:00"));
+    let mut take = |event| history.take(&Record { number: history.next, at: at("12:00"), event });
+    take(Event::Confirmed(BTreeSet::from(["production".into()])));
+    take(Event::Began { task: 0, attempt: 1 });
+    take(Event::Noted { task: 0, note: json!({ "kept": "before-x@1" }) });
+    take(Event::Failed { task: 0, text: "no".into() });
+    take(Event::Done { task: 1, outcome: Outcome::default() });
+    take(Event::Ended(Verdict::Incomplete));
+    assert_eq!((history.confirmed.len(), &history.tasks[0].note), (0, &None));
+}
+
+#[test]
+fn a_snapshot_of_what_the_plan_does_not_restore_is_a_mistake() {
+    let all = one();
+    let mut world = world(&all, &["x", "y"]);
+    world.chosen.insert(source("z"), Sequence(1));
+    assert!(resolve("p", &world).unwrap_err()[0].text.contains("z@1 was chosen, and no step restores z"));
+}
+
+#[test]
 fn a_failure_that_may_be_passed_over_ends_incomplete() {
     let (lab, mut journal) = (Lab::default(), Memory::default());
     begun(&lab, &mut journal);
@@ -481,7 +551,7 @@ fn records_of_something_else_are_refused() {
     gap.remove(3);
     assert!(History::of("x", gap).is_err());
     let mut foreign = records;
-    foreign[1].event = super::journal::Event::Began { task: 99, attempt: 1 };
+    foreign[1].event = Event::Began { task: 99, attempt: 1 };
     assert!(History::of("x", foreign).is_err());
 }
 

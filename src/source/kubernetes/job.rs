@@ -1,6 +1,6 @@
 //! Running a Job of a restore plan to its end. A Job is known by its name, which is made of the run's id: run again, the
-//! same Job is joined and not made twice. It stays for a day, so that an interrupted run finds it. Deliberately absent:
-//! deleting Jobs; following logs.
+//! same Job is joined and not made twice, unless it has failed: then a new one is made. It stays for a day, so that an
+//! interrupted run finds it. Deliberately absent: deleting Jobs; following logs.
 
 use super::api::{Api, Ask};
 use super::{MANAGER, Spec};
@@ -43,9 +43,15 @@ pub fn run_job(context: &Context, spec: &Spec, manifest: &Value, id: &str) -> Re
         return Err(failed("read the manifest of a Job", mistakes.join("; "), ""));
     }
     let api = Api::connect(context, spec)?;
-    let job = Job::new(context, &api, manifest, id);
-    job.make(manifest, id)?;
-    job.wait()
+    let mut failures = 0;
+    loop {
+        let id = if failures == 0 { id.to_owned() } else { format!("{id}-{failures}") };
+        let job = Job::new(context, &api, manifest, &id);
+        if job.make(manifest, &id)? {
+            return job.wait();
+        }
+        failures += 1;
+    }
 }
 
 fn failed(attempt: &str, text: impl Into<String>, need: &str) -> SourceError {
@@ -78,8 +84,8 @@ impl<'a> Job<'a> {
         format!("/apis/batch/v1/namespaces/{}/jobs", self.namespace)
     }
 
-    /// Makes it, unless it is there.
-    fn make(&self, manifest: &Value, id: &str) -> Result<(), SourceError> {
+    /// Makes it, unless it is there. False: it is, and has failed.
+    fn make(&self, manifest: &Value, id: &str) -> Result<bool, SourceError> {
         let mut body = manifest.clone();
         if let Some(metadata) = body["metadata"].as_object_mut() {
             metadata.remove("generateName");
@@ -89,11 +95,12 @@ impl<'a> Job<'a> {
         body["spec"]["ttlSecondsAfterFinished"] = json!(STAYS);
         let made = self.api.ask(self.context, &self.path(), &Ask::Create { body: &body })?;
         match made {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             Err(failure) if failure.code() == 409 => {
                 let there = self.get()?;
                 if there["metadata"]["annotations"][RUN] == id {
-                    return Ok(());
+                    let mut conditions = there["status"]["conditions"].as_array().into_iter().flatten();
+                    return Ok(!conditions.any(|one| one["type"] == "Failed" && one["status"] == "True"));
                 }
                 let text = "another Job has its name";
                 Err(failed(&format!("make {}", self.what()), text, "give the Job of the plan another name"))

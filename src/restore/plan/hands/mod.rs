@@ -11,11 +11,13 @@ use crate::exec;
 use crate::id::SourceName;
 use crate::repo::{Access, RepoError, Repository};
 use crate::restore::RestoreError;
-use crate::source::kubernetes::{self, fence, job};
+use crate::source::kubernetes::fence::{self, Held};
+use crate::source::kubernetes::{self, job};
 use crate::source::probe::Probe;
 use crate::source::target::Change;
 use crate::source::{Cancel, Context, SourceError, Spec};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::error::Error;
@@ -32,7 +34,7 @@ const LINES: usize = 20;
 /// What only the edge can do.
 pub trait Outside: Sync {
     /// Asks a person, and waits.
-    fn ask(&self, task: &str, text: &str) -> Result<(), Failure>;
+    fn ask(&self, task: &str, text: &str, deadline: Instant) -> Result<(), Failure>;
 
     /// Captures a system that is about to be overwritten; says as what.
     fn keep(&self, system: &SourceName, deadline: Instant) -> Result<String, Failure>;
@@ -74,6 +76,13 @@ pub struct Facts {
     pub refused: Option<String>,
 }
 
+/// What a fence in a cluster notes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Closed {
+    cluster: String,
+    held: Held,
+}
+
 impl Hands for Worker<'_> {
     fn perform(&self, attempt: &mut Attempt<'_>) -> Result<Outcome, Failure> {
         let task = attempt.task;
@@ -102,7 +111,7 @@ impl Hands for Worker<'_> {
                 Ok(lines(said.lines().map(str::to_owned).collect()))
             }
             Doing::Ask(text) => {
-                self.outside.ask(&task.name, text)?;
+                self.outside.ask(&task.name, text, attempt.deadline)?;
                 Ok(lines(vec!["confirmed".into()]))
             }
             Doing::Plan(plan) => Err(refused(&format!("the plan {plan} was not unfolded"))),
@@ -120,6 +129,10 @@ impl Hands for Worker<'_> {
 
     fn interrupted(&self) -> bool {
         self.cancel.is_cancelled()
+    }
+
+    fn stop(&self) {
+        self.cancel.cancel();
     }
 
     fn watch(&self, history: &History, record: &Record) {
@@ -213,7 +226,7 @@ impl Worker<'_> {
         }
     }
 
-    fn unconfirmed(&self, system: &SourceName, target: &str, what: &str) -> Failure {
+    fn unconfirmed(&self, system: &str, target: &str, what: &str) -> Failure {
         Failure::Refused(format!(
             "{system} is {target}, and nobody has confirmed that {what}; if that is meant, go on with --resume {} --yes \
              --target-id {target}",
@@ -262,17 +275,31 @@ impl Worker<'_> {
         let cluster = doing.cluster.as_ref().ok_or_else(|| refused("it names no cluster"))?;
         let spec = self.cluster(cluster)?;
         let held = if let Some(note) = &attempt.noted {
-            read_note(note)?
+            self.closed_in(context, cluster, note)?
         } else {
             let identity = self.identity(context, cluster)?;
             if !self.confirmed.contains(&identity) {
-                return Err(self.unconfirmed(cluster, &identity, "it may be held back"));
+                return Err(self.unconfirmed(cluster.as_str(), &identity, "it may be held back"));
             }
             let held = fence::look(context, spec, &doing.hold).map_err(|error| self.failed(&error))?;
-            attempt.note(json!(held))?;
-            held
+            let closed = Closed { cluster: identity, held };
+            attempt.note(json!(closed))?;
+            closed.held
         };
         fence::hold(context, spec, &held).map(lines).map_err(|error| self.failed(&error))
+    }
+
+    /// What a fence holds back, if its document still names the cluster that it was closed in.
+    fn closed_in(&self, context: &Context, cluster: &SourceName, note: &Value) -> Result<Held, Failure> {
+        let closed: Closed = read_note(note)?;
+        let identity = self.identity(context, cluster)?;
+        if identity == closed.cluster {
+            return Ok(closed.held);
+        }
+        let was = closed.cluster;
+        Err(refused(&format!(
+            "{cluster} is {identity} now, and the fence was closed in {was}: mend the Source document"
+        )))
     }
 
     fn release(&self, doing: &Fence, note: &Value, context: &Context) -> Result<Vec<String>, Failure> {
@@ -280,15 +307,20 @@ impl Worker<'_> {
             return self.run(context, run);
         }
         let cluster = doing.cluster.as_ref().ok_or_else(|| refused("it names no cluster"))?;
-        let held = read_note(note)?;
+        let held = self.closed_in(context, cluster, note)?;
         fence::release(context, self.cluster(cluster)?, &held).map_err(|error| self.failed(&error))
     }
 
-    /// The last lines that a program printed.
+    /// The last lines that a program printed. What it was given in secret is not repeated.
     fn run(&self, context: &Context, run: &Run) -> Result<Vec<String>, Failure> {
         let Some((program, arguments)) = run.command.split_first() else { return Err(refused("it names no program")) };
         let secrets = run.env.iter().map(|(name, secret)| Ok((name.clone(), secret.read()?)));
         let env = secrets.collect::<Result<Vec<_>, SourceError>>().map_err(|error| self.failed(&error))?;
+        let hidden = env.clone();
+        let hide = |text: String| {
+            let known = hidden.iter().filter(|(_, secret)| !secret.trim().is_empty());
+            known.fold(text, |text, (name, secret)| text.replace(secret.trim(), &format!("(the value of {name})")))
+        };
         let cancel = self.cancel.clone();
         let command = exec::Command {
             program: program.clone(),
@@ -298,7 +330,7 @@ impl Worker<'_> {
             stop: Box::new(move || cancel.is_cancelled()),
         };
         let failed = |error: exec::ExecError| {
-            if self.cancel.is_cancelled() { Failure::Interrupted } else { Failure::Failed(told(&error)) }
+            if self.cancel.is_cancelled() { Failure::Interrupted } else { Failure::Failed(hide(told(&error))) }
         };
         let mut running = command.start().map_err(failed)?;
         let (mut tail, mut buffer) = (VecDeque::new(), vec![0; 16 << 10]);
@@ -313,7 +345,7 @@ impl Worker<'_> {
         }
         running.wait().map_err(failed)?;
         let tail: Vec<u8> = tail.into_iter().collect();
-        let text = String::from_utf8_lossy(&tail);
+        let text = hide(String::from_utf8_lossy(&tail).into_owned());
         let all: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect();
         Ok(all[all.len().saturating_sub(LINES)..].to_vec())
     }

@@ -1,21 +1,22 @@
 //! Bringing one source back: into a directory, a file, a running system.
 
 use super::{Facts, Worker, problems, read_note, refused, told, unknown};
-use crate::entry::Supply as _;
-use crate::id::SourceName;
-use crate::repo::{Reader, Selector};
+use crate::entry::{Problem, Supply as _};
+use crate::repo::{Reader, RepoError, Selector};
 use crate::restore::export::{Flowing, format, write};
-use crate::restore::plan::document::Restore;
+use crate::restore::plan::document::{Doing, Restore};
 use crate::restore::plan::execute::{Attempt, Failure};
 use crate::restore::plan::journal::Outcome;
-use crate::restore::plan::place::{Place, Product};
-use crate::restore::plan::resolve::Choice;
+use crate::restore::plan::place::{Mark, Place, Product};
+use crate::restore::plan::resolve::{Choice, Task};
 use crate::restore::snapshot::{Progress, restore};
 use crate::restore::supply::Supplied;
 use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
+use crate::source::Context;
 use crate::source::target::{Action, Applied, Change, Existing, Plan};
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
@@ -24,14 +25,54 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// What a step notes that restores files.
+#[derive(Debug, Serialize, Deserialize)]
+struct Staged {
+    outcome: Outcome,
+    /// A directory's content is in its place.
+    placed: bool,
+    /// Of a file.
+    mark: Option<Mark>,
+}
+
+/// Ends when the step must.
+struct Timed {
+    out: Flowing,
+    context: Context,
+}
+
+impl io::Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.context.go_on().map_err(io::Error::other)?;
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 impl Worker<'_> {
-    fn reader(&self, choice: &Choice) -> Result<Arc<Reader>, Failure> {
+    fn reader(&self, choice: &Choice, deadline: Instant) -> Result<Arc<Reader>, Failure> {
         let lineage = Arc::new(self.repository.lineage(&choice.source, self.access.clone()));
-        let opened = self.runtime.block_on(async {
+        let opened = self.context(deadline).wait(async {
             let (snapshot, _) = lineage.find(&Selector::Number(choice.sequence)).await?;
             Reader::open(lineage.clone(), snapshot).await
         });
-        opened.map(Arc::new).map_err(|error| self.unread(&error.into()))
+        let opened = opened.map_err(|error| self.failed(&error))?.map_err(|error| match error {
+            RepoError::NoSnapshot { .. } => refused(&format!(
+                "{}@{}, which the plan chose, is not in the repository any more: begin a new restore, after --abort {} if \
+                 fences are closed",
+                choice.source, choice.sequence, self.id
+            )),
+            other => self.unread(&other.into()),
+        })?;
+        // A journal may be gone on with in another repository: a replica's snapshots are the same, others' are not.
+        if (opened.snapshot().recovery_point(), &opened.catalogue().run) != (choice.moment, &choice.run) {
+            let text = format!("{}@{} is another snapshot than the plan chose", choice.source, choice.sequence);
+            return Err(refused(&format!("{text}: is this another repository (-r)?")));
+        }
+        Ok(Arc::new(opened))
     }
 
     fn step_id(&self, index: usize) -> String {
@@ -48,19 +89,19 @@ impl Worker<'_> {
         let place = Place::new(to, &self.step_id(attempt.index));
         let failed =
             |what: &str, error: &io::Error| Failure::Failed(format!("{what} {}: {}", to.display(), told(error)));
-        let mut outcome = if let Some(note) = &attempt.noted {
-            // It is whole: what is left is to put it in its place.
-            read_note(note)?
+        let occupied = place.is_occupied().map_err(|error| failed("look into", &error))?;
+        // What was staged on another machine is not here: it is restored anew.
+        let noted = noted(attempt)?.filter(|noted| if noted.placed { occupied } else { place.is_staged() });
+        if occupied && noted.as_ref().is_none_or(|noted| !noted.placed && !place.is_cleared()) {
+            self.may_move_aside(wanted, to)?;
+        }
+        let mut staged = if let Some(noted) = noted {
+            noted
         } else {
-            let occupied = place.is_occupied().map_err(|error| failed("look into", &error))?;
-            if occupied && wanted.options.existing == Existing::Skip {
-                let text = format!(
-                    "{} is not empty; with options.existing: replace, what is there is moved aside",
-                    to.display()
-                );
-                return Err(Failure::Refused(text));
+            if attempt.noted.is_some() {
+                attempt.note(Value::Null)?; // it would vouch for a stage that is not whole yet
             }
-            let reader = self.reader(choice)?;
+            let reader = self.reader(choice, attempt.deadline)?;
             let stage = place.stage().map_err(|error| failed("prepare", &error))?;
             let outcome = self.fill(&reader, wanted, &stage, attempt.deadline)?;
             // A directory of pictures without one of them is still worth having; a database without a file is not.
@@ -73,18 +114,33 @@ impl Worker<'_> {
                 );
                 return Err(Failure::Refused(text));
             }
-            attempt.note(json!(outcome))?;
-            outcome
+            let staged = Staged { outcome, placed: false, mark: None };
+            attempt.note(json!(staged))?;
+            staged
         };
-        let before = place.swap().map_err(|error| failed("put what was restored into", &error))?;
-        if let Some(before) = before {
-            outcome.to_do.push(format!(
-                "what was in {} is in {}: remove it when it is not needed",
-                to.display(),
-                before.display()
-            ));
+        if !staged.placed {
+            place.swap().map_err(|error| failed("put what was restored into", &error))?;
+            staged.placed = true;
+            attempt.note(json!(staged))?;
+        }
+        let mut outcome = staged.outcome;
+        if let Some(before) = place.finish().map_err(|error| failed("finish", &error))? {
+            outcome.to_do.push(left_aside(to, &before));
         }
         Ok(outcome)
+    }
+
+    /// What is there is only moved if the plan says so and somebody named it.
+    fn may_move_aside(&self, wanted: &Restore, path: &Path) -> Result<(), Failure> {
+        let shown = path.display().to_string();
+        if wanted.options.existing == Existing::Skip {
+            let text = format!("{shown} holds something; with options.existing: replace, what is there is moved aside");
+            return Err(Failure::Refused(text));
+        }
+        if self.confirmed.contains(&shown) {
+            return Ok(());
+        }
+        Err(self.unconfirmed("it", &shown, "what it holds now may be moved aside"))
     }
 
     fn fill(&self, reader: &Reader, wanted: &Restore, stage: &Path, deadline: Instant) -> Result<Outcome, Failure> {
@@ -130,43 +186,54 @@ impl Worker<'_> {
         let product = Product::new(file, &self.step_id(attempt.index));
         let failed =
             |what: &str, error: &io::Error| Failure::Failed(format!("{what} {}: {}", file.display(), told(error)));
-        let mut outcome: Outcome = if let Some(note) = &attempt.noted {
-            read_note(note)?
+        let noted = noted(attempt)?.filter(|noted| noted.mark.is_some_and(|mark| product.is_here(mark)));
+        let mut outcome = if let Some(noted) = noted {
+            noted.outcome
         } else {
-            if product.is_occupied() && restore.options.existing == Existing::Skip {
-                let text = format!("{} exists; with options.existing: replace, it is moved aside", file.display());
-                return Err(Failure::Refused(text));
+            if product.is_occupied() {
+                self.may_move_aside(restore, file)?;
             }
-            let reader = self.reader(choice)?;
-            let outcome = self.export(&reader, restore, &product).map_err(|error| match error {
-                RestoreError::Export(error) => failed("write", &error),
-                other => self.unread(&other),
-            })?;
-            attempt.note(json!(outcome))?;
-            outcome
+            let reader = self.reader(choice, attempt.deadline)?;
+            let outcome = self.export(&reader, restore, &product, attempt.deadline)?;
+            let mark = product.mark().map_err(|error| failed("look at", &error))?;
+            let staged = Staged { outcome, placed: false, mark: Some(mark) };
+            attempt.note(json!(staged))?;
+            staged.outcome
         };
         if let Some(before) = product.swap().map_err(|error| failed("name", &error))? {
-            outcome.to_do.push(format!(
-                "what was in {} is in {}: remove it when it is not needed",
-                file.display(),
-                before.display()
-            ));
+            outcome.to_do.push(left_aside(file, &before));
         }
         Ok(outcome)
     }
 
-    fn export(&self, reader: &Arc<Reader>, restore: &Restore, product: &Product) -> Result<Outcome, RestoreError> {
-        let format = self.runtime.block_on(format(reader, selection(restore)))?;
-        if let Some(parent) = product.partial.parent() {
-            std::fs::create_dir_all(parent).map_err(RestoreError::Export)?;
-        }
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&product.partial);
-        let file = file.map_err(RestoreError::Export)?;
-        let out = Flowing::new(&file, &product.partial).map_err(RestoreError::Export)?;
-        let _inside = self.runtime.enter();
-        let (label, bytes) = write(reader, format, out)?;
-        file.sync_all().map_err(RestoreError::Export)?;
-        Ok(Outcome { lines: vec![format!("{label}, {bytes} bytes")], bytes, ..Outcome::default() })
+    fn export(
+        &self,
+        reader: &Arc<Reader>,
+        restore: &Restore,
+        product: &Product,
+        deadline: Instant,
+    ) -> Result<Outcome, Failure> {
+        let export = || {
+            let format = self.runtime.block_on(format(reader, selection(restore)))?;
+            if let Some(parent) = product.partial.parent() {
+                std::fs::create_dir_all(parent).map_err(RestoreError::Export)?;
+            }
+            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&product.partial);
+            let file = file.map_err(RestoreError::Export)?;
+            let out = Flowing::new(&file, &product.partial).map_err(RestoreError::Export)?;
+            let _inside = self.runtime.enter();
+            let (label, bytes) = write(reader, format, Timed { out, context: self.context(deadline) })?;
+            file.sync_all().map_err(RestoreError::Export)?;
+            Ok(Outcome { lines: vec![format!("{label}, {bytes} bytes")], bytes, ..Outcome::default() })
+        };
+        export().map_err(|error| match error {
+            _ if self.cancel.is_cancelled() => Failure::Interrupted,
+            _ if Instant::now() >= deadline => Failure::Failed("it did not end within its timeout".into()),
+            RestoreError::Export(error) => {
+                Failure::Failed(format!("write {}: {}", product.partial.display(), told(&error)))
+            }
+            other => self.unread(&other),
+        })
     }
 
     pub(super) fn to_system(
@@ -178,7 +245,7 @@ impl Worker<'_> {
         let system = restore.system().ok_or_else(|| refused("it has no target"))?;
         let target = self.document(system)?.target(restore.options.clone()).map_err(|error| self.failed(&error))?;
         let mut target = target.ok_or_else(|| refused(&format!("{system} is not brought back while it runs")))?;
-        let reader = self.reader(choice)?;
+        let reader = self.reader(choice, attempt.deadline)?;
         let supply = Supplied::new(&reader, selection(restore));
         let context = self.context(attempt.deadline);
         let _inside = self.runtime.enter();
@@ -193,7 +260,13 @@ impl Worker<'_> {
         }
         let mut outcome = Outcome { bytes: choice.bytes, ..Outcome::default() };
         if plan.overwrites() {
-            self.may_overwrite(system, &plan, supply.facts().system.as_deref())?;
+            let captured = supply.facts().system.as_deref();
+            // A foreign target that this step has restored into is the captured system from then on.
+            let again = attempt.noted.is_some() && restore.options.foreign && captured == Some(&plan.target);
+            if !again && !self.confirmed.contains(&plan.target) {
+                let text = format!("what it holds may be overwritten ({})", plan.about.join("; "));
+                return Err(self.unconfirmed(system.as_str(), &plan.target, &text));
+            }
             // Only what was there before the first attempt is worth keeping.
             let kept = if let Some(note) = &attempt.noted {
                 note["kept"].as_str().unwrap_or_default().to_owned()
@@ -208,15 +281,15 @@ impl Worker<'_> {
         Ok(summary(outcome, applied))
     }
 
-    /// Nobody overwrites what nobody named.
-    fn may_overwrite(&self, system: &SourceName, plan: &Plan, captured: Option<&str>) -> Result<(), Failure> {
-        // A foreign target that has been restored into is the captured system from then on.
-        let again = captured == Some(&plan.target) && !self.confirmed.is_empty();
-        if self.confirmed.contains(&plan.target) || again {
-            return Ok(());
+    /// Whether what a step restored, as its record says, is not on this machine.
+    #[must_use]
+    pub fn is_gone(&self, task: &Task) -> bool {
+        let Doing::Restore(restore) = &task.doing else { return false };
+        match (&restore.to, &restore.export) {
+            (Some(to), _) => Place::new(to, "").is_occupied().is_ok_and(|occupied| !occupied),
+            (_, Some(file)) => !Product::new(file, "").is_occupied(),
+            (None, None) => false,
         }
-        let about = plan.about.join("; ");
-        Err(self.unconfirmed(system, &plan.target, &format!("what it holds may be overwritten ({about})")))
     }
 
     pub(super) fn look(&self, task: usize, restore: &Restore, choice: &Choice, limit: Duration) -> Facts {
@@ -256,11 +329,20 @@ impl Worker<'_> {
         let system = restore.system().ok_or_else(|| refused("it has no target"))?;
         let target = self.document(system)?.target(restore.options.clone()).map_err(|error| self.failed(&error))?;
         let mut target = target.ok_or_else(|| refused(&format!("{system} is not brought back while it runs")))?;
-        let reader = self.reader(choice)?;
+        let deadline = Instant::now() + limit;
+        let reader = self.reader(choice, deadline)?;
         let supply = Supplied::new(&reader, selection(restore));
         let _inside = self.runtime.enter();
-        target.plan(&self.context(Instant::now() + limit), &supply).map_err(|error| self.failed(&error))
+        target.plan(&self.context(deadline), &supply).map_err(|error| self.failed(&error))
     }
+}
+
+fn noted(attempt: &Attempt<'_>) -> Result<Option<Staged>, Failure> {
+    attempt.noted.as_ref().filter(|note| !note.is_null()).map(read_note).transpose()
+}
+
+fn left_aside(path: &Path, before: &Path) -> String {
+    format!("what was in {} is in {}: remove it when it is not needed", path.display(), before.display())
 }
 
 fn selection(restore: &Restore) -> Selection {
@@ -269,16 +351,17 @@ fn selection(restore: &Restore) -> Selection {
 
 /// "create 12, unchanged 3"; conflicts are problems.
 fn summary(mut outcome: Outcome, applied: Applied) -> Outcome {
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut counts, mut conflicts): (BTreeMap<String, u64>, _) = (BTreeMap::new(), Vec::new());
     for Change { what, action } in applied.changes {
-        if let Action::Conflict(why) = &action {
-            outcome.problems.push(format!("{what}: {why}"));
+        if let Action::Conflict(why) = action {
+            conflicts.push(Problem { path: what.into_bytes(), text: why });
         } else {
             *counts.entry(action.to_string()).or_default() += 1;
         }
     }
     let counts: Vec<_> = counts.into_iter().map(|(action, number)| format!("{action} {number}")).collect();
     outcome.lines.push(if counts.is_empty() { "nothing to do".into() } else { counts.join(", ") });
+    outcome.problems.extend(problems(conflicts));
     outcome.problems.extend(problems(applied.problems));
     outcome.lines.extend(applied.checked);
     outcome.to_do.extend(applied.to_do);

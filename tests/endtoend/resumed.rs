@@ -1,0 +1,203 @@
+//! Restore plans that were stopped: killed, interrupted, on another machine, with a journal that somebody else wrote to,
+//! without anybody at the terminal. What is judged is what is there when they have gone on.
+
+use crate::picture::{Picture, assert_same, picture};
+use crate::recovery::{plan, source};
+use crate::support::command;
+use crate::world::{Ran, World};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// A plan that restores files alone, from `tree` into `out` and `out.tar`, and stops until there is a `proof`.
+struct Plain {
+    world: World,
+    pictures: Picture,
+}
+
+impl Plain {
+    fn new(steps: &str) -> Self {
+        let world = World::local();
+        for number in 1..=20 {
+            world.file(&format!("{}/{number}", number % 3), format!("picture {number}"));
+        }
+        let files = source("pictures", &format!("files: {{path: {}}}", world.path("tree").display()));
+        let at = |text: &str| text.replace("HOME", world.home.path().to_str().unwrap());
+        world.document("plan.yaml", &(files + &plan("plain", "app", &at(steps))));
+        world.as_writer(&["backup", "pictures"]).expect(0);
+        let pictures = picture(&world.path("tree"));
+        Self { world, pictures }
+    }
+
+    /// The id of the only restore.
+    fn id(&self) -> String {
+        let listed = self.world.as_owner(&["restore", "list", "--json"]).expect(0).json();
+        listed["restores"][0]["id"].as_str().unwrap().to_owned()
+    }
+
+    fn resume(&self, more: &[&str]) -> Ran {
+        self.world.as_owner(&[&["restore", "app", "--resume", &self.id()], more].concat())
+    }
+}
+
+#[test]
+fn a_restore_goes_on_at_every_record_on_a_machine_that_has_nothing() {
+    let plain = Plain::new(
+        "  - {name: hold, fence: {close: {command: [touch, HOME/closed]}, open: {command: [rm, '-f', HOME/closed]}}}\n  \
+         - {name: pictures, restore: {source: pictures, to: HOME/out}}\n  \
+         - {name: archive, restore: {source: pictures, export: HOME/out.tar}}\n  \
+         - {name: proof, run: {command: [test, -e, HOME/proof]}}\n  \
+         - {name: go, unfence: hold}\n  \
+         - {name: seen, probe: {command: [test, -d, HOME/out/1]}}\n",
+    );
+    let world = &plain.world;
+    world.as_owner(&["restore", "app", "plain"]).expect(1).says("the restore stopped at proof");
+    let id = plain.id();
+    fs::rename(world.path("state"), world.path("first")).unwrap();
+    let records = world.path(format!("repository/_restores/{id}"));
+    let mut all: Vec<_> = fs::read_dir(&records).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    let texts: Vec<_> = all.iter().map(|path| fs::read(path).unwrap()).collect();
+    fs::write(world.path("proof"), "").unwrap();
+    assert!(texts.len() >= 12, "{}", texts.len());
+    for length in 1..=texts.len() {
+        // It was killed after so many records, and the machine is lost.
+        let _ = fs::remove_dir_all(world.path("state"));
+        let _ = fs::remove_dir_all(world.path("out"));
+        let _ = fs::remove_file(world.path("out.tar"));
+        fs::remove_dir_all(&records).unwrap();
+        fs::create_dir(&records).unwrap();
+        for (path, text) in all.iter().zip(&texts).take(length) {
+            fs::write(path, text).unwrap();
+        }
+        plain.resume(&[]).expect(0);
+        assert_same(&picture(&world.path("out")), &plain.pictures, &format!("after {length} records"));
+        assert!(fs::metadata(world.path("out.tar")).unwrap().len() > 0);
+        assert!(!world.path("closed").exists());
+    }
+    // Somebody who can write to the bucket cannot keep this machine from going on.
+    fs::remove_dir_all(world.path("state")).unwrap();
+    fs::rename(world.path("first"), world.path("state")).unwrap();
+    fs::remove_dir_all(&records).unwrap();
+    fs::create_dir(&records).unwrap();
+    fs::write(world.path("closed"), "").unwrap();
+    fs::write(&all[0], "forged").unwrap();
+    world.as_owner(&["restore", "app", "--abort", &id]).expect(0).says("is not believed");
+    assert!(!world.path("closed").exists());
+}
+
+#[test]
+fn what_appears_in_the_meantime_is_not_moved_without_a_word() {
+    let plain = Plain::new(
+        "  - {name: somebody, run: {command: [mkdir, -p, HOME/out/theirs]}}\n  \
+         - {name: pictures, restore: {source: pictures, to: HOME/out, options: {existing: replace}}}\n  \
+         - {name: seen, probe: {command: [test, -d, HOME/out/1]}}\n",
+    );
+    let out = plain.world.path("out").display().to_string();
+    let ran = plain.world.as_owner(&["restore", "app", "plain"]).expect(1);
+    ran.says("nobody has confirmed").says(&format!("--target-id {out}"));
+    assert!(plain.world.path("out/theirs").exists());
+    plain.resume(&["--yes", "--target-id", &out]).expect(0);
+    assert_same(&picture(&plain.world.path("out")), &plain.pictures, "the pictures");
+}
+
+#[test]
+fn nothing_secret_is_told_and_nobody_has_to_listen() {
+    let plain = Plain::new(
+        "  - {name: pictures, restore: {source: pictures, to: HOME/out}}\n  \
+         - {name: token, run: {command: [sh, -c, 'echo it is $TOKEN'], env: {TOKEN: {file: HOME/token}}}}\n  \
+         - {name: proof, run: {command: [sh, -c, 'echo no $TOKEN >&2; test -e HOME/proof'], env: {TOKEN: {file: HOME/token}}}}\n",
+    );
+    let world = &plain.world;
+    fs::write(world.path("token"), "hunter2\n").unwrap();
+    let ran = world.as_owner(&["restore", "app", "plain", "--report", "reports"]).expect(1);
+    let journal = fs::read_to_string(world.path(format!("state/lifeboat/restores/{}.jsonl", plain.id()))).unwrap();
+    let report = fs::read_to_string(world.path(format!("reports/{}.md", plain.id()))).unwrap();
+    for text in [&journal, &report, &ran.out, &ran.err] {
+        assert!(text.contains("the value of TOKEN") && !text.contains("hunter2"), "{text}");
+    }
+    // Standard error is closed, as when a terminal went away.
+    fs::write(world.path("proof"), "").unwrap();
+    let resume = ["--identity", "kit.txt", "restore", "app", "--resume", &plain.id()];
+    let mut child = world.program(&resume).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_export_and_a_question_end_in_time_and_hold_nobody_up() {
+    let plain = Plain::new(
+        "  - {name: archive, after: [], timeout: 2s, restore: {source: pictures, export: HOME/out.tar}}\n  \
+         - {name: person, after: [], timeout: 2s, ask: 'Is the load balancer drained?'}\n  \
+         - {name: other, after: [], run: {command: [touch, HOME/other]}}\n  \
+         - {name: next, after: [other], run: {command: [touch, HOME/next]}}\n",
+    );
+    let world = &plain.world;
+    let noise: Vec<u8> =
+        (0..200_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..10].to_vec()).collect();
+    world.file("noise", noise);
+    world.as_writer(&["backup", "pictures"]).expect(0);
+    let slow = World::directory(&world.path("repository")) + "  limits: {download: 100KiB}\n";
+    world.document("repository.yaml", &slow);
+    // A terminal at which nobody types.
+    let program = world.program(&["--identity", "kit.txt", "restore", "app", "plain"]);
+    let words: Vec<_> = std::iter::once(program.get_program()).chain(program.get_args()).collect();
+    let line = words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let mut script = command("script");
+    script
+        .args(["-qec", &line, "/dev/null"])
+        .current_dir(world.home.path())
+        .envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    script.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = script.spawn().unwrap();
+    let keyboard = child.stdin.take();
+    let ran = child.wait_with_output().unwrap();
+    drop(keyboard);
+    let shown = String::from_utf8_lossy(&ran.stdout);
+    assert!(shown.contains("nobody answered within its timeout"), "{shown}");
+    assert!(shown.contains("archive: FAILED: it did not end within its timeout"), "{shown}");
+    assert_eq!(ran.status.code(), Some(1), "{shown}");
+    // What does not follow the question did not wait for it.
+    assert!(world.path("next").exists(), "{shown}");
+}
+
+#[test]
+fn an_interrupted_export_goes_on_and_a_pruned_snapshot_is_not_replaced() {
+    let plain = Plain::new(
+        "  - {name: archive, restore: {source: pictures, export: HOME/out.tar}}\n  \
+         - {name: proof, run: {command: [test, -e, HOME/proof]}}\n  \
+         - {name: pictures, restore: {source: pictures, to: HOME/out}}\n",
+    );
+    let world = &plain.world;
+    let noise: Vec<u8> =
+        (0..400_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..10].to_vec()).collect();
+    world.file("noise", noise);
+    world.as_writer(&["backup", "pictures"]).expect(0);
+    let fast = World::directory(&world.path("repository"));
+    world.document("repository.yaml", &(fast.clone() + "  limits: {download: 100KiB}\n"));
+    let mut child = world.program(&["--identity", "kit.txt", "restore", "app", "plain"]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let partial = |world: &World| {
+        let names = fs::read_dir(world.home.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.into_iter().any(|name| name.to_str().unwrap().starts_with("out.tar.partial"))
+    };
+    while !partial(world) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(command("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    world.document("repository.yaml", &fast);
+    plain.resume(&[]).expect(1).says("the restore stopped at proof");
+    assert!(!partial(world) && world.path("out.tar").exists());
+
+    // The snapshot that was chosen is pruned, and there is a newer one.
+    let manifests = world.path("repository/pictures/snapshots");
+    let old: Vec<_> = fs::read_dir(manifests).unwrap().map(|entry| entry.unwrap().path()).collect();
+    world.file("1/new", "new");
+    world.as_writer(&["backup", "pictures"]).expect(0);
+    for path in old {
+        fs::remove_file(path).unwrap();
+    }
+    fs::write(world.path("proof"), "").unwrap();
+    plain.resume(&[]).expect(1).says("which the plan chose, is not in the repository any more");
+    assert!(!world.path("out").exists());
+}
