@@ -81,7 +81,7 @@ fn fill(cluster: &Cluster) {
         cluster,
         "shop",
         &format!(
-            "CREATE EXTENSION hstore; CREATE SCHEMA stock; CREATE TYPE stock.size AS ENUM ('s', 'l');
+            "CREATE EXTENSION hstore; CREATE SCHEMA stock AUTHORIZATION app; CREATE TYPE stock.size AS ENUM ('s', 'l');
              CREATE TABLE stock.goods (n bigserial PRIMARY KEY, name text NOT NULL, size stock.size, more hstore);
              INSERT INTO stock.goods (name, size, more)
                 SELECT 'ware ☂ \\.' || n, 's', 'a=>1' FROM generate_series(1, {ROWS}) AS n;
@@ -407,7 +407,11 @@ fn a_standby_is_captured_too() {
     let there = spec(standby.port, "keeper", &password);
     let taken = capture(&there).unwrap();
     assert_eq!((&taken.facts.details["role"], &taken.facts.system), (&"standby".to_owned(), &primary.facts.system));
-    assert!(taken.facts.position.is_some() && taken.facts.position <= primary.facts.position);
+    let position = taken.facts.position.unwrap();
+    assert_eq!(
+        cluster.sql(&format!("SELECT {position} BETWEEN '{moment}' - '0/0'::pg_lsn AND pg_current_wal_lsn() - '0/0'")),
+        "t"
+    );
     assert_eq!(taken.facts.objects, Some(5));
     let mut target = Spec::PostgresqlDump(there).target(Options::default()).unwrap().unwrap();
     let refused = target.plan(&context(&runtime()), &taken).unwrap_err().to_string();
@@ -459,11 +463,23 @@ fn what_cannot_be_captured_is_an_error() {
     let text = failure(&Dump { databases: vec!["shop".into()], globals: false, ..to("looker", "right") });
     assert!(text.contains("dump the database shop") && text.contains("permission denied"), "{text}");
     // Who may not read passwords gets the roles without them.
+    let other = Dump { databases: vec!["other".into()], ..to("looker", "right") };
+    sql(&cluster, "other", "GRANT SELECT ON own TO looker");
+    let globals = |has: &str| {
+        let taken = capture(&other).unwrap();
+        assert_eq!(taken.facts.details["role_passwords"], has);
+        String::from_utf8(taken.sink.entries[0].1.clone()).unwrap()
+    };
+    let text = globals("no");
+    assert!(text.contains("CREATE ROLE app;") && !text.contains("SCRAM"), "{text}");
     cluster.sql("GRANT pg_read_all_data TO looker; ALTER ROLE looker BYPASSRLS");
-    let taken = capture(&Dump { databases: vec!["other".into()], ..to("looker", "right") }).unwrap();
-    let globals = String::from_utf8_lossy(&taken.sink.entries[0].1);
-    assert!(globals.contains("CREATE ROLE app;") && !globals.contains("SCRAM"), "{globals}");
-    assert_eq!(taken.facts.details["role_passwords"], "no");
+    let text = globals("yes");
+    assert!(text.contains("CREATE ROLE app;") && text.contains("SCRAM"), "{text}");
+    let text = failure(&Dump { databases: vec!["shop".into()], ..to("looker", "right") });
+    assert!(
+        text.contains("dump the database shop") && text.contains("permission denied for large object 4711"),
+        "{text}"
+    );
 
     let tls = Tls { ca: file("ca.pem"), certificate: None, key: None, server_name: None };
     capture(&Dump { tls: Some(tls.clone()), ..to("secured", "right") }).unwrap();

@@ -7,7 +7,7 @@
 
 use super::globals::Globals;
 use super::server::{Held, Server, State, major};
-use super::split;
+use super::split::{self, OneTransaction};
 use super::{GLOBALS, Spec, TABLES, database_of, dump};
 use crate::entry::{Facts, Problem, Supply};
 use crate::exec::Running;
@@ -220,9 +220,10 @@ impl Restoring {
             }
             Ok(()) | Err(_) => {}
         }
-        let Some(mut running) = running else {
+        let Some(running) = running else {
             return Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database")));
         };
+        let (mut running, _) = running.end();
         let _ = running.write_all(b"\nCOMMIT;\n");
         self.ended(context, name, running)
     }
@@ -259,7 +260,7 @@ impl Restoring {
 struct Feed<'a> {
     begin: &'a mut dyn FnMut(&[u8]) -> Result<Running, SourceError>,
     head: Vec<u8>,
-    running: Option<Running>,
+    running: Option<OneTransaction<Running>>,
     /// Why nothing more is taken.
     failure: Option<SourceError>,
 }
@@ -273,7 +274,7 @@ impl Write for Feed<'_> {
         match split::head(&self.head) {
             Some(end) => match (self.begin)(&self.head[..end]) {
                 Ok(running) => {
-                    self.running.insert(running).write_all(&self.head[end..])?;
+                    self.running.insert(OneTransaction::new(running)).write_all(&self.head[end..])?;
                     self.head = Vec::new();
                 }
                 Err(failure) => {
