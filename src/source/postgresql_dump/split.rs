@@ -67,10 +67,12 @@ impl<W: Write> OneTransaction<W> {
     fn take(&mut self, piece: &[u8]) -> io::Result<()> {
         self.line.extend_from_slice(piece);
         if self.line.ends_with(b"\n") {
-            let dropped = self.ended();
-            let line = std::mem::take(&mut self.line);
+            if !self.ended() {
+                self.out.write_all(&self.line)?;
+            }
+            self.line.clear();
             self.long = false;
-            return if dropped { Ok(()) } else { self.out.write_all(&line) };
+            return Ok(());
         }
         if self.line.len() > SHORT {
             if !self.long {

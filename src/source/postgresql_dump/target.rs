@@ -14,9 +14,11 @@ use crate::exec::Running;
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Context, SourceError};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 const RESTORE: &str = "restore a database";
+/// Bytes that go to a program at a time.
+const PIECE: usize = 64 << 10;
 /// Bytes of the globals, which are held in memory.
 const LARGEST: usize = 64 << 20;
 
@@ -223,7 +225,10 @@ impl Restoring {
         let Some(running) = running else {
             return Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database")));
         };
-        let (mut running, _) = running.end();
+        // What cannot be written has ended, and its end tells why.
+        let (mut out, _) = running.end();
+        let _ = out.flush();
+        let mut running = out.into_parts().0;
         let _ = running.write_all(b"\nCOMMIT;\n");
         self.ended(context, name, running)
     }
@@ -260,7 +265,7 @@ impl Restoring {
 struct Feed<'a> {
     begin: &'a mut dyn FnMut(&[u8]) -> Result<Running, SourceError>,
     head: Vec<u8>,
-    running: Option<OneTransaction<Running>>,
+    running: Option<OneTransaction<BufWriter<Running>>>,
     /// Why nothing more is taken.
     failure: Option<SourceError>,
 }
@@ -274,7 +279,9 @@ impl Write for Feed<'_> {
         match split::head(&self.head) {
             Some(end) => match (self.begin)(&self.head[..end]) {
                 Ok(running) => {
-                    self.running.insert(OneTransaction::new(running)).write_all(&self.head[end..])?;
+                    self.running
+                        .insert(OneTransaction::new(BufWriter::with_capacity(PIECE, running)))
+                        .write_all(&self.head[end..])?;
                     self.head = Vec::new();
                 }
                 Err(failure) => {
