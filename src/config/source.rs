@@ -23,7 +23,7 @@ pub struct Source {
     pub needs: Vec<SourceName>,
 }
 
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "files",
     "alertmanager",
     "command",
@@ -32,6 +32,7 @@ const KINDS: [&str; 12] = [
     "kubernetes",
     "mariadb",
     "postgresql",
+    "postgresqlDump",
     "prometheus",
     "redis",
     "terraform",
@@ -51,6 +52,7 @@ pub(super) struct Document {
     kubernetes: Option<source::kubernetes::Spec>,
     mariadb: Option<source::mariadb::Spec>,
     postgresql: Option<source::postgresql::Spec>,
+    postgresql_dump: Option<source::postgresql_dump::Spec>,
     prometheus: Option<source::prometheus::Spec>,
     redis: Option<source::redis::Spec>,
     terraform: Option<source::terraform::Spec>,
@@ -94,6 +96,7 @@ impl Document {
             self.kubernetes.map(source::Spec::Kubernetes),
             self.mariadb.map(source::Spec::Mariadb),
             self.postgresql.map(source::Spec::Postgresql),
+            self.postgresql_dump.map(source::Spec::PostgresqlDump),
             self.prometheus.map(source::Spec::Prometheus),
             self.redis.map(source::Spec::Redis),
             self.terraform.map(source::Spec::Terraform),

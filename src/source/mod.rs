@@ -10,6 +10,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod mariadb;
 pub mod postgresql;
+pub mod postgresql_dump;
 pub mod probe;
 pub mod prometheus;
 pub mod redis;
@@ -39,6 +40,7 @@ pub enum Spec {
     Kubernetes(kubernetes::Spec),
     Mariadb(mariadb::Spec),
     Postgresql(postgresql::Spec),
+    PostgresqlDump(postgresql_dump::Spec),
     Prometheus(prometheus::Spec),
     Redis(redis::Spec),
     Terraform(terraform::Spec),
@@ -57,6 +59,7 @@ impl Spec {
             Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
             Self::Mariadb(spec) => Box::new(mariadb::Mariadb::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
+            Self::PostgresqlDump(spec) => Box::new(postgresql_dump::PostgresqlDump::new(spec.clone())?),
             Self::Prometheus(spec) => Box::new(prometheus::Prometheus::new(spec.clone())),
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
@@ -65,7 +68,7 @@ impl Spec {
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd, PostgreSQL, Prometheus and Redis, which start from files).
+    /// back as files (etcd, PostgreSQL's whole clusters, Prometheus and Redis, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         if let Some(option) = options.of_objects().filter(|_| !matches!(self, Self::Kubernetes(_))) {
             return Err(SourceError::System {
@@ -85,6 +88,7 @@ impl Spec {
             Self::Git(spec) => Some(Box::new(git::Restoring::new(spec.clone(), options)?)),
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
             Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
+            Self::PostgresqlDump(spec) => Some(Box::new(postgresql_dump::Restoring::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
         })
@@ -102,6 +106,7 @@ impl Spec {
             Self::Kubernetes(spec) => spec.check(directory, say),
             Self::Mariadb(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
+            Self::PostgresqlDump(spec) => spec.check(directory, say),
             Self::Prometheus(spec) => spec.check(directory, say),
             Self::Redis(spec) => spec.check(directory, say),
             Self::Terraform(spec) => spec.check(directory, say),
@@ -125,6 +130,7 @@ impl Spec {
             },
             Self::Mariadb(spec) => spec.needs(),
             Self::Postgresql(spec) => spec.needs(),
+            Self::PostgresqlDump(spec) => spec.needs(),
             Self::Prometheus(spec) => spec.needs(),
             Self::Redis(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
@@ -144,6 +150,7 @@ impl Spec {
             Self::Kubernetes(_) => "kubernetes",
             Self::Mariadb(_) => "mariadb",
             Self::Postgresql(_) => "postgresql",
+            Self::PostgresqlDump(_) => "postgresqlDump",
             Self::Prometheus(_) => "prometheus",
             Self::Redis(_) => "redis",
             Self::Terraform(_) => "terraform",

@@ -178,6 +178,9 @@ impl Probe {
             (Self::Sql(sql), Some(Spec::Postgresql(spec))) => {
                 sql.judge(postgresql::query(context, spec, sql.database.as_deref(), &sql.query)?)
             }
+            (Self::Sql(sql), Some(Spec::PostgresqlDump(spec))) => {
+                sql.judge(postgresql::query(context, &spec.connection(), sql.database.as_deref(), &sql.query)?)
+            }
             (Self::Sql(sql), Some(Spec::Mariadb(spec))) => sql.judge(mariadb::query(context, spec, &sql.query)?),
             (Self::Redis(key), Some(Spec::Redis(spec))) => key.judge(redis::get(context, spec, &key.key)?),
             (Self::Etcd(wanted), Some(Spec::Etcd(spec))) => wanted.judge(etcd::revision(context, spec)?),

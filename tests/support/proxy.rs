@@ -4,6 +4,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Passes `limit` bytes on from the server at `port`, then calls `then`; goes on if that says so.
 pub fn interrupted(port: u16, limit: u64, then: impl FnOnce() -> bool + Send + 'static) -> u16 {
@@ -19,6 +21,39 @@ pub fn second_interrupted(port: u16, limit: u64, then: impl FnOnce() -> bool + S
             let _ = std::io::copy(far, near); // it ends somehow
         });
         one(&listener, port, interrupt(limit, then));
+    });
+    near_port
+}
+
+/// Passes all connections on until `limit` bytes have come from the server over all of them; then `then` is called and no
+/// connection lives on.
+pub fn all_interrupted(port: u16, limit: u64, then: impl FnOnce() + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near_port = listener.local_addr().unwrap().port();
+    let (passed, then) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Some(then))));
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let (mut near, passed, then) = (near.unwrap(), Arc::clone(&passed), Arc::clone(&then));
+            // Once the server is gone, so is what stands before it.
+            let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)) else { return };
+            let (mut up_in, mut up_out) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut up_in, &mut up_out));
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = far.read(&mut buffer) {
+                    if passed.fetch_add(length as u64, Ordering::SeqCst) > limit {
+                        if let Some(then) = then.lock().unwrap().take() {
+                            then();
+                        }
+                        break;
+                    }
+                    if near.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                }
+                let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+            });
+        }
     });
     near_port
 }

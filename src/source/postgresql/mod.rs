@@ -14,7 +14,7 @@
 //! backups, by system identifier and timeline; a base backup's `end_lsn` is where replay would go on.
 
 mod backup;
-mod client;
+pub(super) mod client;
 mod layout;
 mod tree;
 

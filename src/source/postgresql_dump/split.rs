@@ -1,0 +1,182 @@
+//! Where the head of a dump ends: what makes the database, and so cannot be in a transaction.
+//!
+//! `pg_dump --create` writes the command that makes the database, `\connect`, perhaps its properties and `\connect` again,
+//! and then what is in it.
+
+use std::io::{self, Write};
+
+/// More bytes are in no head.
+pub const LARGEST: usize = 1 << 20;
+
+/// The length of the head, `\connect` included; `None` while it is not whole.
+pub fn head(dump: &[u8]) -> Option<usize> {
+    let (mut at, mut end) = (0, None);
+    while let Some(length) = dump[at..].iter().position(|byte| *byte == b'\n') {
+        let line = &dump[at..at + length];
+        at += length + 1;
+        if line.starts_with(b"\\connect ") {
+            end = Some(at);
+        }
+        let begins = line.starts_with(b"-- Name: ") && !contains(line, PROPERTIES) || line == LAST;
+        if begins && end.is_some() {
+            return end;
+        }
+    }
+    None
+}
+
+const PROPERTIES: &[u8] = b"; Type: DATABASE PROPERTIES; ";
+const LAST: &[u8] = b"-- PostgreSQL database dump complete";
+
+/// Longer lines than this are none of those that count, but for the beginning and end of a copy's.
+const SHORT: usize = 1024;
+
+/// Passes on what is in a database, without the transactions that `pg_dump` puts large objects in: all of it is in one.
+///
+/// Invariant: no line of a copy is touched. No line is held that is longer than [`SHORT`].
+pub struct OneTransaction<W> {
+    out: W,
+    /// The line under way; of a long one, its last bytes.
+    line: Vec<u8>,
+    /// The line under way is long: it was passed on, but for `line`.
+    long: bool,
+    /// … and begins as a copy does.
+    long_copy: bool,
+    state: Within,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Within {
+    Commands,
+    Copy,
+    LargeObjects,
+}
+
+impl<W: Write> OneTransaction<W> {
+    pub fn new(out: W) -> Self {
+        Self { out, line: Vec::new(), long: false, long_copy: false, state: Within::Commands }
+    }
+
+    /// Gives back where it wrote to, with the last line in it.
+    pub fn end(mut self) -> (W, io::Result<()>) {
+        let wrote = self.out.write_all(&self.line);
+        (self.out, wrote)
+    }
+
+    /// `piece` belongs to the line under way, whole if it ends with a newline.
+    fn take(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.line.extend_from_slice(piece);
+        if self.line.ends_with(b"\n") {
+            if !self.ended() {
+                self.out.write_all(&self.line)?;
+            }
+            self.line.clear();
+            self.long = false;
+            return Ok(());
+        }
+        if self.line.len() > SHORT {
+            if !self.long {
+                (self.long, self.long_copy) = (true, self.line.starts_with(COPY));
+            }
+            let passed = self.line.len() - COPY_END.len();
+            self.out.write_all(&self.line[..passed])?;
+            self.line.drain(..passed);
+        }
+        Ok(())
+    }
+
+    /// What the line that ended changes; true if it is left out.
+    fn ended(&mut self) -> bool {
+        let line = &self.line[..self.line.len() - 1];
+        let copy = line.ends_with(COPY_END) && if self.long { self.long_copy } else { line.starts_with(COPY) };
+        self.state = match self.state {
+            Within::Copy if !self.long && line == b"\\." => Within::Commands,
+            Within::Copy => Within::Copy,
+            _ if copy => Within::Copy,
+            _ if self.long => Within::Commands,
+            Within::Commands if line.starts_with(b"-- Data for Name: ") && contains(line, LARGE) => {
+                Within::LargeObjects
+            }
+            Within::LargeObjects if matches!(line, b"BEGIN;" | b"COMMIT;") => return true,
+            Within::LargeObjects
+                if matches!(line, b"" | b"--")
+                    || line.starts_with(b"SELECT pg_catalog.lo")
+                    || contains(line, LARGE) =>
+            {
+                Within::LargeObjects
+            }
+            Within::LargeObjects | Within::Commands => Within::Commands,
+        };
+        false
+    }
+}
+
+const COPY: &[u8] = b"COPY ";
+const COPY_END: &[u8] = b" FROM stdin;";
+const LARGE: &[u8] = b"; Type: BLOBS; ";
+
+fn contains(line: &[u8], text: &[u8]) -> bool {
+    line.windows(text.len()).any(|part| part == text)
+}
+
+impl<W: Write> Write for OneTransaction<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.take(piece)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MADE: &str =
+        "--\n-- Name: shop; Type: DATABASE; Schema: -; Owner: a\n--\n\nCREATE DATABASE shop;\n\\connect shop\n";
+    const PROPERTY: &str = "--\n-- Name: shop; Type: DATABASE PROPERTIES; Schema: -; Owner: a\n--\n\
+        ALTER DATABASE shop SET work_mem TO '9MB';\n\\connect shop\n";
+    const TABLE: &str = "SET row_security = off;\n\n--\n-- Name: goods; Type: TABLE; Schema: public; Owner: a\n--\n\
+        CREATE FUNCTION f() AS '\n\\connect other\n';\n";
+
+    #[test]
+    fn the_head_ends_behind_the_last_connection_before_the_first_object() {
+        for head_of in [MADE.to_owned(), format!("{MADE}{PROPERTY}")] {
+            assert_eq!(head(head_of.as_bytes()), None, "more may come");
+            for rest in [TABLE, "--\n-- PostgreSQL database dump complete\n--\n"] {
+                assert_eq!(head(format!("{head_of}{rest}").as_bytes()), Some(head_of.len()));
+            }
+        }
+        assert_eq!(head(TABLE.replace("\\connect", "connect").as_bytes()), None);
+        assert_eq!(head(b""), None);
+    }
+
+    fn passed(dump: &str, piece: usize) -> String {
+        let mut filter = OneTransaction::new(Vec::new());
+        dump.as_bytes().chunks(piece).for_each(|piece| filter.write_all(piece).unwrap());
+        String::from_utf8(filter.end().0).unwrap()
+    }
+
+    #[test]
+    fn large_objects_come_in_the_same_transaction() {
+        const BEGIN: &str = "BEGIN;\n\nSELECT pg_catalog.lo_open('1', 131072);\nSELECT pg_catalog.lowrite(0, '\\x00');\n\
+            SELECT pg_catalog.lo_close(0);\n\nCOMMIT;\n";
+        let header = "--\n-- Data for Name: BLOBS; Type: BLOBS; Schema: -; Owner: -\n--\n\n";
+        let inner = BEGIN.replace("BEGIN;\n", "").replace("COMMIT;\n", "");
+        let columns = "a, ".repeat(SHORT);
+        for copy in ["COPY public.t (a) FROM stdin;\n".to_owned(), format!("COPY public.t ({columns}b) FROM stdin;\n")]
+        {
+            // A table may hold the lines of a dump.
+            let rows = format!("{}\n{header}{BEGIN}{}\\.x\n\\\\.\n\\.\n", "r".repeat(3 * SHORT), "r\n".repeat(9));
+            let rest = format!("{header}{}CREATE FUNCTION f() AS '\nBEGIN;\nCOMMIT;\n'", "\n");
+            for piece in [1, 7, 4096, usize::MAX] {
+                let dump = format!("SET a = b;\n{copy}{rows}{header}{BEGIN}{rest}");
+                assert_eq!(passed(&dump, piece), format!("SET a = b;\n{copy}{rows}{header}{inner}{rest}"), "{piece}");
+            }
+        }
+    }
+}
