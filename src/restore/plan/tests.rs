@@ -29,7 +29,9 @@ fn source(name: &str) -> SourceName {
 /// A plan of JSON steps, a line each.
 #[expect(clippy::needless_pass_by_value, reason = "json! gives values")]
 fn plan(name: &str, level: &str, steps: Value) -> Plan {
-    let document: Document = serde_json::from_value(json!({ "level": level, "steps": steps })).unwrap();
+    let mut document = json!({ "level": level });
+    document["steps"] = steps;
+    let document: Document = serde_json::from_value(document).unwrap();
     let mut before: Option<String> = None;
     let mut made = Vec::new();
     for (line, step) in document.steps.into_iter().enumerate() {
