@@ -149,7 +149,10 @@ impl Desk {
 
     fn journals(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.home.path().join("state/lifeboat/restores")) else { return Vec::new() };
-        entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "jsonl")).collect()
+        entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
+            .collect()
     }
 
     /// The id of the restore that is not `known`, and how many records its journal has.
@@ -174,9 +177,7 @@ fn finish(child: Child, killed: usize) -> Recovered {
 /// restore-plans/platform.yaml, as it is for the lab.
 fn documents(cluster: &Cluster, kubeconfig: &Path) -> [Value; 3] {
     let pki = |file: &str| cluster.pki().join(file);
-    let source = |name: &str, spec: &Value| {
-        json!({ "apiVersion": "lifeboat.dev/v1", "kind": "Source", "metadata": { "name": name }, "spec": spec })
-    };
+    let source = |name: &str, spec: &Value| json!({ "apiVersion": "lifeboat.dev/v1", "kind": "Source", "metadata": { "name": name }, "spec": spec });
     let etcd = format!("https://{}:2379", cluster.address(2));
     [
         source(
@@ -217,7 +218,9 @@ fn steps(cluster: &Cluster) -> Value {
         object.as_object_mut().unwrap().extend(what.as_object().unwrap().clone());
         json!({ "kubernetes": { "cluster": "platform-admin", "object": object } })
     };
-    let asks = "until wget -q -T 3 -O - http://web.work.svc.cluster.local/; do sleep 1; done";
+    // A static busybox: its wget crashes at names and at -T; its nslookup asks the DNS of the cluster.
+    let asks = "until nslookup web.work.svc.cluster.local >/dev/null && \
+                wget -q -O - http://$WEB_SERVICE_HOST:$WEB_SERVICE_PORT/; do sleep 1; done";
     let job = json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": "asks", "namespace": "work" },
         "spec": { "activeDeadlineSeconds": 240, "template": { "spec": { "restartPolicy": "OnFailure", "containers": [{
             "name": "asks", "image": "lifeboat.lab/busybox:1", "imagePullPolicy": "Never",
