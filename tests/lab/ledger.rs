@@ -90,6 +90,7 @@ impl Ledger {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the clock by which losses are judged")]
 fn answer(mut writer: TcpStream, book: &Mutex<Book>) {
     let _ = writer.set_read_timeout(Some(Duration::from_secs(5)));
     let mut line = String::new();
