@@ -131,8 +131,10 @@ impl Desk {
                 if child.try_wait().unwrap().is_some() {
                     return finish(child, killed);
                 }
+                // One that is complete cannot be resumed.
                 if let Some((id, records)) = self.records(&known)
                     && records >= before + 3
+                    && !self.has_ended(&id)
                 {
                     break id;
                 }
@@ -153,6 +155,11 @@ impl Desk {
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
             .collect()
+    }
+
+    fn has_ended(&self, id: &str) -> bool {
+        let journal = self.home.path().join(format!("state/lifeboat/restores/{id}.jsonl"));
+        fs::read_to_string(journal).unwrap().lines().last().unwrap().contains("\"ended\"")
     }
 
     /// The id of the restore that is not `known`, and how many records its journal has.
