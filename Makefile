@@ -55,7 +55,7 @@ lab-down: ## stop that cluster and remove all of it
 lab-status: ## what of the clusters is ready
 	tests/lab/status
 
-lab-test: ## back a cluster up by its own CronJob and bring it back as another one, as root (minutes; the first time, half an hour)
+lab-test: ## back a cluster up by its own CronJob, lose it, and bring it back by one command, as root (minutes; the first time, half an hour)
 	tests/tools/setup test
 	tests/tools/setup lab
 	cargo test --locked --test lab

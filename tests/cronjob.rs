@@ -38,6 +38,7 @@ fn the_critical_schedule() {
         pki("healthcheck-client.crt"),
         pki("healthcheck-client.key"),
         "/sources/pictshare-production/uploads".into(),
+        "/var/lib/kubelet".into(),
     ];
     assert_eq!(made.unmounted.into_iter().collect::<Vec<_>>(), unmounted);
 }

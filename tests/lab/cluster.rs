@@ -34,7 +34,6 @@ fn script(name: &str) -> Command {
 fn number(name: &str) -> u8 {
     match name {
         "test-a" => 3,
-        "test-b" => 4,
         _ => panic!("the tests have no cluster {name}"),
     }
 }
@@ -86,6 +85,15 @@ impl Cluster {
         state_of(self.name)
     }
 
+    /// What `/etc/kubernetes` is elsewhere.
+    pub fn etc(&self) -> PathBuf {
+        self.state().join("kubernetes")
+    }
+
+    pub fn pki(&self) -> PathBuf {
+        self.etc().join("pki")
+    }
+
     /// 1: of this machine, on the link to the cluster; 2: of the node.
     pub fn address(&self, end: u8) -> String {
         format!("10.201.{}.{end}", number(self.name))
@@ -113,7 +121,7 @@ impl Cluster {
     }
 
     pub fn etcd(&self, arguments: &[&str]) -> Vec<u8> {
-        let pki = self.state().join("pki");
+        let pki = self.pki();
         let mut ctl = command(self.state().join("bin/etcdctl"));
         ctl.args(["--endpoints", &format!("https://{}:2379", self.address(2))]);
         for (option, file) in [("--cacert", "etcd-ca.crt"), ("--cert", "etcd-client.crt"), ("--key", "etcd-client.key")]

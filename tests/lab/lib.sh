@@ -22,13 +22,13 @@ cluster() {
     done
     [[ -n $number ]] || die "there is no cluster '$name'; there are: ${clusters[*]}"
     state=$root/$name
-    bin=$state/bin pki=$state/pki logs=$state/logs run=$state/run
+    bin=$state/bin etc=$state/kubernetes pki=$etc/pki logs=$state/logs run=$state/run
     host_ip=10.201.$number.1 node_ip=10.201.$number.2 pods=10.202.$number.0/24
     # Seen from inside only, and kept in the cluster's own objects: the same, so that one can be restored as another.
     services=10.203.0.0/24 api_ip=10.203.0.1 dns_ip=10.203.0.10
     link=lifeboat-$number cgroup=lifeboat-$name
     containerd_socket=$run/containerd.sock
-    export KUBECONFIG=$state/admin.conf
+    export KUBECONFIG=$etc/admin.conf
 }
 
 # The process that holds the cluster's namespaces, if it lives.

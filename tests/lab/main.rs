@@ -1,13 +1,17 @@
-//! Real clusters: they start, work, are backed up by a CronJob of their own, come back as another cluster, and leave
+//! A real cluster: it starts, works, is backed up by a CronJob of its own, is lost, comes back by one command, and leaves
 //! nothing behind. Started by `make lab-test`, as root.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod ledger;
 mod plan;
+mod recovery;
 #[path = "../support/mod.rs"]
 mod support;
 
 use cluster::{Cluster, wait};
+use ledger::Ledger;
+use recovery::Desk;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -18,7 +22,7 @@ use support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, minio_at}
 const IMAGE: &str = "lifeboat.lab/lifeboat:1";
 
 #[test]
-fn clusters_work_are_backed_up_from_inside_and_come_back_elsewhere() {
+fn a_cluster_works_is_backed_up_from_inside_is_lost_and_comes_back_by_one_command() {
     cluster::interrupt_up("test-a");
     let a = Cluster::up("test-a");
     names_are_served(&a, "before");
@@ -27,41 +31,79 @@ fn clusters_work_are_backed_up_from_inside_and_come_back_elsewhere() {
     a_node_may_not_do_what_it_likes(&a);
     plan::holds_writers_and_runs_jobs(&a);
 
+    recovery::serve(&a);
+    let ledger = Ledger::start(&a);
     let store = minio_at(&a.address(1));
     let home = tempfile::tempdir().unwrap();
     let owner = Owner { home: home.path() };
     owner.create_repository(&store);
     owner.backs_up_from_outside(&a, &store);
+    let before = Before::look(&a);
     backs_itself_up(&a, &owner, &store);
-
-    let uid = a.get(&["namespace", "work", "-o", "jsonpath={.metadata.uid}"]);
-    let version = a.get(&["--raw", "/api/v1/namespaces/work/configmaps?limit=1"]);
-    let version = serde_json::from_str::<Value>(&version).unwrap()["metadata"]["resourceVersion"].clone();
+    let given = ledger.given();
     a.kubectl(&["-n", "work", "create", "configmap", "later", "--from-literal=k=v"]);
+    ledger.goes_on(&a);
+    let credentials = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
+    let bucket = repository(&store, credentials, "").replace("  writerKey: {file: }\n", "");
+    let desk = Desk::new(&a, &home.path().join("kit.txt"), &bucket);
 
-    let b = Cluster::up("test-b");
-    let (snapshot, keys) = (home.path().join("etcd.snapshot"), home.path().join("keys"));
-    owner.lifeboat(&["--identity", "kit.txt", "export", "cluster-etcd@latest", "-o", "etcd.snapshot"]);
-    owner.lifeboat(&["--identity", "kit.txt", "restore", "snapshot", "control-plane@latest", "--to", "keys"]);
-    b.lab("restore", &[snapshot.to_str().unwrap(), keys.join("encryption.yaml").to_str().unwrap()]);
-    // Gone with its region.
-    b.kubectl(&["delete", "node", "test-a"]);
+    a.lab("down", &[]);
+    ledger.close();
+    a.lab("machine", &[]);
+    let recovered = desk.recover();
+    recovered.tell();
+    before.is_back(&a);
+    let loss = ledger.judge(&a, recovered.moment("cluster-etcd"), given);
+    eprintln!("lab: {loss:?}, and {} ms of it as the report has it", recovered.part("cluster-etcd")["lossMs"]);
+    assert!(loss.records > 0 && loss.milliseconds <= recovered.part("cluster-etcd")["lossMs"].as_i64().unwrap().into());
+    names_are_served(&a, "after");
+    ticks(&a);
 
-    assert_eq!(b.get(&["namespace", "work", "-o", "jsonpath={.metadata.uid}"]), uid);
-    assert_eq!(b.get(&["-n", "work", "secret", "kept", "-o", "jsonpath={.data.k}"]), "c2VjcmV0");
-    assert!(b.try_kubectl(&["-n", "work", "get", "configmap", "later"]).unwrap_err().contains("NotFound"));
-    let old = format!("/api/v1/namespaces/work/configmaps?watch=1&timeoutSeconds=5&resourceVersion={}", text(&version));
-    let watched = b.try_kubectl(&["get", "--raw", &old]).unwrap_or_else(|error| error);
-    assert!(watched.contains("too old resource version"), "{watched}");
-    // What pods say is old until the new node has told otherwise: only what happens now counts.
-    names_are_served(&b, "after");
-    ticks(&b);
+    a.lab("down", &[]);
+    a.lab("machine", &[]);
+    let again = desk.recover_though_killed(text(&recovered.part("cluster-etcd")["snapshot"]));
+    again.tell();
+    assert!(again.killed >= 5, "it was killed {} times only", again.killed);
+    before.is_back(&a);
+    assert_eq!(ledger.judge(&a, again.moment("cluster-etcd"), given).kept, loss.kept);
+    names_are_served(&a, "after");
 
-    drop((a, b));
-    for name in ["test-a", "test-b"] {
-        cluster::assert_nothing_is_left(name);
+    drop(a);
+    cluster::assert_nothing_is_left("test-a");
+}
+
+/// What tells the cluster that came back from every other.
+struct Before {
+    uid: String,
+    version: String,
+}
+
+impl Before {
+    fn look(cluster: &Cluster) -> Self {
+        wait(Duration::from_secs(30), "the second API server", || {
+            (recovery::api_servers(cluster).split(' ').count() == 2).then_some(())
+        });
+        let list = cluster.get(&["--raw", "/api/v1/namespaces/work/configmaps?limit=1"]);
+        let version = &serde_json::from_str::<Value>(&list).unwrap()["metadata"]["resourceVersion"];
+        Self { uid: cluster.get(&UID), version: text(version).to_owned() }
+    }
+
+    fn is_back(&self, cluster: &Cluster) {
+        assert_eq!(cluster.get(&UID), self.uid);
+        assert_eq!(cluster.get(&["-n", "work", "secret", "kept", "-o", "jsonpath={.data.k}"]), "c2VjcmV0");
+        let later = cluster.try_kubectl(&["-n", "work", "get", "configmap", "later"]);
+        assert!(later.unwrap_err().contains("NotFound"));
+        let old =
+            format!("/api/v1/namespaces/work/configmaps?watch=1&timeoutSeconds=5&resourceVersion={}", self.version);
+        let watched = cluster.try_kubectl(&["get", "--raw", &old]).unwrap_or_else(|error| error);
+        assert!(watched.contains("too old resource version"), "{watched}");
+        wait(Duration::from_secs(30), "the end of what was said of an API server that is no more", || {
+            (recovery::api_servers(cluster) == cluster.address(2)).then_some(())
+        });
     }
 }
+
+const UID: [&str; 4] = ["namespace", "work", "-o", "jsonpath={.metadata.uid}"];
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is not text"))
@@ -110,7 +152,7 @@ fn secrets_are_encrypted(cluster: &Cluster) {
 }
 
 fn a_node_may_not_do_what_it_likes(cluster: &Cluster) {
-    let kubelet = cluster.state().join("kubelet.conf");
+    let kubelet = cluster.etc().join("kubelet.conf");
     let as_node = ["--kubeconfig", kubelet.to_str().unwrap()];
     let label = ["label", "node", cluster.name, "node-restriction.kubernetes.io/x=y"];
     for forbidden in [&label[..], &["get", "secrets", "-n", "work"]] {
@@ -149,11 +191,11 @@ impl Owner<'_> {
 
     /// Everything that a control plane is: etcd, and the keys without which its Secrets are noise.
     fn backs_up_from_outside(&self, cluster: &Cluster, store: &Server) {
-        let pki = cluster.state().join("pki");
+        let pki = cluster.pki();
         let credentials = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
         let all = repository(store, credentials, "writer.key")
             + &etcd("outside-etcd", cluster, &pki, "etcd-ca.crt", "etcd-client.crt", "etcd-client.key")
-            + &source("control-plane", &format!("files: {{path: {}}}", pki.display()));
+            + &source("control-plane", &format!("files: {{path: {}}}", cluster.etc().display()));
         self.document("outside.yaml", &all);
         self.lifeboat(&["--writer-key", "writer.key", "backup", "--all"]);
         let listed = self.lifeboat(&["--writer-key", "writer.key", "snapshots"]);
@@ -200,7 +242,7 @@ fn backs_itself_up(cluster: &Cluster, owner: &Owner<'_>, store: &Server) {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/base");
     cluster.kubectl(&["apply", "-k", base.to_str().unwrap()]);
     let in_home = |file: &str| owner.home.join(file).display().to_string();
-    let pki = |file: &str| cluster.state().join("pki").join(file).display().to_string();
+    let pki = |file: &str| cluster.pki().join(file).display().to_string();
     let create = |kind: &[&str], name: &str, files: &[String]| {
         let files: Vec<_> = files.iter().map(|file| format!("--from-file={file}")).collect();
         let files: Vec<_> = files.iter().map(String::as_str).collect();

@@ -53,7 +53,7 @@ pub fn holds_writers_and_runs_jobs(cluster: &Cluster) {
         begun: Instant::now(),
         deadline: Instant::now() + Duration::from_mins(3),
     };
-    let spec = Spec { kubeconfig: Some(cluster.state().join("admin.conf")), ..Spec::default() };
+    let spec = Spec { kubeconfig: Some(cluster.etc().join("admin.conf")), ..Spec::default() };
     let wanted = Hold { scale: vec![Scaled { namespace: "held".into(), names: Vec::new() }], ..Hold::default() };
     let held = look(&context, &spec, &wanted).unwrap();
     hold(&context, &spec, &held).unwrap();

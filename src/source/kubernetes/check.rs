@@ -78,10 +78,12 @@ impl Check {
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),
         };
-        // A Secret's values are nobody's to tell.
-        let shown = if self.resource == "secrets" { "another value" } else { &there };
+        // A Secret's values are nobody's to tell, nor what they should be.
+        let secret = self.resource == "secrets";
         match &self.equals {
-            Some(wanted) if *wanted != there => Err(format!("{pointer} is {shown}, and should be {wanted}")),
+            Some(wanted) if *wanted != there && secret => Err(format!("{pointer} holds another value")),
+            Some(wanted) if *wanted != there => Err(format!("{pointer} is {there}, and should be {wanted}")),
+            Some(_) if secret => Ok(format!("{pointer} is what it should be")),
             Some(wanted) => Ok(format!("{pointer} is {wanted}")),
             None => Ok(format!("{pointer} is there")),
         }
@@ -181,6 +183,14 @@ mod tests {
         );
         assert!(judge("", "/status/none", "", &object).is_err());
         assert_eq!(judge("", "", "", &object).unwrap(), "is there");
+        let secret = |equals: &str| {
+            let (condition, field, equals) = (None, Some("/data/k".to_owned()), Some(equals.to_owned()));
+            let secret =
+                Check { resource: "secrets".into(), namespace: None, name: "s".into(), condition, field, equals };
+            secret.judge(&json!({"data": {"k": "c2VjcmV0"}}))
+        };
+        assert_eq!(secret("c2VjcmV0").unwrap(), "/data/k is what it should be");
+        assert_eq!(secret("b3RoZXI=").unwrap_err(), "/data/k holds another value");
         let mut stale = object;
         stale["metadata"]["generation"] = json!(4);
         assert!(judge("Available=False", "", "", &stale).unwrap_err().contains("newest spec"));

@@ -297,7 +297,8 @@ impl Worker<'_> {
         let path = restore.to.as_ref().or(restore.export.as_ref());
         if let Some(path) = path {
             let occupied = match &restore.to {
-                Some(to) => Place::new(to, "").is_occupied(),
+                // What this restore left there when it was killed is nobody's data.
+                Some(to) => Place::new(to, &self.step_id(task)).is_occupied(),
                 None => Ok(Product::new(path, "").is_occupied()),
             };
             facts.target = Some(path.display().to_string());
