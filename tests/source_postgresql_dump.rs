@@ -274,7 +274,7 @@ impl Body for Bytes<'_> {
         match self.1 {
             Some(limit) if limit < self.0.len() => {
                 out.write_all(&self.0[..limit])?;
-                Err(io::Error::other("the repository is gone"))
+                Err(io::Error::new(io::ErrorKind::BrokenPipe, "the repository is gone"))
             }
             _ => out.write_all(self.0),
         }

@@ -214,23 +214,24 @@ impl Restoring {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        match fed {
-            // The program must not take what it got for all: without its end, the transaction is undone.
-            Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
-                context.go_on()?;
-                return Err(SourceError::Snapshot { what: database(name), source });
-            }
-            Ok(()) | Err(_) => {}
-        }
+        let broken = fed.err();
         let Some(running) = running else {
-            return Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database")));
+            let none = || self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database"));
+            return Err(broken.map_or_else(none, |source| SourceError::Snapshot { what: database(name), source }));
         };
         // What cannot be written has ended, and its end tells why.
         let (mut out, _) = running.end();
         let _ = out.flush();
         let mut running = out.into_parts().0;
-        let _ = running.write_all(b"\nCOMMIT;\n");
-        self.ended(context, name, running)
+        // Without this, what came is undone.
+        if broken.is_none() {
+            let _ = running.write_all(b"\nCOMMIT;\n");
+        }
+        self.ended(context, name, running)?;
+        match broken {
+            Some(source) => Err(SourceError::Snapshot { what: database(name), source }),
+            None => Ok(()),
+        }
     }
 
     fn psql(&self, context: &Context, name: &str) -> Result<Running, SourceError> {
