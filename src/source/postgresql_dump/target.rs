@@ -208,29 +208,27 @@ impl Restoring {
             let _ = running.write_all(b"BEGIN;\n");
             Ok(running)
         };
-        let mut feed = Feed { begin: &mut begin, head: Vec::new(), running: None, failure: None };
+        let mut feed = Feed { begin: &mut begin, head: Vec::new(), running: None, failure: None, gone: false };
         let fed = supply.entries(&mut |entry, body| if entry.path == path { body.copy(&mut feed) } else { Ok(()) });
-        let Feed { running, failure, .. } = feed;
+        let Feed { running, failure, gone, .. } = feed;
         if let Some(failure) = failure {
             return Err(failure);
         }
-        let broken = fed.err();
-        let Some(running) = running else {
-            let none = || self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database"));
-            return Err(broken.map_or_else(none, |source| SourceError::Snapshot { what: database(name), source }));
-        };
-        // What cannot be written has ended, and its end tells why.
-        let (mut out, _) = running.end();
-        let _ = out.flush();
-        let mut running = out.into_parts().0;
-        // Without this, what came is undone.
-        if broken.is_none() {
-            let _ = running.write_all(b"\nCOMMIT;\n");
-        }
-        self.ended(context, name, running)?;
-        match broken {
-            Some(source) => Err(SourceError::Snapshot { what: database(name), source }),
-            None => Ok(()),
+        match (fed, running) {
+            // The program is killed: what came is undone.
+            (Err(source), _) if !gone => Err(SourceError::Snapshot { what: database(name), source }),
+            (_, None) => Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database"))),
+            (fed, Some(running)) => {
+                // What cannot be written has ended, and its end tells why.
+                let (mut out, _) = running.end();
+                let _ = out.flush();
+                let mut running = out.into_parts().0;
+                if fed.is_ok() {
+                    let _ = running.write_all(b"\nCOMMIT;\n");
+                }
+                self.ended(context, name, running)?;
+                fed.map_err(|source| SourceError::Snapshot { what: database(name), source })
+            }
         }
     }
 
@@ -269,12 +267,14 @@ struct Feed<'a> {
     running: Option<OneTransaction<BufWriter<Running>>>,
     /// Why nothing more is taken.
     failure: Option<SourceError>,
+    /// The program takes nothing more.
+    gone: bool,
 }
 
 impl Write for Feed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(running) = &mut self.running {
-            return running.write(bytes);
+            return running.write(bytes).inspect_err(|_| self.gone = true);
         }
         self.head.extend_from_slice(bytes);
         match split::head(&self.head) {
