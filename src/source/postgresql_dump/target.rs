@@ -282,7 +282,8 @@ impl Write for Feed<'_> {
                 Ok(running) => {
                     self.running
                         .insert(OneTransaction::new(BufWriter::with_capacity(PIECE, running)))
-                        .write_all(&self.head[end..])?;
+                        .write_all(&self.head[end..])
+                        .inspect_err(|_| self.gone = true)?;
                     self.head = Vec::new();
                 }
                 Err(failure) => {
