@@ -209,25 +209,26 @@ impl Restoring {
             Ok(running)
         };
         let mut feed = Feed { begin: &mut begin, head: Vec::new(), running: None, failure: None, gone: false };
-        let fed = supply.entries(&mut |entry, body| if entry.path == path { body.copy(&mut feed) } else { Ok(()) });
+        let supplied =
+            supply.entries(&mut |entry, body| if entry.path == path { body.copy(&mut feed) } else { Ok(()) });
         let Feed { running, failure, gone, .. } = feed;
         if let Some(failure) = failure {
             return Err(failure);
         }
-        match (fed, running) {
+        match (supplied, running) {
             // The program is killed: what came is undone.
             (Err(source), _) if !gone => Err(SourceError::Snapshot { what: database(name), source }),
             (_, None) => Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database"))),
-            (fed, Some(running)) => {
+            (supplied, Some(running)) => {
                 // What cannot be written has ended, and its end tells why.
                 let (mut out, _) = running.end();
                 let _ = out.flush();
                 let mut running = out.into_parts().0;
-                if fed.is_ok() {
+                if supplied.is_ok() {
                     let _ = running.write_all(b"\nCOMMIT;\n");
                 }
                 self.ended(context, name, running)?;
-                fed.map_err(|source| SourceError::Snapshot { what: database(name), source })
+                supplied.map_err(|source| SourceError::Snapshot { what: database(name), source })
             }
         }
     }
