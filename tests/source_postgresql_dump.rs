@@ -274,7 +274,7 @@ impl Body for Bytes<'_> {
         match self.1 {
             Some(limit) if limit < self.0.len() => {
                 out.write_all(&self.0[..limit])?;
-                Err(io::Error::other("the repository is gone"))
+                Err(io::Error::new(io::ErrorKind::BrokenPipe, "the repository is gone"))
             }
             _ => out.write_all(self.0),
         }
@@ -380,10 +380,10 @@ fn a_server_that_dies_half_way_leaves_no_snapshot() {
         assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0, "{listed}");
     };
     document(&world, proxy::all_interrupted(port, enough, || {}));
-    world.run(BACKUP).expect(1).says("dump the database shop: pg_dump failed with exit status");
+    world.run(BACKUP).expect(1).says("dump the database").says("pg_dump failed with exit status");
     none();
     document(&world, proxy::all_interrupted(port, enough, move || cluster.kill()));
-    world.run(BACKUP).expect(1).says("dump the database shop: pg_dump failed with exit status");
+    world.run(BACKUP).expect(1).says("dump the database").says("pg_dump failed with exit status");
     none();
 }
 

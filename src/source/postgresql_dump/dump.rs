@@ -33,12 +33,12 @@ pub fn database(server: &Server, context: &Context, name: &str) -> Result<Open, 
 
 fn open(command: exec::Command, what: String, last: &'static [u8]) -> Open {
     Box::new(move || {
-        let running = command.start().map_err(|error| named(&what, into_io(error)))?;
+        let running = command.start().map_err(|error| named(&what, &into_io(error)))?;
         Ok(Box::new(Dump { running, what, last, tail: Vec::new() }))
     })
 }
 
-fn named(what: &str, error: io::Error) -> io::Error {
+fn named(what: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("dump {what}: {error}"))
 }
 
@@ -51,7 +51,7 @@ struct Dump {
 
 impl Content for Dump {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.running.read(buffer).map_err(|error| named(&self.what, into_io(error)))?;
+        let length = self.running.read(buffer).map_err(|error| named(&self.what, &into_io(error)))?;
         self.tail.extend_from_slice(&buffer[length.saturating_sub(TAIL)..length]);
         let excess = self.tail.len().saturating_sub(TAIL);
         self.tail.drain(..excess);
@@ -59,10 +59,10 @@ impl Content for Dump {
     }
 
     fn finish(self: Box<Self>) -> io::Result<Verdict> {
-        self.running.wait().map_err(|error| named(&self.what, into_io(error)))?;
+        self.running.wait().map_err(|error| named(&self.what, &into_io(error)))?;
         if !self.tail.windows(self.last.len()).any(|bytes| bytes == self.last) {
             let text = "the program succeeded, but its last line is missing: the dump is not whole";
-            return Err(named(&self.what, io::Error::new(io::ErrorKind::UnexpectedEof, text)));
+            return Err(named(&self.what, &io::Error::new(io::ErrorKind::UnexpectedEof, text)));
         }
         Ok(Verdict::Consistent)
     }

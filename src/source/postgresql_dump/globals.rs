@@ -144,7 +144,11 @@ fn statements(text: &str) -> Vec<String> {
                     if next == '\\' && escapes {
                         one.extend(letters.next());
                     } else if next == letter {
-                        break;
+                        // Twice, it stands for itself.
+                        match letters.next_if_eq(&letter) {
+                            Some(same) => one.push(same),
+                            None => break,
+                        }
                     }
                 }
             }

@@ -208,29 +208,29 @@ impl Restoring {
             let _ = running.write_all(b"BEGIN;\n");
             Ok(running)
         };
-        let mut feed = Feed { begin: &mut begin, head: Vec::new(), running: None, failure: None };
-        let fed = supply.entries(&mut |entry, body| if entry.path == path { body.copy(&mut feed) } else { Ok(()) });
-        let Feed { running, failure, .. } = feed;
+        let mut feed = Feed { begin: &mut begin, head: Vec::new(), running: None, failure: None, gone: false };
+        let supplied =
+            supply.entries(&mut |entry, body| if entry.path == path { body.copy(&mut feed) } else { Ok(()) });
+        let Feed { running, failure, gone, .. } = feed;
         if let Some(failure) = failure {
             return Err(failure);
         }
-        match fed {
-            // The program must not take what it got for all: without its end, the transaction is undone.
-            Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
-                context.go_on()?;
-                return Err(SourceError::Snapshot { what: database(name), source });
+        match (supplied, running) {
+            // The program is killed: what came is undone.
+            (Err(source), _) if !gone => Err(SourceError::Snapshot { what: database(name), source }),
+            (_, None) => Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database"))),
+            (supplied, Some(running)) => {
+                // What cannot be written has ended, and its end tells why.
+                let (mut out, _) = running.end();
+                let _ = out.flush();
+                let mut running = out.into_parts().0;
+                if supplied.is_ok() {
+                    let _ = running.write_all(b"\nCOMMIT;\n");
+                }
+                self.ended(context, name, running)?;
+                supplied.map_err(|source| SourceError::Snapshot { what: database(name), source })
             }
-            Ok(()) | Err(_) => {}
         }
-        let Some(running) = running else {
-            return Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database")));
-        };
-        // What cannot be written has ended, and its end tells why.
-        let (mut out, _) = running.end();
-        let _ = out.flush();
-        let mut running = out.into_parts().0;
-        let _ = running.write_all(b"\nCOMMIT;\n");
-        self.ended(context, name, running)
     }
 
     fn psql(&self, context: &Context, name: &str) -> Result<Running, SourceError> {
@@ -268,12 +268,14 @@ struct Feed<'a> {
     running: Option<OneTransaction<BufWriter<Running>>>,
     /// Why nothing more is taken.
     failure: Option<SourceError>,
+    /// The program takes nothing more.
+    gone: bool,
 }
 
 impl Write for Feed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(running) = &mut self.running {
-            return running.write(bytes);
+            return running.write(bytes).inspect_err(|_| self.gone = true);
         }
         self.head.extend_from_slice(bytes);
         match split::head(&self.head) {
@@ -281,7 +283,8 @@ impl Write for Feed<'_> {
                 Ok(running) => {
                     self.running
                         .insert(OneTransaction::new(BufWriter::with_capacity(PIECE, running)))
-                        .write_all(&self.head[end..])?;
+                        .write_all(&self.head[end..])
+                        .inspect_err(|_| self.gone = true)?;
                     self.head = Vec::new();
                 }
                 Err(failure) => {
