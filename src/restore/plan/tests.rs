@@ -27,7 +27,6 @@ fn source(name: &str) -> SourceName {
 }
 
 /// A plan of JSON steps, a line each.
-#[expect(clippy::needless_pass_by_value, reason = "json! gives values")]
 fn plan(name: &str, level: &str, steps: Value) -> Plan {
     let mut document = json!({ "level": level });
     document["steps"] = steps;
