@@ -8,7 +8,6 @@ mod collect;
 #[allow(dead_code, reason = "shared")]
 mod mariadb;
 #[path = "support/postgresql.rs"]
-#[allow(dead_code, reason = "shared")]
 mod postgresql;
 #[path = "support/mod.rs"]
 mod support;
