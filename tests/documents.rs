@@ -7,11 +7,9 @@ use lifeboat::id::Sequence;
 use lifeboat::policy::Tier;
 use lifeboat::policy::schedule::Took;
 use lifeboat::repo::State;
-use lifeboat::restore::plan::resolve::Known;
 use lifeboat::restore::plan::{Level, Point, World, resolve};
 use lifeboat::secret::SecretRef;
 use lifeboat::source;
-use lifeboat::source::target::Options;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,13 +116,7 @@ fn each_shipped_restore_plan_can_be_resolved() {
         run: None,
         chosen: BTreeMap::new(),
         plans: &config.plans,
-        documents: sources()
-            .map(|source| {
-                let running = matches!(source.capture.target(Options::default()), Ok(Some(_)));
-                let known = Known { kind: source.capture.field(), tier: config.tier(&source.name), running };
-                (source.name.clone(), known)
-            })
-            .collect(),
+        documents: config.known(),
         needs: config.needs(),
         points: sources().map(|source| (source.name.clone(), vec![point(source.capture.field())])).collect(),
         history: BTreeMap::new(),

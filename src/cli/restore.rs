@@ -25,6 +25,7 @@ use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
 use serde_json::json;
 use std::ffi::OsString;
+use std::io::{self, IsTerminal as _};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,6 +69,20 @@ pub struct Args {
 /// Ranged reads over a network are waited for more than worked on.
 const THREADS_OVER_NETWORK: usize = 8;
 
+/// For restoring files from a repository there.
+fn threads(url: &Url) -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    match url {
+        Url::Directory(_) => cores,
+        Url::S3 { .. } => cores.max(THREADS_OVER_NETWORK),
+    }
+}
+
+/// Whether a person can be asked.
+fn is_interactive(context: &Context) -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal() && !context.globals.json
+}
+
 pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Snapshot(args) => snapshot(context, args).await,
@@ -84,11 +99,7 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
     let Some(to) = args.to else { return Box::pin(into::run(context, &args.reference, selection, args.system)).await };
     let (opened, reader) = open_reader(context, &args.reference).await?;
     let clock = Instant::now();
-    let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
-    let threads = match opened.settings.url {
-        Url::Directory(_) => cores,
-        Url::S3 { .. } => cores.max(THREADS_OVER_NETWORK),
-    };
+    let threads = threads(&opened.settings.url);
     // Whoever may not read the contents learns so before anything is made.
     reader.check_access()?;
     let tree = Tree::create(&to, tree::Options { into_existing: args.into_existing })?;

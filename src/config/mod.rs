@@ -30,6 +30,8 @@ use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::restore::plan::document::{Document, Doing, Plan};
 use crate::restore::plan::lint::{Needs, lint};
+use crate::restore::plan::resolve::Known;
+use crate::source::target::Options;
 use decode::{Wrong, decode};
 use jiff::Timestamp;
 use mistake::allowed;
@@ -91,6 +93,17 @@ impl Config {
     pub fn tier(&self, source: &SourceName) -> Option<Tier> {
         let own = self.sources.get(source).and_then(|s| s.tier);
         own.or_else(|| self.schedules_of(source).map(|s| s.tier).min())
+    }
+
+    /// What matters of the sources to a restore plan.
+    #[must_use]
+    pub fn known(&self) -> BTreeMap<SourceName, Known> {
+        let known = |source: &Source| Known {
+            kind: source.capture.field(),
+            tier: self.tier(&source.name),
+            running: matches!(source.capture.target(Options::default()), Ok(Some(_))),
+        };
+        self.sources.values().map(|source| (source.name.clone(), known(source))).collect()
     }
 
     /// What the sources need to be back before them.

@@ -122,6 +122,21 @@ pub struct Change {
     pub action: Action,
 }
 
+/// "create 12, update 3", or that there is nothing to do.
+#[must_use]
+pub fn summary<'a>(changes: impl IntoIterator<Item = &'a Change>) -> String {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for change in changes {
+        let action = match &change.action {
+            Action::Conflict(_) => "conflict".into(),
+            other => other.to_string(),
+        };
+        *counts.entry(action).or_default() += 1;
+    }
+    let counts: Vec<_> = counts.into_iter().map(|(action, number)| format!("{action} {number}")).collect();
+    if counts.is_empty() { "nothing to do".into() } else { counts.join(", ") }
+}
+
 /// What a restore would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {

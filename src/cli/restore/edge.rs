@@ -15,7 +15,7 @@ use crate::source::Cancel;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, BufRead as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -67,7 +67,7 @@ impl Edge {
         Self {
             live: Mutex::new(Live::new(json, quiet)),
             answers: answers.iter().cloned().collect(),
-            interactive: io::stdin().is_terminal() && io::stderr().is_terminal() && !json,
+            interactive: super::is_interactive(context),
             keep,
             cancel,
             runtime: Handle::current(),

@@ -14,11 +14,10 @@ use crate::id::SourceName;
 use crate::repo::{Reader, State};
 use crate::restore::supply::Supplied;
 use crate::restore::{RestoreError, Selection};
-use crate::source::target::{Action, Applied, Change, Plan, Target};
+use crate::source::target::{Action, Applied, Change, Plan, Target, summary};
 use crate::source::{self, Cancel, SourceError};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, BufRead as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,7 +179,7 @@ fn confirm(context: &Context, what: &str, into: &SourceName, plan: &Plan, args: 
     if args.yes && args.target_id.is_some() {
         return Ok(());
     }
-    let interactive = io::stdin().is_terminal() && io::stderr().is_terminal() && !context.globals.json;
+    let interactive = super::is_interactive(context);
     if interactive {
         eprint!("{}", describe(what, into, plan));
         eprint!("What is there now will be lost. Type {} to go on: ", plan.target);
@@ -194,19 +193,6 @@ fn confirm(context: &Context, what: &str, into: &SourceName, plan: &Plan, args: 
     let message = format!("restoring {what} into {into} would overwrite what is there now");
     let hint = format!("if that is meant, add: --yes --target-id {}", plan.target);
     Err(Fault::usage(message, hint).into())
-}
-
-fn summary(changes: &[Change]) -> String {
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    for change in changes {
-        let action = match &change.action {
-            Action::Conflict(_) => "conflict".into(),
-            other => other.to_string(),
-        };
-        *counts.entry(action).or_default() += 1;
-    }
-    let counts: Vec<_> = counts.into_iter().map(|(action, number)| format!("{action} {number}")).collect();
-    if counts.is_empty() { "nothing to do".into() } else { counts.join(", ") }
 }
 
 fn list(changes: &[Change]) -> String {

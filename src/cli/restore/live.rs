@@ -4,10 +4,10 @@
 use crate::cli::output::{name, print_json};
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
+use crate::restore::plan::between;
 use crate::restore::plan::journal::{Event, History, Record};
 use crate::restore::plan::report::describe;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -52,7 +52,7 @@ impl Live {
     }
 
     pub fn watch(&mut self, history: &History, record: &Record) {
-        let after = since(history.began, record.at);
+        let after = between(history.began, record.at);
         if matches!(self.form, Form::Blank) {
             self.form = bars(history, after);
         }
@@ -123,10 +123,6 @@ impl Live {
             steps.values().for_each(ProgressBar::finish_and_clear);
         }
     }
-}
-
-fn since(began: Timestamp, at: Timestamp) -> Duration {
-    Duration::try_from(at.duration_since(began)).unwrap_or_default()
 }
 
 /// A head that says how far the whole is, and below it a line for each step at work.

@@ -8,7 +8,6 @@ use crate::cli::context::{Context, Opened, Use};
 use crate::cli::fault::{Exit, Failure, Fault, chain};
 use crate::cli::output::{clock, print};
 use crate::cli::reference::numbered;
-use crate::config::Url;
 use crate::id::{Sequence, SourceName};
 use crate::repo::Journals;
 use crate::restore::plan::execute::{End, Execution};
@@ -18,7 +17,7 @@ use crate::restore::plan::report::Report;
 use crate::restore::plan::{Finding, Level, Resolved, resolve};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -159,17 +158,13 @@ fn worker<'a>(
     edge: &'a Edge,
 ) -> Result<Worker<'a>, Failure> {
     let sources = &context.config()?.sources;
-    let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
     Ok(Worker {
         id: id.to_owned(),
         repository: opened.repository.clone(),
         access: context.access_to_contents(opened)?,
         documents: sources.iter().map(|(name, source)| (name.clone(), source.capture.clone())).collect(),
         confirmed: history.confirmed.clone(),
-        threads: match opened.settings.url {
-            Url::Directory(_) => cores,
-            Url::S3 { .. } => cores.max(super::THREADS_OVER_NETWORK),
-        },
+        threads: super::threads(&opened.settings.url),
         runtime: tokio::runtime::Handle::current(),
         cancel: edge.cancel.clone(),
         outside: edge,
@@ -297,8 +292,7 @@ fn confirm(
     if missing.is_empty() && (args.yes || needed.is_empty()) {
         return Ok(if args.yes { named } else { needed });
     }
-    let interactive = io::stdin().is_terminal() && io::stderr().is_terminal() && !context.globals.json;
-    if !interactive || args.yes {
+    if !super::is_interactive(context) || args.yes {
         let ids: Vec<_> = needed.iter().map(|id| format!("--target-id {id}")).collect();
         let message = format!(
             "the plan {} overwrites or holds back what is there now; nothing was changed",

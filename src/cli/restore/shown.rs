@@ -8,12 +8,12 @@ use crate::policy::duration::Shown;
 use crate::repo::Journals;
 use crate::restore::plan::Resolved;
 use crate::restore::plan::hands::Facts;
-use crate::restore::plan::journal::{State, Verdict};
-use crate::restore::plan::report::{Report, describe};
+use crate::restore::plan::journal::State;
+use crate::restore::plan::report::{Report, describe, shown};
+use crate::source::target::summary;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
 /// What is there where the plan restores to.
 pub struct Seen {
@@ -24,25 +24,6 @@ impl Seen {
     pub fn refused(&self) -> bool {
         self.facts.iter().any(|facts| facts.refused.is_some())
     }
-}
-
-fn milliseconds(value: u64) -> String {
-    if value < 10_000 {
-        format!("{:.1} s", value as f64 / 1000.0)
-    } else {
-        Shown(Duration::from_millis(value)).to_string()
-    }
-}
-
-/// "create 12, update 3".
-fn summary(facts: &Facts) -> String {
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    for change in &facts.changes {
-        let action = change.action.to_string();
-        *counts.entry(action.split(':').next().unwrap_or_default().to_owned()).or_default() += 1;
-    }
-    let counts: Vec<_> = counts.into_iter().map(|(action, number)| format!("{action} {number}")).collect();
-    counts.join(", ")
 }
 
 pub fn plan(resolved: &Resolved, seen: &Seen) -> String {
@@ -64,9 +45,9 @@ pub fn plan(resolved: &Resolved, seen: &Seen) -> String {
             name(describe(&task.doing).as_bytes()),
             choice.map(|choice| format!("{}@{}", choice.source, choice.sequence)).unwrap_or_default(),
             choice.map(|choice| time(choice.moment)).unwrap_or_default(),
-            choice.map(|choice| milliseconds(choice.loss_ms)).unwrap_or_default(),
+            choice.map(|choice| shown(choice.loss_ms)).unwrap_or_default(),
             choice.map(|choice| bytes(choice.bytes)).unwrap_or_default(),
-            task.predicted_ms.map_or_else(|| "?".into(), milliseconds),
+            task.predicted_ms.map_or_else(|| "?".into(), shown),
             after.join(", "),
         ]);
     }
@@ -85,7 +66,7 @@ pub fn plan(resolved: &Resolved, seen: &Seen) -> String {
             text += &format!("  {}\n", name(line.as_bytes()));
         }
         if !facts.changes.is_empty() {
-            text += &format!("  {}\n", summary(facts));
+            text += &format!("  {}\n", summary(&facts.changes));
         }
     }
     if resolved.tasks.iter().filter(|task| task.choice.is_some()).count() > 1 {
@@ -93,13 +74,13 @@ pub fn plan(resolved: &Resolved, seen: &Seen) -> String {
             Some(run) => format!(", all captured by the run {run}"),
             None => ", captured by several runs".into(),
         };
-        text += &format!("Skew between parts: {}{together}\n", milliseconds(resolved.skew_ms));
+        text += &format!("Skew between parts: {}{together}\n", shown(resolved.skew_ms));
     }
     let unknown = resolved.tasks.iter().filter(|task| task.predicted_ms.is_none()).count();
     let path: Vec<_> = resolved.critical_path.iter().map(|at| resolved.tasks[*at].name.as_str()).collect();
     let rto = resolved.tier.map(|tier| format!(" of {} ({tier})", Shown(tier.rto()))).unwrap_or_default();
     if resolved.predicted_ms > 0 {
-        text += &format!("Will take about {}{rto}: {}\n", milliseconds(resolved.predicted_ms), path.join(" → "));
+        text += &format!("Will take about {}{rto}: {}\n", shown(resolved.predicted_ms), path.join(" → "));
     } else if !rto.is_empty() {
         text += &format!("How long it will take is not known yet; it may take{}\n", rto.trim_start_matches(" of"));
     }
@@ -163,12 +144,7 @@ pub async fn list(context: &Context, journals: Option<&Journals>) -> Result<Exit
                 continue;
             }
         };
-        let state = match history.verdict {
-            Some(Verdict::Complete) => "complete",
-            Some(Verdict::Incomplete) => "incomplete",
-            Some(Verdict::Aborted) => "given up",
-            None => "not finished",
-        };
+        let state = history.standing();
         let done = history.tasks.iter().filter(|task| task.state == State::Done).count();
         rows.push(vec![
             id.clone(),

@@ -7,11 +7,10 @@ use crate::cli::output::clock;
 use crate::cli::reference::{warn_missing, warn_stepped_over};
 use crate::id::SourceName;
 use crate::repo::{Access, Journals, Selector, Snapshot, State};
-use crate::restore::plan::document::Doing;
-use crate::restore::plan::resolve::{Known, Took};
+use crate::restore::plan::resolve::{Took, sources};
 use crate::restore::plan::{Finding, Plan, Point, Resolved, World};
-use crate::source::target::Options;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::path::PathBuf;
 
 /// Earlier executions of the same plan that predictions come from.
@@ -25,11 +24,6 @@ pub async fn look<'a>(
     journals: Option<&Journals>,
 ) -> Result<World<'a>, Failure> {
     let config = context.config()?;
-    let known = config.sources.values().map(|source| {
-        let running = matches!(source.capture.target(Options::default()), Ok(Some(_)));
-        let known = Known { kind: source.capture.field(), tier: config.tier(&source.name), running };
-        (source.name.clone(), known)
-    });
     Ok(World {
         repository: opened.settings.url.to_string(),
         now: clock(),
@@ -37,7 +31,7 @@ pub async fn look<'a>(
         run: None,
         chosen: BTreeMap::new(),
         plans: &config.plans,
-        documents: known.collect(),
+        documents: config.known(),
         needs: config.needs(),
         points: BTreeMap::new(),
         history: history(&plan.name, journals).await,
@@ -52,24 +46,6 @@ pub async fn fill(context: &Context, opened: &Opened, plan: &Plan, world: &mut W
         world.points.insert(source, points);
     }
     Ok(())
-}
-
-/// What a plan, and those that it includes, restore.
-fn sources(plans: &BTreeMap<String, Plan>, plan: &Plan) -> BTreeSet<SourceName> {
-    let (mut found, mut seen, mut open) = (BTreeSet::new(), BTreeSet::new(), vec![plan]);
-    while let Some(plan) = open.pop() {
-        if !seen.insert(plan.name.as_str()) {
-            continue;
-        }
-        for step in &plan.steps {
-            match &step.doing {
-                Doing::Restore(restore) => _ = found.insert(restore.source.clone()),
-                Doing::Plan(included) => open.extend(plans.get(included)),
-                _ => {}
-            }
-        }
-    }
-    found
 }
 
 async fn points(
@@ -105,11 +81,19 @@ async fn points(
 pub async fn lacking(context: &Context, opened: &Opened, resolved: &Resolved) -> Result<Vec<Finding>, Failure> {
     let access = context.access_to_contents(opened)?;
     let mut findings = Vec::new();
+    // Several steps may restore parts of one snapshot.
+    let mut looked = BTreeMap::new();
     for task in &resolved.tasks {
         let Some(choice) = &task.choice else { continue };
-        let lineage = opened.lineage(&choice.source, &access);
-        let (snapshot, _) = lineage.find(&Selector::Number(choice.sequence)).await?;
-        if let [first, more @ ..] = lineage.lacks(&snapshot).await?.as_slice() {
+        let lacks = match looked.entry((&choice.source, choice.sequence)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let lineage = opened.lineage(&choice.source, &access);
+                let (snapshot, _) = lineage.find(&Selector::Number(choice.sequence)).await?;
+                unknown.insert(lineage.lacks(&snapshot).await?)
+            }
+        };
+        if let [first, more @ ..] = lacks.as_slice() {
             let more = if more.is_empty() { String::new() } else { format!(", and {} more", more.len()) };
             let text = format!(
                 "{}@{} lacks {first}{more}: choose another with --snapshot or --at, or heal it from a replica \

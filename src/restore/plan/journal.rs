@@ -3,14 +3,13 @@
 //! Invariants: a record is durable before what follows from it is begun; the first holds the resolved plan. Pure, but for
 //! [`Journal`], which is the plug point for where records are kept.
 
+use super::between;
 use super::document::Doing;
 use super::resolve::{Resolved, Took};
-use crate::id::SourceName;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -240,7 +239,7 @@ impl History {
             if let (State::Done, 1, Some(began), Some(ended)) =
                 (&progress.state, progress.attempts, progress.began, progress.ended)
             {
-                let time = Duration::try_from(ended.duration_since(began)).unwrap_or_default();
+                let time = between(began, ended);
                 let bytes = task.choice.as_ref().map_or(0, |choice| choice.bytes);
                 all.insert((self.resolved.plan.clone(), task.name.clone()), Took { time, bytes });
             }
@@ -248,13 +247,14 @@ impl History {
         all
     }
 
-    /// What each source lost, by the moments that were restored: milliseconds before the execution began, or before the
-    /// moment that was asked for.
-    pub fn losses(&self) -> impl Iterator<Item = (&SourceName, u64)> {
-        self.resolved
-            .tasks
-            .iter()
-            .filter_map(|task| task.choice.as_ref())
-            .map(|choice| (&choice.source, choice.loss_ms))
+    /// How it stands, in a word.
+    #[must_use]
+    pub fn standing(&self) -> &'static str {
+        match self.verdict {
+            Some(Verdict::Complete) => "complete",
+            Some(Verdict::Incomplete) => "incomplete",
+            Some(Verdict::Aborted) => "given up",
+            None => "not finished",
+        }
     }
 }

@@ -28,8 +28,10 @@ pub use resolve::{Point, Resolved, Task, World, resolve};
 #[cfg(test)]
 mod tests;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Something that is wrong, or that somebody should know, about a plan.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -50,4 +52,14 @@ impl std::fmt::Display for Finding {
         }
         write!(f, "{}: {}", self.what, self.text)
     }
+}
+
+/// From one moment to a later one; zero if a clock was set back in between.
+#[must_use]
+pub fn between(earlier: Timestamp, later: Timestamp) -> Duration {
+    Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,7 +1,8 @@
 //! What an execution did, for people afterwards: as Markdown, HTML and JSON. Pure.
 
 use super::document::Doing;
-use super::journal::{History, State, Verdict};
+use super::journal::{History, State};
+use super::{between, milliseconds};
 use crate::policy::duration::Shown;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -55,11 +56,9 @@ pub struct Part {
     pub rpo_ms: Option<u64>,
 }
 
-fn milliseconds(from: Timestamp, to: Timestamp) -> u64 {
-    u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
-}
-
-fn shown(milliseconds: u64) -> String {
+/// "1.2 s", "6 m 30 s".
+#[must_use]
+pub fn shown(milliseconds: u64) -> String {
     if milliseconds < 10_000 {
         return format!("{:.1} s", milliseconds as f64 / 1000.0);
     }
@@ -83,8 +82,8 @@ impl Report {
                 step: task.name.clone(),
                 kind: task.doing.field(),
                 state,
-                began_ms: progress.began.map(|began| milliseconds(history.began, began)),
-                took_ms: progress.began.zip(progress.ended).map(|(began, ended)| milliseconds(began, ended)),
+                began_ms: progress.began.map(|began| milliseconds(between(history.began, began))),
+                took_ms: progress.began.zip(progress.ended).map(|(began, ended)| milliseconds(between(began, ended))),
                 attempts: progress.attempts,
                 lines: progress.outcome.lines.clone(),
                 problems,
@@ -115,15 +114,10 @@ impl Report {
             plan: resolved.plan.clone(),
             level: resolved.level.to_string(),
             repository: resolved.repository.clone(),
-            verdict: match history.verdict {
-                Some(Verdict::Complete) => "complete",
-                Some(Verdict::Incomplete) => "incomplete",
-                Some(Verdict::Aborted) => "given up",
-                None => "not finished",
-            },
+            verdict: history.standing(),
             began: history.began,
             ended: history.last,
-            took_ms: milliseconds(history.began, history.last),
+            took_ms: milliseconds(between(history.began, history.last)),
             rto_ms: resolved.tier.map(|tier| u64::try_from(tier.rto().as_millis()).unwrap_or(u64::MAX)),
             skew_ms: resolved.skew_ms,
             steps: steps.collect(),

@@ -1,9 +1,9 @@
 //! From what documents ask to what will be done: every choice, made once. Pure.
 
-use super::Finding;
 use super::document::{Doing, Level, OnFailure, Plan, Restore};
 use super::graph::{Graph, Node, critical_path, finding};
 use super::lint::{Needs, lint};
+use super::{Finding, between, milliseconds};
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
 use crate::policy::duration::{self, Shown};
@@ -190,6 +190,17 @@ pub fn resolve(plan: &str, world: &World<'_>) -> Result<Resolved, Vec<Finding>> 
     })
 }
 
+/// What a plan, and those that it includes, restore. Nothing of one that has no order; [`resolve`] says why.
+#[must_use]
+pub fn sources(plans: &BTreeMap<String, Plan>, plan: &Plan) -> BTreeSet<SourceName> {
+    let nodes = Graph::of(plans, plan).map_or_else(|_| Vec::new(), |graph| graph.nodes);
+    let restored = nodes.iter().filter_map(|node| match &node.step.doing {
+        Doing::Restore(restore) => Some(restore.source.clone()),
+        _ => None,
+    });
+    restored.collect()
+}
+
 struct Resolving<'a> {
     world: &'a World<'a>,
     mistakes: Vec<Finding>,
@@ -335,12 +346,4 @@ fn scaled(took: &Took, choice: Option<&Choice>) -> Duration {
         Some(choice) if took.bytes > 0 => took.time.mul_f64(choice.bytes as f64 / took.bytes as f64),
         _ => took.time,
     }
-}
-
-fn between(earlier: Timestamp, later: Timestamp) -> Duration {
-    Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -70,7 +70,7 @@ impl Spec {
         self.place().check(say);
     }
 
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         let socket = self.socket.as_ref().map(|directory| directory.join(format!(".s.PGSQL.{}", self.port)));
         let (host, tls) = (self.host.clone(), self.tls.clone());
         Place { host, port: self.port, socket, tls, insecure: self.insecure }

@@ -94,9 +94,7 @@ impl Spec {
     }
 
     fn place(&self) -> Place {
-        let socket = self.socket.as_ref().map(|directory| directory.join(format!(".s.PGSQL.{}", self.port)));
-        let (host, tls) = (self.host.clone(), self.tls.clone());
-        Place { host, port: self.port, socket, tls, insecure: self.insecure }
+        self.connection().place()
     }
 
     /// The same server, for whoever asks it something else.

@@ -2,6 +2,7 @@
 
 use super::{Facts, Worker, problems, read_note, refused, told, unknown};
 use crate::entry::{Problem, Supply as _};
+use crate::id::SourceName;
 use crate::repo::{Reader, RepoError, Selector};
 use crate::restore::export::{Flowing, format, write};
 use crate::restore::plan::document::{Doing, Restore};
@@ -14,10 +15,9 @@ use crate::restore::supply::Supplied;
 use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
 use crate::source::Context;
-use crate::source::target::{Action, Applied, Change, Existing, Plan};
+use crate::source::target::{Action, Applied, Change, Existing, Plan, Target, summary};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -242,9 +242,7 @@ impl Worker<'_> {
         restore: &Restore,
         choice: &Choice,
     ) -> Result<Outcome, Failure> {
-        let system = restore.system().ok_or_else(|| refused("it has no target"))?;
-        let target = self.document(system)?.target(restore.options.clone()).map_err(|error| self.failed(&error))?;
-        let mut target = target.ok_or_else(|| refused(&format!("{system} is not brought back while it runs")))?;
+        let (system, mut target) = self.target(restore)?;
         let reader = self.reader(choice, attempt.deadline)?;
         let supply = Supplied::new(&reader, selection(restore));
         let context = self.context(attempt.deadline);
@@ -278,7 +276,7 @@ impl Worker<'_> {
             outcome.lines.push(kept);
         }
         let applied = target.apply(&context, &supply, &plan).map_err(|error| self.failed(&error))?;
-        Ok(summary(outcome, applied))
+        Ok(outcome_of(outcome, applied))
     }
 
     /// Whether what a step restored, as its record says, is not on this machine.
@@ -326,10 +324,16 @@ impl Worker<'_> {
         facts
     }
 
-    fn plan(&self, restore: &Restore, choice: &Choice, limit: Duration) -> Result<Plan, Failure> {
+    /// The running system that a step restores into.
+    fn target<'a>(&self, restore: &'a Restore) -> Result<(&'a SourceName, Box<dyn Target>), Failure> {
         let system = restore.system().ok_or_else(|| refused("it has no target"))?;
         let target = self.document(system)?.target(restore.options.clone()).map_err(|error| self.failed(&error))?;
-        let mut target = target.ok_or_else(|| refused(&format!("{system} is not brought back while it runs")))?;
+        let target = target.ok_or_else(|| refused(&format!("{system} is not brought back while it runs")))?;
+        Ok((system, target))
+    }
+
+    fn plan(&self, restore: &Restore, choice: &Choice, limit: Duration) -> Result<Plan, Failure> {
+        let (_, mut target) = self.target(restore)?;
         let deadline = Instant::now() + limit;
         let reader = self.reader(choice, deadline)?;
         let supply = Supplied::new(&reader, selection(restore));
@@ -350,19 +354,16 @@ fn selection(restore: &Restore) -> Selection {
     Selection::new(restore.paths.iter().map(|path| path.clone().into_bytes()))
 }
 
-/// "create 12, unchanged 3"; conflicts are problems.
-fn summary(mut outcome: Outcome, applied: Applied) -> Outcome {
-    let (mut counts, mut conflicts): (BTreeMap<String, u64>, _) = (BTreeMap::new(), Vec::new());
-    for Change { what, action } in applied.changes {
-        if let Action::Conflict(why) = action {
-            conflicts.push(Problem { path: what.into_bytes(), text: why });
-        } else {
-            *counts.entry(action.to_string()).or_default() += 1;
-        }
-    }
-    let counts: Vec<_> = counts.into_iter().map(|(action, number)| format!("{action} {number}")).collect();
-    outcome.lines.push(if counts.is_empty() { "nothing to do".into() } else { counts.join(", ") });
-    outcome.problems.extend(problems(conflicts));
+/// Conflicts are problems.
+fn outcome_of(mut outcome: Outcome, applied: Applied) -> Outcome {
+    let is_conflict = |change: &Change| matches!(change.action, Action::Conflict(_));
+    let (conflicts, done): (Vec<_>, Vec<_>) = applied.changes.into_iter().partition(is_conflict);
+    let conflicts = conflicts.into_iter().filter_map(|Change { what, action }| match action {
+        Action::Conflict(text) => Some(Problem { path: what.into_bytes(), text }),
+        _ => None,
+    });
+    outcome.lines.push(summary(&done));
+    outcome.problems.extend(problems(conflicts.collect()));
     outcome.problems.extend(problems(applied.problems));
     outcome.lines.extend(applied.checked);
     outcome.to_do.extend(applied.to_do);
