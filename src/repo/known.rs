@@ -13,7 +13,8 @@ use crate::repo::segment::{Hints, decode};
 use futures_util::{StreamExt, TryStreamExt};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::runtime::Handle;
 
 /// Ids are keyed hashes: any eight of their bytes are a good hash.
@@ -46,21 +47,92 @@ pub(crate) struct Hinted {
     pub stretches: Vec<Stretch>,
 }
 
-/// Hints of the base snapshot in little memory.
+/// Hints of the base snapshot in little memory. They come in the order of its entries while the source is walked, which is
+/// mostly the order in which they are asked for.
 #[derive(Default)]
 struct HintTable {
-    by_path: IdMap<u64, (Fingerprint, u32, u32)>,
+    state: Mutex<HintState>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct HintState {
+    hints: Vec<StoredHint>,
     stretches: Vec<(Place, u32)>,
+    /// Behind the last hint that was found.
+    cursor: usize,
+    /// The places of the first hints, by path. Made when somebody asks out of order.
+    by_path: IdMap<u64, u32>,
+    indexed: usize,
+    /// All are there, or why there will be no more.
+    ended: Option<Result<()>>,
+}
+
+struct StoredHint {
+    path: u64,
+    fingerprint: Fingerprint,
+    /// Of `stretches`.
+    range: (u32, u32),
+}
+
+impl HintState {
+    /// Looks a little further than the last time, since files vanish, and then everywhere.
+    fn find(&mut self, path: u64) -> Option<&StoredHint> {
+        const FEW: usize = 16;
+        let ahead = self.hints.iter().skip(self.cursor).take(FEW).position(|hint| hint.path == path);
+        let at = if let Some(ahead) = ahead {
+            self.cursor + ahead
+        } else if self.ended.is_some() || self.cursor + FEW <= self.hints.len() {
+            let new = (self.indexed as u32..).zip(&self.hints[self.indexed..]);
+            self.by_path.extend(new.map(|(at, hint)| (hint.path, at)));
+            self.indexed = self.hints.len();
+            *self.by_path.get(&path)? as usize
+        } else {
+            return None;
+        };
+        self.cursor = at + 1;
+        self.hints.get(at)
+    }
+}
+
+impl HintTable {
+    fn lock(&self) -> MutexGuard<'_, HintState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, how: Result<()>) {
+        self.lock().ended = Some(how);
+        self.more.notify_all();
+    }
+
+    /// Waits until `found` finds something, or there is nothing more to come. The first who asks learns why.
+    fn wait<T>(&self, found: impl Fn(&mut HintState) -> Option<T>, give_up: impl Fn() -> bool) -> Result<Option<T>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = found(&mut state) {
+                return Ok(Some(found));
+            }
+            match &state.ended {
+                Some(Ok(())) => return Ok(None),
+                Some(Err(_)) => return state.ended.replace(Err(RepoError::Stopped)).unwrap_or(Ok(())).map(|()| None),
+                None if give_up() => return Err(RepoError::Stopped),
+                // The time-out only lets a failed run be noticed.
+                None => {
+                    let wait = self.more.wait_timeout(state, Duration::from_millis(50));
+                    state = wait.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
 }
 
 pub(crate) struct Known {
     runtime: Handle,
-    reader: Option<Reader>,
+    reader: Option<Arc<Reader>>,
     /// By index into the base's packs: not to be used any more.
     refresh: Vec<bool>,
-    by_pack: HashMap<PackId, u32>,
     segments: IdMap<ChunkId, SegmentRef>,
-    hints: HintTable,
+    hints: Arc<HintTable>,
     directories: OnceLock<Vec<Option<Arc<PackIndex>>>>,
     chunks: Mutex<Option<IdMap<ChunkId, Place>>>,
 }
@@ -68,38 +140,41 @@ pub(crate) struct Known {
 impl Known {
     /// Nothing is known: a first snapshot.
     pub fn nothing() -> Self {
+        let hints = Arc::<HintTable>::default();
+        hints.end(Ok(()));
         Self {
             runtime: Handle::current(),
             reader: None,
             refresh: Vec::new(),
-            by_pack: HashMap::new(),
             segments: IdMap::default(),
-            hints: HintTable::default(),
+            hints,
             directories: OnceLock::from(Vec::new()),
             chunks: Mutex::new(Some(IdMap::default())),
         }
     }
 
-    /// Reads the base snapshot's hints.
+    /// Begins to read the base snapshot's hints.
     pub async fn load(lineage: Arc<Lineage>, base: Snapshot, refresh: Vec<bool>) -> Result<Self> {
         let catalogue = base
             .catalogue
             .as_ref()
             .ok_or_else(|| RepoError::WrongKey { what: "writer key", object: base.manifest.object.clone() })?;
         let segments = catalogue.segments.clone();
-        let by_pack: HashMap<_, _> = (0..).zip(&base.manifest.header.packs).map(|(i, p)| (p.pack, i)).collect();
-        let reader = Reader::open(lineage, base).await?;
+        let usable = (0..).zip(&base.manifest.header.packs).filter(|(i, _)| refresh.get(*i as usize) == Some(&false));
+        let packs: HashMap<PackId, u32> = usable.map(|(i, p)| (p.pack, i)).collect();
+        let reader = Arc::new(Reader::open(lineage, base).await?);
+        let hints = Arc::<HintTable>::default();
         let mut this = Self {
             runtime: Handle::current(),
             refresh,
-            by_pack,
             segments: IdMap::default(),
-            hints: HintTable::default(),
+            hints: hints.clone(),
             directories: OnceLock::new(),
             chunks: Mutex::new(None),
-            reader: Some(reader),
+            reader: Some(reader.clone()),
         };
-        this.load_hints(&segments).await?;
+        let places = segments.iter().map(|segment| segment.hints).collect();
+        this.runtime.spawn(async move { hints.end(load_hints(&reader, places, &packs, &hints).await) });
         for segment in segments {
             if this.usable(segment.entries.pack) && this.usable(segment.hints.pack) {
                 this.segments.insert(segment.id, segment);
@@ -108,38 +183,8 @@ impl Known {
         Ok(this)
     }
 
-    async fn load_hints(&mut self, segments: &[SegmentRef]) -> Result<()> {
-        let Some(reader) = &self.reader else { return Ok(()) };
-        let places: Vec<Ref> = segments.iter().map(|segment| segment.hints).collect();
-        let mut lists = futures_util::stream::iter(places).map(|place| reader.chunk(place)).buffered(8);
-        let mut table = HintTable::default();
-        while let Some(bytes) = lists.try_next().await? {
-            let hints: Hints = decode("a hint list", &bytes)?;
-            let packs: Vec<Option<u32>> = hints.packs.iter().map(|p| self.usable_pack(*p)).collect();
-            table.by_path.reserve(hints.hints.len());
-            for hint in &hints.hints {
-                let start = table.stretches.len();
-                let places = hint.runs.iter().map(|run| {
-                    let pack = (*packs.get(run.pack as usize)?)?;
-                    Some((Place::old(pack, run.first), run.count))
-                });
-                let Some(places) = places.collect::<Option<Vec<_>>>() else { continue };
-                table.stretches.extend(places);
-                let range = (hint.fingerprint(), start as u32, table.stretches.len() as u32);
-                table.by_path.insert(hint.path, range);
-            }
-        }
-        drop(lists);
-        self.hints = table;
-        Ok(())
-    }
-
     fn usable(&self, pack: u32) -> bool {
         self.refresh.get(pack as usize) == Some(&false)
-    }
-
-    fn usable_pack(&self, pack: PackId) -> Option<u32> {
-        self.by_pack.get(&pack).copied().filter(|&i| self.usable(i))
     }
 
     /// The base's packs.
@@ -147,15 +192,25 @@ impl Known {
         self.reader.as_ref().map_or(&[], |r| &r.snapshot().manifest.header.packs)
     }
 
-    /// What the base says of a file, if all of it may still be used.
-    pub fn hint(&self, path: u64) -> Option<Hinted> {
-        let (fingerprint, start, end) = *self.hints.by_path.get(&path)?;
-        let places = self.hints.stretches.get(start as usize..end as usize)?;
-        let total: u64 = places.iter().map(|p| u64::from(p.1)).sum();
-        // Which of several runs holds how many bytes is not known here; it only guides what to store afresh.
-        let share = |count: u32| (u128::from(fingerprint.size) * u128::from(count) / u128::from(total.max(1))) as u64;
-        let stretches = places.iter().map(|&(first, count)| Stretch { first, count, bytes: share(count) }).collect();
-        Some(Hinted { fingerprint, stretches })
+    /// What the base says of a file, if all of it may still be used. Blocks while that is not known, unless `give_up` says so.
+    pub fn hint(&self, path: u64, give_up: impl Fn() -> bool) -> Result<Option<Hinted>> {
+        let found = |hints: &mut HintState| {
+            let StoredHint { fingerprint, range: (start, end), .. } = *hints.find(path)?;
+            let places = hints.stretches.get(start as usize..end as usize)?;
+            let total: u64 = places.iter().map(|p| u64::from(p.1)).sum();
+            // Which of several runs holds how many bytes is not known here; it only guides what to store afresh.
+            let share =
+                |count: u32| (u128::from(fingerprint.size) * u128::from(count) / u128::from(total.max(1))) as u64;
+            let stretches =
+                places.iter().map(|&(first, count)| Stretch { first, count, bytes: share(count) }).collect();
+            Some(Hinted { fingerprint, stretches })
+        };
+        self.hints.wait(found, give_up)
+    }
+
+    /// Waits until the base's hints have been read to the end, whether anybody needed them or not. Blocks.
+    pub fn check(&self, give_up: impl Fn() -> bool) -> Result<()> {
+        self.hints.wait(|_| None::<()>, give_up).map(|_| ())
     }
 
     /// Where an equal segment is stored already.
@@ -232,6 +287,34 @@ impl Known {
         }
         Ok(states)
     }
+}
+
+/// Reads hint lists, `packs` saying which may be used and where they are among the base's.
+async fn load_hints(reader: &Reader, places: Vec<Ref>, packs: &HashMap<PackId, u32>, into: &HintTable) -> Result<()> {
+    let mut lists = futures_util::stream::iter(places).map(|place| reader.chunk(place)).buffered(8);
+    while let Some(bytes) = lists.try_next().await? {
+        let hints: Hints = decode("a hint list", &bytes)?;
+        let packs: Vec<Option<u32>> = hints.packs.iter().map(|p| packs.get(p).copied()).collect();
+        let mut state = into.lock();
+        let HintState { hints: table, stretches, .. } = &mut *state;
+        for hint in &hints.hints {
+            let start = stretches.len();
+            for run in &hint.runs {
+                if let Some(pack) = packs.get(run.pack as usize).copied().flatten() {
+                    stretches.push((Place::old(pack, run.first), run.count));
+                }
+            }
+            if stretches.len() - start == hint.runs.len() {
+                let range = (start as u32, stretches.len() as u32);
+                table.push(StoredHint { path: hint.path, fingerprint: hint.fingerprint(), range });
+            } else {
+                stretches.truncate(start);
+            }
+        }
+        drop(state);
+        into.more.notify_all();
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -254,12 +254,11 @@ impl Lineage {
                 }
                 Ok(sealed) => sealed,
             };
-            let Some((index, keys, pack_keys)) = &opened else {
-                if !pack::frame_is_sound(frame, &sealed) {
-                    problems.push((frame_name, "its bytes do not have the digest they should".into()));
-                }
+            if !pack::frame_is_sound(frame, &sealed) {
+                problems.push((frame_name, pack::UNSOUND.into()));
                 continue;
-            };
+            }
+            let Some((index, keys, pack_keys)) = &opened else { continue };
             match index.open_frame(number, &sealed, pack_keys, &mut opened_frame) {
                 Err(error @ RepoError::WrongKey { .. }) => return Err(error),
                 Err(error) => problems.push((frame_name, error.problem())),

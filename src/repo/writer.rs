@@ -253,7 +253,8 @@ impl SnapshotWriter {
         }
         let assembled = self.assembler.take().and_then(|a| a.join().map_err(|_| crashed = true).ok()).flatten();
         let upload = self.shared.packer.abandon();
-        if let Some(error) = upload {
+        let shared = &self.shared;
+        if let Some(error) = upload.or_else(|| shared.known.check(|| shared.is_stopped()).err()) {
             self.shared.fail(error);
         }
         if crashed {
@@ -396,8 +397,14 @@ impl Sink for SnapshotWriter {
             self.ready.push(Done { index, name, entry: Some((entry, Stored::Nothing, None)), problem: None });
             return Ok(());
         };
-        if let (Some(fingerprint), Layout::Content) = (input.fingerprint, input.layout)
-            && let Some(hinted) = shared.known.hint(name)
+        let hinted = match (input.fingerprint, input.layout) {
+            (Some(_), Layout::Content) => shared.known.hint(name, || shared.is_stopped()).map_err(|error| {
+                shared.fail(error);
+                Stopped
+            })?,
+            _ => None,
+        };
+        if let (Some(fingerprint), Some(hinted)) = (input.fingerprint, hinted)
             && hinted.fingerprint == fingerprint
         {
             shared.progress.bytes.fetch_add(entry.size, Ordering::Relaxed);

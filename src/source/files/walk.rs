@@ -3,7 +3,7 @@
 //! Of the directories above, only the nearest stay open, so that depth costs no descriptors. The way back up is `..`,
 //! which must be the directory that the walk came from.
 
-use super::ahead::{Ahead, Listed, Names};
+use super::ahead::{Ahead, Listed, Names, Opened};
 use super::content::{Opener, nanoseconds};
 use super::pattern::Patterns;
 use super::xattrs;
@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-const DIRECTORY: OFlags =
+pub const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
 /// Directories that stay open, from the deepest up.
@@ -28,8 +28,11 @@ const OPEN: usize = 64;
 /// Longer paths than this are not handed to the kernel.
 const PATH: usize = 4096;
 
+/// Bytes of names that are asked for at a time.
+pub const LIST: usize = 128 << 10;
+
 /// Device and inode.
-type Id = (u32, u32, u64);
+pub type Id = (u32, u32, u64);
 
 /// A directory that is being walked.
 struct Frame {
@@ -84,6 +87,7 @@ pub struct Walk<'a> {
     xattrs: xattrs::Reader,
     opener: Arc<Opener>,
     buffer: Vec<u8>,
+    steps: u64,
     files: u64,
     entries: u64,
     bytes: u64,
@@ -121,7 +125,8 @@ impl<'a> Walk<'a> {
             ahead: Ahead::start(),
             xattrs: xattrs::Reader::default(),
             opener: Arc::default(),
-            buffer: Vec::with_capacity(128 << 10),
+            buffer: Vec::with_capacity(LIST),
+            steps: 0,
             files: 0,
             entries: 0,
             bytes: 0,
@@ -182,7 +187,7 @@ impl<'a> Walk<'a> {
         Frame {
             directory: Some(Arc::new(directory)),
             id,
-            by_path: self.leads_to(id),
+            by_path: leads_to(&self.path, id),
             names: Names::new(names),
             prefix: self.path.len(),
             included,
@@ -190,14 +195,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn leads_to(&self, directory: Id) -> bool {
-        self.path.len() < PATH
-            && fs::statx(fs::CWD, self.path.as_slice(), AtFlags::NO_AUTOMOUNT, StatxFlags::INO)
-                .is_ok_and(|seen| id(&seen) == directory)
-    }
-
     fn walk(&mut self) -> Result<(), SourceError> {
-        let mut steps = 0_u32;
         while let Some(frame) = self.frames.last_mut() {
             let Some(directory) = frame.directory.clone() else {
                 self.leave();
@@ -211,8 +209,8 @@ impl<'a> Walk<'a> {
             self.path.truncate(frame.prefix);
             self.path.extend_from_slice(listed.name.as_bytes());
             let (included, by_path) = (frame.included, frame.by_path);
-            steps = steps.wrapping_add(1);
-            if steps.is_multiple_of(256) {
+            self.steps += 1;
+            if self.steps.is_multiple_of(256) {
                 self.context.go_on()?;
             }
             self.visit(&directory, listed, included, by_path)?;
@@ -224,7 +222,7 @@ impl<'a> Walk<'a> {
     fn leave(&mut self) {
         let Some(left) = self.frames.pop() else { return };
         self.path.truncate(left.prefix);
-        if left.by_path && !self.leads_to(left.id) {
+        if left.by_path && !leads_to(&self.path, left.id) {
             self.problem("it was moved while it was captured; extended attributes of what it holds may be missing");
         }
         let Some(above) = self.frames.last_mut().filter(|above| above.directory.is_none()) else { return };
@@ -322,7 +320,13 @@ impl<'a> Walk<'a> {
         true
     }
 
-    fn descend(&mut self, parent: &OwnedFd, name: &CStr, entry: Entry, included: bool) -> Result<(), SourceError> {
+    fn descend(&mut self, parent: &Arc<OwnedFd>, name: &CStr, entry: Entry, included: bool) -> Result<(), SourceError> {
+        if let Some(Opened { directory, id, by_path, listed, left }) = self.ahead.take(parent, name, self.steps) {
+            self.path.push(b'/');
+            let (names, prefix) = (Names::of(listed, left), self.path.len());
+            let pending = Some(entry);
+            return self.enter(Frame { directory: Some(directory), id, by_path, names, prefix, included, pending });
+        }
         let opened = fs::openat(parent, name, DIRECTORY, Mode::empty());
         let opened = opened.and_then(|directory| Ok((stat(&directory, c"", AtFlags::EMPTY_PATH)?, directory)));
         let frame = match opened {
@@ -348,11 +352,29 @@ impl<'a> Walk<'a> {
                 Frame { directory: None, id: (0, 0, 0), by_path: false, names, prefix, included, pending }
             }
         };
+        self.enter(frame)
+    }
+
+    fn enter(&mut self, frame: Frame) -> Result<(), SourceError> {
+        let included = frame.included;
         self.frames.push(frame);
+        self.look_ahead();
         if let Some(far_above) = self.frames.len().checked_sub(OPEN + 1) {
             self.frames[far_above].directory = None;
         }
         if included { self.flush() } else { Ok(()) }
+    }
+
+    /// Has the directory opened that comes next: one below, or one beside.
+    fn look_ahead(&mut self) {
+        let only = self.spec.one_file_system.then_some(self.root_device);
+        for Frame { directory, names, prefix, .. } in self.frames.iter().rev().take(2) {
+            let Some(directory) = directory else { return };
+            if let Some(name) = names.next_directory() {
+                let path = || [&self.path[..*prefix], name.to_bytes(), b"/"].concat();
+                return self.ahead.expect(directory, name, self.steps, only, path);
+            }
+        }
     }
 
     /// Gives the sink the directories above that it has not got yet.
@@ -440,7 +462,7 @@ pub fn stat(directory: &OwnedFd, name: &CStr, flags: AtFlags) -> rustix::io::Res
     fs::statx(directory, name, flags | AtFlags::NO_AUTOMOUNT, StatxFlags::BASIC_STATS)
 }
 
-fn list(directory: &OwnedFd, buffer: &mut Vec<u8>) -> rustix::io::Result<Vec<CString>> {
+pub fn list(directory: &OwnedFd, buffer: &mut Vec<u8>) -> rustix::io::Result<Vec<CString>> {
     buffer.clear();
     let mut names = Vec::new();
     let spare: &mut [MaybeUninit<u8>] = buffer.spare_capacity_mut();
@@ -455,11 +477,17 @@ fn list(directory: &OwnedFd, buffer: &mut Vec<u8>) -> rustix::io::Result<Vec<CSt
     Ok(names)
 }
 
-fn device(seen: &Statx) -> (u32, u32) {
+/// Whether a path is still that directory's.
+pub fn leads_to(path: &[u8], directory: Id) -> bool {
+    path.len() < PATH
+        && fs::statx(fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::INO).is_ok_and(|seen| id(&seen) == directory)
+}
+
+pub fn device(seen: &Statx) -> (u32, u32) {
     (seen.stx_dev_major, seen.stx_dev_minor)
 }
 
-fn id(seen: &Statx) -> Id {
+pub fn id(seen: &Statx) -> Id {
     (seen.stx_dev_major, seen.stx_dev_minor, seen.stx_ino)
 }
 
