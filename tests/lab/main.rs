@@ -9,6 +9,7 @@ mod people;
 mod pictshare;
 mod plan;
 mod recovery;
+mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -274,6 +275,10 @@ fn backs_itself_up(cluster: &Cluster, owner: &Owner<'_>, store: &Server) {
     }
     let listed = owner.lifeboat(&["--writer-key", "writer.key", "snapshots", "cluster-etcd"]);
     assert!(listed.contains("cluster-etcd"), "{listed}");
+}
+
+fn in_tree(name: &str) -> String {
+    format!("{}/tests/lab/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 fn output(command: &mut Command) -> String {

@@ -5,7 +5,8 @@ use crate::cluster::Cluster;
 use crate::people::{People, Pictures, upload_one};
 use crate::recovery::{Recovered, finish};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, bucket, command, minio_at, tool};
-use crate::{output, repository, text};
+use crate::secrets::{Vault, certificate, certificate_secret};
+use crate::{in_tree, output, repository, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,10 @@ use std::time::Duration;
 const NAMESPACE: &str = "pictshare-production";
 const VOLUMES: [&str; 2] = ["database", "uploads"];
 /// In the order of their capture: the rows before the files, so that each row that is captured has its file.
-const SOURCES: [&str; 3] = ["critical-objects", "pictshare-production-database", "pictshare-production-uploads"];
+const SOURCES: [&str; 4] =
+    ["critical-objects", "pictshare-production-database", "pictshare-production-uploads", "vault"];
+/// In Vault.
+const PASSWORDS: &str = "secret/pictshare-production/database";
 /// A number that nobody else comes to.
 const LATER: u32 = 100_000_000;
 
@@ -43,7 +47,7 @@ fn an_application_is_lost_with_its_namespace_and_comes_back_by_one_command() {
     recovered.tell();
     let report = &recovered.report;
     assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
-    for source in SOURCES {
+    for source in &SOURCES[..3] {
         let part = recovered.part(source);
         assert!(part["lossMs"].as_u64() < part["rpoMs"].as_u64(), "{part}");
     }
@@ -51,7 +55,7 @@ fn an_application_is_lost_with_its_namespace_and_comes_back_by_one_command() {
     let site = application.site();
     let pictures = Pictures::look(&site, &application.volume("uploads"));
     assert!(pictures.torn.is_empty(), "rows without their pictures: {:?}", pictures.torn);
-    let [_, rows, files] = SOURCES.map(|source| recovered.moment(source));
+    let [rows, files] = [SOURCES[1], SOURCES[2]].map(|source| recovered.moment(source));
     let loss = people.judge(&pictures, rows.min(files), given);
     eprintln!("lab: of the pictures {loss:?}; {} files without a row", pictures.without_row.len());
     assert!(loss.records > 0, "nothing was uploaded after the snapshot");
@@ -62,13 +66,15 @@ fn an_application_is_lost_with_its_namespace_and_comes_back_by_one_command() {
 
 struct Application<'a> {
     cluster: &'a Cluster,
+    vault: Vault<'a>,
     /// Of whoever backs up and recovers: documents and keys.
     home: tempfile::TempDir,
 }
 
 impl<'a> Application<'a> {
     fn install(cluster: &'a Cluster) -> Self {
-        let application = Self { cluster, home: tempfile::tempdir().unwrap() };
+        let home = tempfile::tempdir().unwrap();
+        let application = Self { cluster, vault: Vault::install(cluster, &home.path().join("secrets/vault")), home };
         application.load_image();
         application.make_volumes();
         application.make_secrets();
@@ -120,29 +126,19 @@ impl<'a> Application<'a> {
         self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": objects }));
     }
 
-    /// Passwords, and a certificate of the database's name.
+    /// Passwords, which Vault has, and a certificate of the database's name.
     fn make_secrets(&self) {
         let secrets = self.path("secrets").join(NAMESPACE);
-        fs::create_dir_all(&secrets).unwrap();
-        let name = format!("pictshare-database.{NAMESPACE}.svc");
-        fs::write(secrets.join("names"), format!("subjectAltName=DNS:pictshare-database,DNS:{name}\n")).unwrap();
-        fs::write(secrets.join("password"), "of lifeboat's own").unwrap();
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-        for arguments in [
-            format!("req -x509 {key} -days 2 -subj /CN=ca -keyout ca.key -out ca.crt"),
-            format!("req {key} -subj /CN=pictshare-database -keyout tls.key -out tls.csr"),
-            "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt".into(),
-        ] {
-            output(command("openssl").args(arguments.split(' ')).current_dir(&secrets));
-        }
-        let read = |name: &str| fs::read_to_string(secrets.join(name)).unwrap();
-        let secret = |name: &str, data: Value| json!({ "apiVersion": "v1", "kind": "Secret",
-            "metadata": { "name": name, "namespace": NAMESPACE }, "stringData": data });
+        certificate(&secrets, &["pictshare-database", &format!("pictshare-database.{NAMESPACE}.svc")]);
+        let passwords = [("password", "of the application"), ("lifeboat-password", "of whoever backs up")];
+        self.vault.write(PASSWORDS, &passwords);
+        let [password, lifeboat] = passwords.map(|(name, _)| self.vault.read(PASSWORDS, name));
+        fs::write(secrets.join("password"), &lifeboat).unwrap();
         self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
             { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE, "labels": { "tier": "critical" } } },
-            secret("pictshare-database", json!({ "password": "of the application", "lifeboat-password": read("password") })),
-            secret("pictshare-database-tls",
-                json!({ "tls.crt": read("tls.crt"), "tls.key": read("tls.key"), "ca.crt": read("ca.crt") })),
+            { "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "pictshare-database", "namespace": NAMESPACE },
+              "stringData": { "password": password, "lifeboat-password": lifeboat } },
+            certificate_secret(&secrets, NAMESPACE, "pictshare-database-tls"),
         ] }));
     }
 
@@ -155,7 +151,6 @@ impl<'a> Application<'a> {
         self.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", crd]);
         self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
             { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "argocd" } },
-            { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "vault" } },
             { "apiVersion": "argoproj.io/v1alpha1", "kind": "Application",
               "metadata": { "name": NAMESPACE, "namespace": "argocd" },
               "spec": { "project": "default", "syncPolicy": { "automated": { "selfHeal": true } },
@@ -194,6 +189,7 @@ impl<'a> Application<'a> {
         let namespaces = "    namespaces: [argocd, vault, pictshare-production]\n";
         let here = [
             (namespaces, format!("    kubeconfig: {}\n{namespaces}", self.kubeconfig().display())),
+            ("{role: lifeboat-backup}", format!("{{role: lifeboat-backup, token: {secrets}/vault/account}}")),
             ("/etc/lifeboat", secrets.to_string()),
             ("/sources", volumes.to_string()),
         ];
@@ -254,10 +250,6 @@ impl<'a> Application<'a> {
         let scaled = ["hpa", "pictshare-backend", "-o", "jsonpath={.spec.minReplicas}"];
         assert_eq!(self.cluster.get(&[&["-n", NAMESPACE], &scaled[..]].concat()), "2");
     }
-}
-
-fn in_tree(name: &str) -> String {
-    format!("{}/tests/lab/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A document of the tree, in which each of these texts is another here.
