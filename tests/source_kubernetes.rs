@@ -327,7 +327,11 @@ fn a_lost_namespace_comes_back() {
     // A claim that is chosen has its volume with it.
     let claims = Options { include: vec!["lost/persistentvolumeclaims/*".into()], ..Options::default() };
     let chosen: Vec<_> = plan(&before, &claims).changes.into_iter().map(|c| (c.what, c.action)).collect();
-    let expected = [("namespace/lost", Action::Create), ("persistentvolume/lost-volume", Action::Adopt), ("persistentvolumeclaim/data in lost", Action::Create)];
+    let expected = [
+        ("namespace/lost", Action::Create),
+        ("persistentvolume/lost-volume", Action::Adopt),
+        ("persistentvolumeclaim/data in lost", Action::Create),
+    ];
     assert_eq!(chosen, expected.map(|(what, action)| (what.to_owned(), action)));
     assert!(SERVER.try_kubectl(&["get", "namespace", "lost"], "").is_err(), "planning changes nothing");
 

@@ -1,11 +1,11 @@
 //! An application is lost with its namespace: its objects, its database and its pictures. The shipped plan brings it back by
 //! one command.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait};
 use crate::people::{People, Pictures, upload_one};
 use crate::recovery::{Recovered, finish};
-use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, bucket, command, minio_at, tool};
 use crate::secrets::{Vault, certificate, certificate_secret};
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, bucket, command, minio_at, tool};
 use crate::{in_tree, output, repository, text};
 use serde_json::{Value, json};
 use std::fs;
@@ -110,7 +110,8 @@ impl<'a> Application<'a> {
 
     /// Directories of the node, which outlive their claims.
     fn make_volumes(&self) {
-        let mut objects = vec![json!({ "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": { "name": "local" },
+        let mut objects =
+            vec![json!({ "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": { "name": "local" },
             "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer" })];
         let here = json!({ "nodeSelectorTerms": [{ "matchExpressions": [
             { "key": "kubernetes.io/hostname", "operator": "In", "values": [self.cluster.name] }] }] });
@@ -147,8 +148,9 @@ impl<'a> Application<'a> {
         let source = output(command(in_tree("../tools/build")).args(["--source", "argocd"]));
         let definition = format!("{}/manifests/crds/application-crd.yaml", source.trim());
         self.cluster.kubectl(&["apply", "--server-side", "-f", &definition]);
-        let crd = "crd/applications.argoproj.io";
-        self.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=25s", crd]);
+        wait(Duration::from_mins(1), "Argo CD's kind", || {
+            self.cluster.try_kubectl(&["get", "applications.argoproj.io", "-A"]).ok()
+        });
         self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
             { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "argocd" } },
             { "apiVersion": "argoproj.io/v1alpha1", "kind": "Application",
@@ -177,8 +179,18 @@ impl<'a> Application<'a> {
     }
 
     fn serves(&self) {
-        for workload in ["statefulset/pictshare-database", "deployment/pictshare-backend", "deployment/pictshare-frontend"] {
-            self.cluster.kubectl(&["-n", NAMESPACE, "rollout", "status", workload, "--request-timeout=0", "--timeout=3m"]);
+        for workload in
+            ["statefulset/pictshare-database", "deployment/pictshare-backend", "deployment/pictshare-frontend"]
+        {
+            self.cluster.kubectl(&[
+                "-n",
+                NAMESPACE,
+                "rollout",
+                "status",
+                workload,
+                "--request-timeout=0",
+                "--timeout=3m",
+            ]);
         }
     }
 
@@ -205,6 +217,7 @@ impl<'a> Application<'a> {
         lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(home).arg(env!("CARGO_BIN_EXE_lifeboat"));
         lifeboat.args(["--config", "documents", "-r", "platform", "--json"]).args(arguments);
         lifeboat.env("TEST_KEY", ACCESS_KEY).env("TEST_SECRET", SECRET_KEY).env("XDG_STATE_HOME", home.join("state"));
+        lifeboat.env("LIFEBOAT_LAB", self.cluster.state().parent().unwrap());
         lifeboat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         lifeboat
     }
@@ -244,7 +257,8 @@ impl<'a> Application<'a> {
         assert!(self.helm(&["history", "pictshare", "--max", "2"]).contains("superseded"));
         let sync = ["application", NAMESPACE, "-o", "jsonpath={.spec.syncPolicy.automated.selfHeal}"];
         assert_eq!(self.cluster.get(&[&["-n", "argocd"], &sync[..]].concat()), "true");
-        for kind in ["ingress/pictshare", "networkpolicy/database", "resourcequota/pictshare", "pdb/pictshare-backend"] {
+        for kind in ["ingress/pictshare", "networkpolicy/database", "resourcequota/pictshare", "pdb/pictshare-backend"]
+        {
             self.cluster.get(&["-n", NAMESPACE, kind]);
         }
         let scaled = ["hpa", "pictshare-backend", "-o", "jsonpath={.spec.minReplicas}"];

@@ -71,7 +71,9 @@ impl<'a> Vault<'a> {
             vault.ask(&["operator", "unseal", key.as_str().unwrap()]);
         }
         vault.ask(&["login", "-no-print", made["root_token"].as_str().unwrap()]);
-        wait(Duration::from_mins(1), "an active Vault", || vault.try_ask(&["secrets", "enable", "-path=secret", "kv"]).ok());
+        wait(Duration::from_mins(1), "an active Vault", || {
+            vault.try_ask(&["secrets", "enable", "-path=secret", "kv"]).ok()
+        });
         vault.admit(files);
         vault
     }
