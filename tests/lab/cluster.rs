@@ -165,7 +165,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.tell();
-            // TEMPORARY let _ = succeed(script("down").arg(self.name));
+            let _ = succeed(script("down").arg(self.name));
             return;
         }
         self.lab("down", &[]);

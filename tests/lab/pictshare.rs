@@ -251,7 +251,9 @@ impl<'a> Application<'a> {
         let compare = ["--identity", "kit.txt", "restore", "snapshot", "critical-objects@latest"];
         let into = ["--into", "critical-objects", "--existing", "update", "--dry-run"];
         let compared: Value = serde_json::from_str(&self.succeed(&[compare, into].concat())).unwrap();
-        eprintln!("lab: {compared}");
+        let changes = compared["changes"].as_array().unwrap();
+        let differing: Vec<_> = changes.iter().filter(|change| change["action"] != "unchanged").collect();
+        assert!(!changes.is_empty() && differing.is_empty(), "{differing:#?}");
         assert!(self.helm(&["status", "pictshare"]).contains("STATUS: deployed"));
         self.helm(&["upgrade", "--reuse-values", "--wait", "pictshare", &in_tree("pictshare")]);
         assert!(self.helm(&["history", "pictshare", "--max", "2"]).contains("superseded"));
