@@ -26,7 +26,9 @@ deny: ## licences, sources and duplicates of the dependencies
 	cargo fetch --locked --quiet
 	"$$(tests/tools/setup --deny)" --offline --locked check bans licenses sources
 
-test: setup lint ## everything that must hold before a change lands
+test: setup ## everything that must hold before a change lands; real clusters too, so as root
+	tests/lab/check
+	$(MAKE) lint
 	cargo test --locked
 	$(MAKE) deny
 
@@ -55,9 +57,8 @@ lab-down: ## stop that cluster and remove all of it
 lab-status: ## what of the clusters is ready
 	tests/lab/status
 
-lab-test: ## back a cluster up by its own CronJob, lose it, and bring it back by one command, as root (minutes; the first time, half an hour)
+lab-test: ## the part of `make test` that loses a node and an application on real clusters, as root (minutes; the first time, half an hour)
 	tests/tools/setup test
-	tests/tools/setup lab
 	cargo test --locked --test lab
 
 clean: ## remove what was built here (the cache stays)

@@ -324,6 +324,15 @@ fn a_lost_namespace_comes_back() {
     for left in ["replicaset", "pod/", "secret/token", "kube-root-ca.crt"] {
         assert!(!planned.changes.iter().any(|change| change.what.starts_with(left)), "{planned:#?}");
     }
+    // A claim that is chosen has its volume with it.
+    let claims = Options { include: vec!["lost/persistentvolumeclaims/*".into()], ..Options::default() };
+    let chosen: Vec<_> = plan(&before, &claims).changes.into_iter().map(|c| (c.what, c.action)).collect();
+    let expected = [
+        ("namespace/lost", Action::Create),
+        ("persistentvolume/lost-volume", Action::Adopt),
+        ("persistentvolumeclaim/data in lost", Action::Create),
+    ];
+    assert_eq!(chosen, expected.map(|(what, action)| (what.to_owned(), action)));
     assert!(SERVER.try_kubectl(&["get", "namespace", "lost"], "").is_err(), "planning changes nothing");
 
     let applied = apply(&before, &options, &planned);

@@ -11,8 +11,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+/// The list.
 #[derive(Default)]
-struct Book {
+pub struct Book {
     closed: bool,
     /// The newest number that was given out.
     given: u32,
@@ -63,46 +64,73 @@ impl Ledger {
     }
 
     pub fn given(&self) -> u32 {
-        self.book.lock().unwrap().given
+        self.book.lock().unwrap().given()
     }
 
     /// Nothing is written any more, wherever the writer runs.
     pub fn close(&self) {
-        self.book.lock().unwrap().closed = true;
+        self.book.lock().unwrap().close();
     }
 
     /// Every record that was acknowledged before `moment` is there; none that was asked for after `given`.
     pub fn judge(&self, cluster: &Cluster, moment: Timestamp, given: u32) -> Loss {
-        let there = written(cluster);
-        let book = self.book.lock().unwrap();
-        let kept = *there.last().unwrap();
-        assert!(kept <= given, "the record {kept} is younger than the snapshot");
-        let missing: Vec<_> =
-            book.acknowledged.iter().filter(|(number, at)| *at <= moment && !there.contains(number)).collect();
-        assert!(missing.is_empty(), "{missing:?} were there at {moment}");
-        let holes: Vec<_> =
-            book.acknowledged.iter().filter(|(number, _)| *number < kept && !there.contains(number)).collect();
-        assert!(holes.is_empty(), "{holes:?} are older than {kept}, which is there");
-        let lost: Vec<_> = book.acknowledged.iter().filter(|(number, _)| *number > kept).collect();
-        let newest_kept = book.acknowledged.iter().rfind(|(number, _)| *number <= kept).unwrap().1;
-        let end = book.acknowledged.last().unwrap().1;
-        Loss { kept, records: lost.len(), milliseconds: end.duration_since(newest_kept).as_millis() }
+        self.book.lock().unwrap().judge(&written(cluster), moment, given)
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the clock by which losses are judged")]
+impl Book {
+    /// A number for one more record, as long as something is written.
+    pub fn give(&mut self) -> Option<u32> {
+        self.given += u32::from(!self.closed);
+        (!self.closed).then_some(self.given)
+    }
+
+    pub fn given(&self) -> u32 {
+        self.given
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the clock by which losses are judged")]
+    pub fn acknowledge(&mut self, number: u32) {
+        self.acknowledged.push((number, Timestamp::now()));
+    }
+
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    /// Nothing is written any more.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Of what is `there`, see [`Ledger::judge`].
+    pub fn judge(&self, there: &BTreeSet<u32>, moment: Timestamp, given: u32) -> Loss {
+        let kept = *there.last().unwrap();
+        assert!(kept <= given, "the record {kept} is younger than the snapshot");
+        let missing: Vec<_> =
+            self.acknowledged.iter().filter(|(number, at)| *at <= moment && !there.contains(number)).collect();
+        assert!(missing.is_empty(), "{missing:?} were there at {moment}");
+        let holes: Vec<_> =
+            self.acknowledged.iter().filter(|(number, _)| *number < kept && !there.contains(number)).collect();
+        assert!(holes.is_empty(), "{holes:?} are older than {kept}, which is there");
+        let lost = self.acknowledged.iter().filter(|(number, _)| *number > kept).count();
+        let newest_kept = self.acknowledged.iter().rfind(|(number, _)| *number <= kept).unwrap().1;
+        let end = self.acknowledged.last().unwrap().1;
+        Loss { kept, records: lost, milliseconds: end.duration_since(newest_kept).as_millis() }
+    }
+}
+
 fn answer(mut writer: TcpStream, book: &Mutex<Book>) {
     let _ = writer.set_read_timeout(Some(Duration::from_secs(5)));
     let mut line = String::new();
     let _ = BufReader::new(&writer).read_line(&mut line);
     let said = line.split_whitespace().nth(1).and_then(|path| path.trim_start_matches('/').parse().ok());
     let mut book = book.lock().unwrap();
-    let Some(number) = said.filter(|_| !book.closed) else { return };
-    if number > 0 {
-        book.acknowledged.push((number, Timestamp::now()));
+    let Some((written, next)) = said.and_then(|written| Some((written, book.give()?))) else { return };
+    if written > 0 {
+        book.acknowledge(written);
     }
-    book.given += 1;
-    let text = book.given.to_string();
+    let text = next.to_string();
     let _ = write!(writer, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
 }
 

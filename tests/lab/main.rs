@@ -1,11 +1,15 @@
-//! A real cluster: it starts, works, is backed up by a CronJob of its own, is lost, comes back by one command, and leaves
-//! nothing behind. Started by `make lab-test`, as root.
+//! Real clusters. One starts, works, is backed up by a CronJob of its own, is lost, comes back by one command, and leaves
+//! nothing behind; in another, an application is lost with its namespace ([`pictshare`]). They need root; `tests/lab/check`
+//! says what a machine lacks.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
 mod ledger;
+mod people;
+mod pictshare;
 mod plan;
 mod recovery;
+mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -205,7 +209,7 @@ impl Owner<'_> {
 
 fn repository(store: &Server, credentials: &str, writer_key: &str) -> String {
     format!(
-        "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec:\n  url: s3://lab/platform\n  \
+        "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: platform}}\nspec:\n  url: s3://lab/platform\n  \
          writerKey: {{file: {writer_key}}}\n  s3:\n    endpoint: {}\n    region: us-east-1\n    pathStyle: true\n    \
          objectLock: {{mode: governance, minimumDays: 1}}\n    credentials: {credentials}\n",
         store.url()
@@ -236,7 +240,7 @@ fn backs_itself_up(cluster: &Cluster, owner: &Owner<'_>, store: &Server) {
         format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");
     let documents = repository(store, &credentials, &format!("{secrets}/writer-key"))
         + &etcd("cluster-etcd", cluster, Path::new("/etc/lifeboat/etcd"), "ca.crt", "tls.crt", "tls.key")
-        + "---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: critical}\nspec:\n  repository: main\n  \
+        + "---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: critical}\nspec:\n  repository: platform\n  \
            tier: critical\n  cron: '* * * * *'\n  startDelay: 15s\n  maxDuration: 1m\n  sources: [cluster-etcd]\n";
     owner.document("platform.yaml", &documents);
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/base");
@@ -271,6 +275,10 @@ fn backs_itself_up(cluster: &Cluster, owner: &Owner<'_>, store: &Server) {
     }
     let listed = owner.lifeboat(&["--writer-key", "writer.key", "snapshots", "cluster-etcd"]);
     assert!(listed.contains("cluster-etcd"), "{listed}");
+}
+
+fn in_tree(name: &str) -> String {
+    format!("{}/tests/lab/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 fn output(command: &mut Command) -> String {

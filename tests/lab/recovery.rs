@@ -170,7 +170,7 @@ impl Desk {
     }
 }
 
-fn finish(child: Child, killed: usize) -> Recovered {
+pub fn finish(child: Child, killed: usize) -> Recovered {
     let output = child.wait_with_output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     // 4: all was done, and something is older than it may be.

@@ -2,7 +2,7 @@
 
 use super::capture::is_in_every_namespace;
 use super::choose::Choice;
-use super::order::{CRDS, NAMESPACES, Place, VOLUMES};
+use super::order::{CLAIMS, CRDS, NAMESPACES, Place, VOLUMES};
 use super::{KubernetesError, yaml};
 use crate::entry::{Body, Supply};
 use crate::source::{Context, SourceError};
@@ -56,7 +56,7 @@ const MACHINERY: [&str; 9] = [
     "storageversions.internal.apiserver.k8s.io",
 ];
 /// Data that no controller can make again, whoever owns it. (An Application's history is not its ApplicationSet's to make.)
-const DATA: [&str; 4] = ["secrets", "configmaps", "persistentvolumeclaims", "applications.argoproj.io"];
+const DATA: [&str; 4] = ["secrets", "configmaps", CLAIMS, "applications.argoproj.io"];
 
 #[derive(Clone, Debug)]
 pub struct Owner {
@@ -71,8 +71,11 @@ pub struct Item {
     pub uid: String,
     pub owners: Vec<Owner>,
     pub left: Option<Left>,
-    /// It was not chosen, but what was chosen cannot be without it: it is only made if it is missing.
+    /// It was not chosen, but what was chosen cannot be without it: it is made if it is missing; a volume that its claim's
+    /// deletion released is given back.
     pub along: bool,
+    /// Where a volume's claim lies in the snapshot.
+    claim: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -103,15 +106,17 @@ impl Index {
         Ok(index)
     }
 
-    /// Namespaces and definitions that chosen objects cannot be without.
+    /// Namespaces, definitions and volumes that chosen objects cannot be without.
     fn bring_along(&mut self, choice: &Choice) {
         let chosen = || self.items.values().filter(|item| item.left.is_none()).map(|item| &item.place);
         let namespaces: HashSet<String> = chosen().filter_map(|place| place.namespace.clone()).collect();
         let words: HashSet<String> = chosen().map(|place| place.word.clone()).collect();
+        let claims: HashSet<String> = chosen().filter(|place| place.word == CLAIMS).map(Place::path).collect();
         for item in self.items.values_mut().filter(|item| item.left == Some(Left::NotChosen)) {
             let needed = match (&item.place.namespace, &*item.place.word) {
                 (None, NAMESPACES) => namespaces.contains(&item.place.name),
                 (None, CRDS) => words.contains(&item.place.name),
+                (None, VOLUMES) => item.claim.as_ref().is_some_and(|claim| claims.contains(claim)),
                 _ => false,
             };
             if needed && !choice.excludes(&item.place) {
@@ -140,7 +145,11 @@ fn item(place: Place, object: &Value, left: Option<Left>) -> Item {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let owners = metadata["ownerReferences"].as_array().into_iter().flatten();
     let owners = owners.map(|owner| Owner { uid: text(&owner["uid"]), reference: owner.clone() }).collect();
-    Item { uid: text(&metadata["uid"]), owners, left, place, along: false }
+    let claim = &object["spec"]["claimRef"];
+    let kept = place.word == VOLUMES && object["spec"]["persistentVolumeReclaimPolicy"] != "Delete";
+    let claim = (kept && claim.is_object())
+        .then(|| format!("{}/{CLAIMS}/{}.yaml", text(&claim["namespace"]), text(&claim["name"])));
+    Item { uid: text(&metadata["uid"]), owners, left, place, along: false, claim }
 }
 
 fn left(place: &Place, object: &Value) -> Option<Left> {

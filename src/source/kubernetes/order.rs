@@ -9,6 +9,7 @@ use super::kinds::Kind;
 pub const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 pub const NAMESPACES: &str = "namespaces";
 pub const VOLUMES: &str = "persistentvolumes";
+pub const CLAIMS: &str = "persistentvolumeclaims";
 pub const CLUSTER_ROLES: &str = "clusterroles.rbac.authorization.k8s.io";
 pub const CLUSTER_ROLE_BINDINGS: &str = "clusterrolebindings.rbac.authorization.k8s.io";
 pub const LATE: [&str; 5] = [
@@ -28,7 +29,7 @@ const FIRST: [&str; 25] = [
     "volumesnapshotcontents.snapshot.storage.k8s.io",
     "volumesnapshots.snapshot.storage.k8s.io",
     VOLUMES,
-    "persistentvolumeclaims",
+    CLAIMS,
     CLUSTER_ROLES,
     "roles.rbac.authorization.k8s.io",
     "serviceaccounts",
