@@ -25,6 +25,7 @@ mod restore;
 mod rewrite;
 mod yaml;
 
+pub(super) use api::{Api, Ask, Failure};
 pub(super) use argocd::Backup;
 pub(super) use export::Manifests;
 pub(super) use restore::Cluster;
