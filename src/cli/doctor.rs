@@ -3,11 +3,12 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
 use super::output::{clock, count, print, print_json};
+use super::status::control_plane_text;
 use crate::config::Config;
 use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::restore::plan::lint::lint;
-use crate::source;
+use crate::source::{self, files::control_plane};
 use crate::store::{PutOptions, Store};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -44,6 +45,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 let root = opened.repository.root();
                 add("repository", Ok(format!("{} at {}", root.id, opened.settings.url)));
                 add("keys", keys(context, &opened));
+                match control_planes(context, &opened).await {
+                    Ok(None) => {}
+                    Ok(Some(said)) => add("control plane", Ok(said)),
+                    Err(failure) => add("control plane", Err(failure)),
+                }
                 if !args.read_only {
                     add("writing and clock", write(context, opened.repository.store().as_ref()).await);
                 }
@@ -86,6 +92,32 @@ fn escrow(config: &Config) -> Result<String, Failure> {
         return Ok("no source lacks keys that its snapshots need, as far as the documents tell".into());
     }
     Err(Fault::Failed { message: missing.join("; "), hint: None }.into())
+}
+
+/// Whether the newest snapshots hold what a control plane needs to read a snapshot of etcd. `None`: nothing to say, or no key
+/// to look with.
+async fn control_planes(context: &Context, opened: &Opened) -> Result<Option<String>, Failure> {
+    let (config, access) = (context.config()?, context.access(opened)?);
+    let (mut whole, mut lacking) = (Vec::new(), Vec::new());
+    for source in config.sources.values().filter(|source| source.held_elsewhere.is_empty()) {
+        if !matches!(source.capture, source::Spec::Files(_)) {
+            continue;
+        }
+        let newest = opened.lineage(&source.name, &access).newest().await?;
+        let Some(catalogue) = newest.snapshot.and_then(|snapshot| snapshot.catalogue) else { continue };
+        let details = &catalogue.facts.details;
+        let found = control_plane::findings(details).map(|(name, state)| control_plane_text(name, state));
+        let before = lacking.len();
+        lacking.extend(found.map(|text| format!("{}: {text}", source.name)));
+        if lacking.len() == before && details.keys().any(|name| name.starts_with(control_plane::FACT)) {
+            whole.push(source.name.as_str());
+        }
+    }
+    if !lacking.is_empty() {
+        return Err(Fault::Failed { message: lacking.join("; "), hint: None }.into());
+    }
+    let said = format!("the newest snapshots of {} hold what a control plane needs", whole.join(", "));
+    Ok((!whole.is_empty()).then_some(said))
 }
 
 /// Whether somebody would notice what a plan does not bring back.

@@ -14,6 +14,8 @@ pub mod check;
 mod choose;
 mod export;
 pub mod fence;
+pub(super) mod flags;
+pub mod helm;
 mod index;
 pub mod job;
 mod kinds;
