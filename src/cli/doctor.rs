@@ -8,7 +8,9 @@ use crate::config::Config;
 use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::restore::plan::lint::lint;
-use crate::source::{self, files::control_plane};
+use crate::source::files::control_plane;
+use crate::source::kubernetes::escrow;
+use crate::source;
 use crate::store::{PutOptions, Store};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -45,10 +47,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 let root = opened.repository.root();
                 add("repository", Ok(format!("{} at {}", root.id, opened.settings.url)));
                 add("keys", keys(context, &opened));
-                match control_planes(context, &opened).await {
-                    Ok(None) => {}
-                    Ok(Some(said)) => add("control plane", Ok(said)),
-                    Err(failure) => add("control plane", Err(failure)),
+                if let Some(result) = kept(context, &opened).await.transpose() {
+                    add("keys in snapshots", result);
                 }
                 if !args.read_only {
                     add("writing and clock", write(context, opened.repository.store().as_ref()).await);
@@ -94,30 +94,31 @@ fn escrow(config: &Config) -> Result<String, Failure> {
     Err(Fault::Failed { message: missing.join("; "), hint: None }.into())
 }
 
-/// Whether the newest snapshots hold what a control plane needs to read a snapshot of etcd. `None`: nothing to say, or no key
-/// to look with.
-async fn control_planes(context: &Context, opened: &Opened) -> Result<Option<String>, Failure> {
+/// Whether the newest snapshots hold the keys that they are worth nothing without. `None`: there is nothing to say, or no
+/// key to look with.
+async fn kept(context: &Context, opened: &Opened) -> Result<Option<String>, Failure> {
     let (config, access) = (context.config()?, context.access(opened)?);
-    let (mut whole, mut lacking) = (Vec::new(), Vec::new());
+    let (mut planes, mut lacking, mut objects) = (Vec::new(), Vec::new(), Vec::new());
     for source in config.sources.values().filter(|source| source.held_elsewhere.is_empty()) {
-        if !matches!(source.capture, source::Spec::Files(_)) {
+        if !matches!(source.capture, source::Spec::Files(_) | source::Spec::Kubernetes(_)) {
             continue;
         }
         let newest = opened.lineage(&source.name, &access).newest().await?;
         let Some(catalogue) = newest.snapshot.and_then(|snapshot| snapshot.catalogue) else { continue };
-        let details = &catalogue.facts.details;
-        let found = control_plane::findings(details).map(|(name, state)| control_plane_text(name, state));
-        let before = lacking.len();
-        lacking.extend(found.map(|text| format!("{}: {text}", source.name)));
-        if lacking.len() == before && details.keys().any(|name| name.starts_with(control_plane::FACT)) {
-            whole.push(source.name.as_str());
+        let details = catalogue.facts.details;
+        let found: Vec<_> = control_plane::findings(&details).map(|(name, state)| control_plane_text(name, state)).collect();
+        if found.is_empty() && details.keys().any(|name| name.starts_with(control_plane::FACT)) {
+            planes.push(source.name.as_str());
         }
+        lacking.extend(found.into_iter().map(|text| format!("{}: {text}", source.name)));
+        objects.push(details);
     }
+    lacking.extend(escrow::findings(&objects));
     if !lacking.is_empty() {
         return Err(Fault::Failed { message: lacking.join("; "), hint: None }.into());
     }
-    let said = format!("the newest snapshots of {} hold what a control plane needs", whole.join(", "));
-    Ok((!whole.is_empty()).then_some(said))
+    let said = format!("the newest snapshots of {} hold what a control plane needs", planes.join(", "));
+    Ok((!planes.is_empty()).then_some(said))
 }
 
 /// Whether somebody would notice what a plan does not bring back.

@@ -9,8 +9,9 @@ use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::policy::objective::{self, Objective, Verdict};
-use crate::source::files::control_plane;
 use crate::repo::{Access, Lineage, Newest, Selector, Snapshot, State};
+use crate::source::files::control_plane;
+use crate::source::kubernetes::escrow;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -129,6 +130,7 @@ async fn look(
         for (name, state) in control_plane::findings(&catalogue.facts.details) {
             warnings.push(control_plane_text(name, state));
         }
+        warnings.extend(escrow::decryption(&catalogue.facts.details));
     }
     let tier = context.config()?.tier(&source);
     let point = newest.snapshot.as_ref().map(Snapshot::recovery_point);

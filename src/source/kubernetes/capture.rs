@@ -5,7 +5,7 @@ use super::kinds::{Found, Kind, discover};
 use super::needed::{Needs, is_part};
 use super::order::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, LATE, NAMESPACES, Place, rank};
 use super::pages::{List, open};
-use super::{ClusterScoped, KubernetesError, Spec, helm, yaml};
+use super::{ClusterScoped, KubernetesError, Spec, escrow, helm, yaml};
 use crate::entry::{Facts, Layout, Problem, Sink};
 use crate::source::command::plain_file;
 use crate::source::{Context, SourceError, unpack};
@@ -106,6 +106,7 @@ struct Counts {
     newest: u64,
     /// The newest revision of each of Helm's releases, and what it is.
     releases: BTreeMap<String, (u64, String)>,
+    keys: escrow::Keys,
 }
 
 impl Counts {
@@ -237,6 +238,7 @@ impl Run<'_> {
         };
         self.needs.note(kind, &object);
         self.counts.release(&place, &object);
+        self.counts.keys.note(&word, &object);
         let made = object["metadata"]["creationTimestamp"].as_str().and_then(|text| text.parse().ok());
         let entry = plain_file(place.path().into_bytes(), text.len() as u64, made.unwrap_or(self.context.started));
         unpack::hand_over(self.context, self.sink, entry, Layout::Content, &mut text.as_bytes())?;
@@ -339,6 +341,7 @@ impl Run<'_> {
             ("namespaces".to_owned(), self.needs.namespaces.len().to_string()),
             ("most".to_owned(), most.join(", ")),
         ]);
+        details.extend(counts.keys.facts());
         if !counts.releases.is_empty() {
             details.insert("releases".to_owned(), counts.releases.len().to_string());
             let told = counts.releases.into_iter().take(RELEASES);

@@ -12,6 +12,7 @@ mod argocd;
 mod capture;
 pub mod check;
 mod choose;
+pub mod escrow;
 mod export;
 pub mod fence;
 pub(super) mod flags;

@@ -92,7 +92,8 @@ impl Aside {
 
     fn configure(&self) -> Result<(), SourceError> {
         let text = json!({
-            "storage": {"raft": {"path": self.path("data"), "node_id": "lifeboat"}},
+            // With no other to wait for, it need not wait long to become active.
+            "storage": {"raft": {"path": self.path("data"), "node_id": "lifeboat", "performance_multiplier": "1"}},
             "listener": [
                 {"unix": {"address": self.path("socket")}},
                 {"tcp": {"address": "127.0.0.1:0", "cluster_address": "127.0.0.1:0", "tls_disable": true}},
