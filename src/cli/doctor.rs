@@ -8,9 +8,8 @@ use crate::config::Config;
 use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::restore::plan::lint::lint;
-use crate::source::files::control_plane;
-use crate::source::kubernetes::escrow;
 use crate::source;
+use crate::source::files::control_plane;
 use crate::store::{PutOptions, Store};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -113,7 +112,7 @@ async fn kept(context: &Context, opened: &Opened) -> Result<Option<String>, Fail
         lacking.extend(found.into_iter().map(|text| format!("{}: {text}", source.name)));
         objects.push(details);
     }
-    lacking.extend(escrow::findings(&objects));
+    lacking.extend(source::kubernetes::escrow::findings(&objects));
     if !lacking.is_empty() {
         return Err(Fault::Failed { message: lacking.join("; "), hint: None }.into());
     }

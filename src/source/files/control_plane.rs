@@ -5,7 +5,7 @@
 //! files are read, since the encryption configuration may lie anywhere. What is missing is a fact of the snapshot, which
 //! `status` and `doctor` tell. Deliberately absent: looking into keys and certificates.
 
-use super::super::kubernetes::flags;
+use crate::source::kubernetes::flags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
@@ -120,12 +120,13 @@ impl Seen {
             // The captured directory may be mounted elsewhere than where the node has it.
             let usual = path.strip_prefix("/etc/kubernetes/").map(|rest| format!("{at}{rest}"));
             let own = Path::new(&path).strip_prefix(root).ok().and_then(|rest| rest.to_str()).map(str::to_owned);
-            if ![usual, own].into_iter().flatten().any(|path| self.0.contains(&path)) {
+            let is_there = [usual, own].into_iter().flatten().any(|path| self.0.contains(&path));
+            let is_told = |told: &String| path.ends_with(&format!("/{}", told.split(' ').next().unwrap_or_default()));
+            if !is_there && !lacking.iter().any(is_told) {
                 lacking.push(format!("{path} (--{flag})"));
             }
         }
         lacking.sort();
-        lacking.dedup_by(|a, b| a.split(' ').next() == b.split(' ').next());
         lacking
     }
 }

@@ -166,7 +166,6 @@ fn flatten(at: &str, value: &Value, all: &mut BTreeMap<String, Value>) {
                 flatten(&at, value, all);
             }
         }
-        Value::Null if at.is_empty() => {}
         _ if at.is_empty() => {}
         other => _ = all.insert(at.to_owned(), other.clone()),
     }

@@ -134,43 +134,8 @@ impl Spec {
                 say("backend.local.directory", "expected an absolute path");
             }
             Backend::Local(_) => {}
-            Backend::Http(http) => {
-                http::check_address(&http.address, "backend.http.address", say);
-                let addresses = [("lockAddress", &http.lock_address), ("unlockAddress", &http.unlock_address)];
-                for (name, address) in addresses {
-                    if let Some(address) = address {
-                        http::check_address(address, &format!("backend.http.{name}"), say);
-                    }
-                }
-                let methods = [
-                    ("updateMethod", &http.update_method),
-                    ("lockMethod", &http.lock_method),
-                    ("unlockMethod", &http.unlock_method),
-                ];
-                for (name, method) in methods {
-                    let is_method = |method: &String| !method.is_empty() && method.chars().all(|c| c.is_ascii_uppercase());
-                    if !method.as_ref().is_none_or(is_method) {
-                        say(&format!("backend.http.{name}"), "expected a method such as POST");
-                    }
-                }
-                if http.username.is_some() != http.password.is_some() {
-                    say("backend.http", "username and password belong together: give both or neither");
-                }
-                if let Some(tls) = &mut http.tls {
-                    tls.check(directory, say);
-                }
-            }
-            Backend::Kubernetes(cluster) => {
-                if cluster.context.is_some() && cluster.kubeconfig.is_none() {
-                    say("backend.kubernetes.context", "a context is one of a kubeconfig: give kubeconfig too");
-                }
-                if let Some(path) = &mut cluster.kubeconfig {
-                    *path = directory.join(&*path);
-                }
-                if cluster.secret_suffix.is_empty() {
-                    say("backend.kubernetes.secretSuffix", "expected the backend's secret_suffix");
-                }
-            }
+            Backend::Http(http) => http.check(directory, say),
+            Backend::Kubernetes(cluster) => cluster.check(directory, say),
             Backend::S3(s3) => {
                 for (name, value) in [("bucket", &s3.bucket), ("key", &s3.key)] {
                     if value.is_empty() {
@@ -188,6 +153,49 @@ impl Spec {
             Backend::Kubernetes(spec) => Box::new(cluster::Cluster::new(context, spec.clone())?),
             Backend::S3(spec) => Box::new(s3::Bucket::new(context, spec.clone())?),
         })
+    }
+}
+
+impl Http {
+    fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        http::check_address(&self.address, "backend.http.address", say);
+        let addresses = [("lockAddress", &self.lock_address), ("unlockAddress", &self.unlock_address)];
+        for (name, address) in addresses {
+            if let Some(address) = address {
+                http::check_address(address, &format!("backend.http.{name}"), say);
+            }
+        }
+        let methods = [
+            ("updateMethod", &self.update_method),
+            ("lockMethod", &self.lock_method),
+            ("unlockMethod", &self.unlock_method),
+        ];
+        for (name, method) in methods {
+            let is_method = |method: &String| !method.is_empty() && method.chars().all(|c| c.is_ascii_uppercase());
+            if !method.as_ref().is_none_or(is_method) {
+                say(&format!("backend.http.{name}"), "expected a method such as POST");
+            }
+        }
+        if self.username.is_some() != self.password.is_some() {
+            say("backend.http", "username and password belong together: give both or neither");
+        }
+        if let Some(tls) = &mut self.tls {
+            tls.check(directory, say);
+        }
+    }
+}
+
+impl Kubernetes {
+    fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        if self.context.is_some() && self.kubeconfig.is_none() {
+            say("backend.kubernetes.context", "a context is one of a kubeconfig: give kubeconfig too");
+        }
+        if let Some(path) = &mut self.kubeconfig {
+            *path = directory.join(&*path);
+        }
+        if self.secret_suffix.is_empty() {
+            say("backend.kubernetes.secretSuffix", "expected the backend's secret_suffix");
+        }
     }
 }
 

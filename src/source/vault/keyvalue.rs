@@ -145,7 +145,7 @@ impl Engine {
         let attempt = format!("read {path} in");
         let fail = |failure: &Failure| {
             let need = format!("the login's policy needs: path \"{path}\" {{ capabilities = [\"read\"] }}");
-            client.failed(&attempt, failure, if failure.is_denied() { &need } else { "" })
+            client.failed(&attempt, failure, if failure.is_denied() { need.as_str() } else { "" })
         };
         let answer = http::answer(context, client.request(Method::GET, &encoded(&path)))?;
         let answer = answer.map_err(|failure| fail(&failure))?;

@@ -209,10 +209,9 @@ impl Secrets {
         let path = captured.engine.path(&captured.name);
         let engine = Engine::of(context, client, &path)?;
         if engine != captured.engine {
-            let kept = |versioned: bool| if versioned { "keeps versions" } else { "keeps none" };
-            let text = format!("{} {}, and the captured one {}", engine.mount, kept(engine.versioned), {
-                kept(captured.engine.versioned)
-            });
+            let kept = |engine: &Engine| if engine.versioned { "keeps versions" } else { "keeps none" };
+            let (now, then) = (kept(&engine), kept(&captured.engine));
+            let text = format!("{} {now}, and the captured one {then}", engine.mount);
             return Err(client.error(&format!("restore {path} into"), text, "mount an engine of the same version there"));
         }
         let live = engine.read(context, client, &captured.name)?;
@@ -286,11 +285,12 @@ fn write(context: &Context, client: &Client, step: &mut Step, applied: &mut Appl
         }
     }
     // Whoever is there keeps the settings that it has.
-    if matches!(step.live, Held::Nothing) && engine.versioned && !metadata.is_usual() {
-        if let Err(failure) = engine.keep(context, client, name, metadata)? {
-            let text = format!("set its metadata, as it was captured: {}", failure.text);
-            applied.to_do.push(format!("{path}: {text}"));
-        }
+    if matches!(step.live, Held::Nothing)
+        && engine.versioned
+        && !metadata.is_usual()
+        && let Err(failure) = engine.keep(context, client, name, metadata)?
+    {
+        applied.to_do.push(format!("{path}: set its metadata as it was captured: {}", failure.text));
     }
     Ok(())
 }
