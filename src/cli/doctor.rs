@@ -105,7 +105,8 @@ async fn kept(context: &Context, opened: &Opened) -> Result<Option<String>, Fail
         let newest = opened.lineage(&source.name, &access).newest().await?;
         let Some(catalogue) = newest.snapshot.and_then(|snapshot| snapshot.catalogue) else { continue };
         let details = catalogue.facts.details;
-        let found: Vec<_> = control_plane::findings(&details).map(|(name, state)| control_plane_text(name, state)).collect();
+        let found: Vec<_> =
+            control_plane::findings(&details).map(|(name, state)| control_plane_text(name, state)).collect();
         if found.is_empty() && details.keys().any(|name| name.starts_with(control_plane::FACT)) {
             planes.push(source.name.as_str());
         }

@@ -148,7 +148,10 @@ fn a_control_plane_that_could_not_be_rebuilt_is_told() {
     let run = |arguments: &[&str]| world.as_writer(&[&["--config", "plane.yaml"], arguments].concat());
     let said = |ran: &crate::world::Ran, text: &str| assert!(ran.out.contains(text), "{text:?} is not in {}", ran.out);
     run(&["backup", "plane"]).expect(0);
-    said(&run(&["doctor"]).expect(0), "keys in snapshots: the newest snapshots of plane hold what a control plane needs");
+    said(
+        &run(&["doctor"]).expect(0),
+        "keys in snapshots: the newest snapshots of plane hold what a control plane needs",
+    );
     assert!(!run(&["status"]).expect(0).out.contains('!'));
 
     // The key that signs accounts' tokens, and the file that the API server's manifest names.

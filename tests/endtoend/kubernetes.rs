@@ -133,7 +133,9 @@ fn helm_releases_come_back_with_their_history() {
 
     // What the releases are, and what changed, without the values.
     let shown = world.as_writer(&["show", "apps@2"]).expect(0).out;
-    for line in ["release apps/conf:  web 1.2.3, revision 1, deployed", "release apps/web:   web 1.2.3, revision 2, deployed"] {
+    for line in
+        ["release apps/conf:  web 1.2.3, revision 1, deployed", "release apps/web:   web 1.2.3, revision 2, deployed"]
+    {
         assert!(shown.contains(line), "{line:?} is not in {shown}");
     }
     let differs = world.as_owner(&["diff", "apps@1", "apps@2"]).expect(0).out;

@@ -297,7 +297,8 @@ fn states_in_secrets() {
     let captured = tofu.state();
     assert_eq!((&facts["system"], &facts["position"]), (&captured["lineage"], &captured["serial"]));
     assert_eq!(actions(&restore(&world, &["--dry-run"]).expect(0)), all("unchanged"));
-    let labels = |name: &str| cluster.kubectl(&["-n", "states", "get", "secret", name, "-o", "jsonpath={.metadata.labels}"]);
+    let labels =
+        |name: &str| cluster.kubectl(&["-n", "states", "get", "secret", name, "-o", "jsonpath={.metadata.labels}"]);
     let before = labels("tfstate-staging-platform");
 
     // Lost.

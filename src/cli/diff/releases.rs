@@ -36,7 +36,10 @@ pub async fn compare(
     }
     let names: BTreeSet<_> = old.keys().chain(new.keys()).cloned().collect();
     let (mut old, mut new) = (read(from, old).await?, read(to, new).await?);
-    Ok(names.into_iter().map(|name| Compared { was: old.remove(&name), is: new.remove(&name), release: name }).collect())
+    Ok(names
+        .into_iter()
+        .map(|name| Compared { was: old.remove(&name), is: new.remove(&name), release: name })
+        .collect())
 }
 
 /// Where the highest revision of each release lies.

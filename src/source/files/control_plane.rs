@@ -24,14 +24,8 @@ const MANIFEST: u64 = 1 << 20;
 const API_SERVER: &str = "manifests/kube-apiserver.yaml";
 const ETCD: &str = "manifests/etcd.yaml";
 const SIGNING_KEY: &str = "pki/sa.key";
-const KUBEADM: [&str; 6] = [
-    "pki/ca.crt",
-    "pki/ca.key",
-    SIGNING_KEY,
-    "pki/sa.pub",
-    "pki/front-proxy-ca.crt",
-    "pki/front-proxy-ca.key",
-];
+const KUBEADM: [&str; 6] =
+    ["pki/ca.crt", "pki/ca.key", SIGNING_KEY, "pki/sa.pub", "pki/front-proxy-ca.crt", "pki/front-proxy-ca.key"];
 /// Where etcd is one of its pods.
 const STACKED_ETCD: [&str; 2] = ["pki/etcd/ca.crt", "pki/etcd/ca.key"];
 /// Flags of the API server that name what only people can make again.
@@ -160,7 +154,10 @@ mod tests {
         fs::write(root.path().join(API_SERVER), SERVER).unwrap();
         let mut names = [&KUBEADM[..], &STACKED_ETCD, &[API_SERVER, ETCD]].concat();
         let lacks = said(root.path(), &names);
-        assert_eq!(lacks["control_plane"], "kubeadm, lacks /etc/kubernetes/enc/enc.yaml (--encryption-provider-config)");
+        assert_eq!(
+            lacks["control_plane"],
+            "kubeadm, lacks /etc/kubernetes/enc/enc.yaml (--encryption-provider-config)"
+        );
         assert_eq!(findings(&lacks).count(), 1);
         names.push("enc/enc.yaml");
         let whole = said(root.path(), &names);

@@ -98,7 +98,8 @@ impl Release {
                 Err(_) => return Err("it is not gzipped as it should be".into()),
             }
         }
-        serde_json::from_slice(&bytes).map_err(|why| format!("it is no release (line {}, column {})", why.line(), why.column()))
+        serde_json::from_slice(&bytes)
+            .map_err(|why| format!("it is no release (line {}, column {})", why.line(), why.column()))
     }
 
     /// Of an entry's content.
@@ -242,7 +243,9 @@ mod tests {
         assert_eq!(at(b"apps/secrets/sh.helm.release.v1.my.app.v12.yaml"), Some(("apps/my.app".into(), 12)));
         assert_eq!(at(b"apps/pods/sh.helm.release.v1.web.v1.yaml"), None);
         assert_eq!(named("secrets", "token"), None);
-        for bad in [json!({}), json!({"kind": "Secret", "data": {"release": "%"}}), json!({"data": {"release": "e30="}})] {
+        for bad in
+            [json!({}), json!({"kind": "Secret", "data": {"release": "%"}}), json!({"data": {"release": "e30="}})]
+        {
             assert!(Release::of(&bad).is_err(), "{bad}");
         }
     }

@@ -146,7 +146,11 @@ impl Backend for Cluster {
     fn read(&self, context: &Context, workspace: &str) -> Result<Option<Vec<u8>>, SourceError> {
         let found = self.get(context, &self.secrets(), &self.secret(workspace), "read the state")?;
         // Terraform makes the Secret first, and fills it then.
-        found.as_ref().and_then(|found| found["data"][STATE].as_str()).map(|text| self.unpacked(workspace, text)).transpose()
+        found
+            .as_ref()
+            .and_then(|found| found["data"][STATE].as_str())
+            .map(|text| self.unpacked(workspace, text))
+            .transpose()
     }
 
     fn write(&self, context: &Context, workspace: &str, state: &[u8], _lock: &Lock) -> Result<(), SourceError> {

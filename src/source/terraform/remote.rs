@@ -83,7 +83,9 @@ impl Backend for Http {
 
     fn lock(&self, context: &Context, _workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
         let Some(server) = &self.lock_server else { return Ok(Ok(())) };
-        let request = self.request(server, Self::method(self.spec.lock_method.as_ref(), "LOCK"), "")?.json(&lock.info(&self.spec.address));
+        let request = self
+            .request(server, Self::method(self.spec.lock_method.as_ref(), "LOCK"), "")?
+            .json(&lock.info(&self.spec.address));
         match http::send(context, request)? {
             Ok(_) => Ok(Ok(())),
             Err(failure) if matches!(failure.status, Some(StatusCode::LOCKED | StatusCode::CONFLICT)) => {

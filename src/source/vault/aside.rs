@@ -202,7 +202,8 @@ impl Aside {
 
     fn unseal(&mut self, context: &Context, keys: &[Zeroizing<String>]) -> Result<(), SourceError> {
         for key in keys {
-            let answer = http::json(context, self.client.request(Method::PUT, "sys/unseal").json(&json!({"key": **key})))?;
+            let answer =
+                http::json(context, self.client.request(Method::PUT, "sys/unseal").json(&json!({"key": **key})))?;
             let answer = answer.map_err(|failure| self.client.failed("unseal", &failure, WRONG_KEYS))?;
             if answer["sealed"] == false {
                 break;
@@ -285,11 +286,7 @@ fn number(version: &str) -> Option<[u32; 3]> {
 }
 
 fn broken(text: String, need: &str) -> SourceError {
-    SourceError::System {
-        attempt: "open the snapshot in a temporary Vault".into(),
-        text,
-        need: need.to_owned(),
-    }
+    SourceError::System { attempt: "open the snapshot in a temporary Vault".into(), text, need: need.to_owned() }
 }
 
 fn failed(context: &Context, error: &ExecError) -> SourceError {

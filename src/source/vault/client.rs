@@ -83,11 +83,7 @@ impl Client {
     }
 
     pub fn error(&self, attempt: &str, text: impl Into<String>, need: &str) -> SourceError {
-        SourceError::System {
-            attempt: format!("{attempt} {}", self.name),
-            text: text.into(),
-            need: need.to_owned(),
-        }
+        SourceError::System { attempt: format!("{attempt} {}", self.name), text: text.into(), need: need.to_owned() }
     }
 
     pub fn failed(&self, attempt: &str, failure: &Failure, need: &str) -> SourceError {

@@ -120,7 +120,10 @@ pub(super) fn target(spec: &Spec, options: Options) -> Box<dyn Target> {
 pub(super) fn check_paths(paths: &[String], say: &mut Say<'_>) {
     for path in paths {
         if path.is_empty() || path.starts_with('/') || !path.contains('/') {
-            say("vaultPaths", &format!("expected an API path such as secret/data/NAME, or secret/data/FOLDER/: {path}"));
+            say(
+                "vaultPaths",
+                &format!("expected an API path such as secret/data/NAME, or secret/data/FOLDER/: {path}"),
+            );
         }
     }
 }

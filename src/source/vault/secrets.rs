@@ -176,11 +176,8 @@ impl Secrets {
             let engine = Engine::of(context, aside, path)?;
             let wanted = engine.within(path).map_err(bad)?;
             let is_folder = wanted.is_empty() || wanted.ends_with('/');
-            let names = if is_folder {
-                engine.below(context, aside, wanted, MAX_SECRETS)?
-            } else {
-                vec![wanted.to_owned()]
-            };
+            let names =
+                if is_folder { engine.below(context, aside, wanted, MAX_SECRETS)? } else { vec![wanted.to_owned()] };
             let before = all.len();
             for name in names {
                 context.go_on()?;
@@ -212,7 +209,11 @@ impl Secrets {
             let kept = |engine: &Engine| if engine.versioned { "keeps versions" } else { "keeps none" };
             let (now, then) = (kept(&engine), kept(&captured.engine));
             let text = format!("{} {now}, and the captured one {then}", engine.mount);
-            return Err(client.error(&format!("restore {path} into"), text, "mount an engine of the same version there"));
+            return Err(client.error(
+                &format!("restore {path} into"),
+                text,
+                "mount an engine of the same version there",
+            ));
         }
         let live = engine.read(context, client, &captured.name)?;
         let action = match &live {
