@@ -159,7 +159,7 @@ impl Kubernetes {
 
 /// Tells a cluster from every other: the uid of its `kube-system` namespace, if it may be read.
 pub fn identity(context: &Context, spec: &Spec) -> Result<Option<String>, SourceError> {
-    api::Api::connect(context, spec)?.system(context)
+    Api::connect(context, spec)?.system(context)
 }
 
 impl Source for Kubernetes {
@@ -168,7 +168,7 @@ impl Source for Kubernetes {
     }
 
     fn check(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
-        let api = api::Api::connect(context, &self.spec)?;
+        let api = Api::connect(context, &self.spec)?;
         let version = api.version(context)?;
         let found = kinds::discover(context, &api)?;
         let mut lines = vec![format!("{}: Kubernetes {version}, {} kinds of objects", api.server, found.kinds.len())];
