@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const BACKUP: [&str; 3] = ["backup", "vault", "--json"];
 
@@ -267,10 +268,9 @@ async fn single_secrets_come_back_out_of_a_snapshot() {
     assert_eq!(now["data"]["data"]["word"], "as-it-is");
 
     let over = [&app[..], &["--existing", "update"]].concat();
-    let refused = secrets(&world, &bin, &over).expect(2);
-    refused.says("would overwrite");
-    let id = refused.err.split("--target-id ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-    let done = secrets(&world, &bin, &[&over[..], &["--yes", "--target-id", &id]].concat()).expect(0);
+    secrets(&world, &bin, &over).expect(2).says("would overwrite");
+    let id = planned.out.split("which is ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let done = secrets(&world, &bin, &[&over[..], &["--yes", "--target-id", id]].concat()).expect(0);
     assert_eq!(actions(&done).iter().filter(|(_, action)| action == "update").count(), 2, "{}", done.out);
     let (_, now) = vault.call(Method::GET, "secret/data/app/db", None).await;
     assert_eq!(now["data"]["data"], json!({"user": "shop", "word": "as-it-was", "port": 5432}));
@@ -345,6 +345,18 @@ async fn secrets_that_cannot_be_taken_out_are_told() {
         secrets(&world, &bin, &["--path", path]).expect(1).says(told);
     }
     secrets(&world, &bin, &["--path", "/secret/data/other"]).expect(2).says("expected an API path");
+
+    // Interrupted while the snapshot is being opened.
+    let mut child = program(&world, &bin, &["--path", "secret/data/other"]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let socket = |home: fs::DirEntry| home.path().join("socket").exists();
+    while !fs::read_dir(world.path("tmp")).unwrap().any(|home| socket(home.unwrap())) {
+        assert!(child.try_wait().unwrap().is_none() && Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(command("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(!child.wait().unwrap().success());
+    assert_nothing_is_left(&world);
 
     // A program that is older than what it shall open.
     let older = world.path("older");

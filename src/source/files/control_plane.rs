@@ -143,7 +143,9 @@ mod tests {
 
     fn said(root: &Path, names: &[&str]) -> BTreeMap<String, String> {
         let mut seen = Seen::default();
-        names.iter().for_each(|name| seen.note(name.as_bytes()));
+        for name in names {
+            seen.note(name.as_bytes());
+        }
         seen.facts(root)
     }
 

@@ -28,7 +28,7 @@ impl Keys {
             "sealedsecrets.bitnami.com" => self.sealed += 1,
             "secrets" if metadata["labels"][KEY_LABEL].is_string() => self.sealing += 1,
             "secrets" => {
-                let is_key = |name: &String| name.ends_with(".agekey") || name.ends_with(".asc");
+                let is_key = |name: &String| name.rsplit('.').next().is_some_and(|end| matches!(end, "agekey" | "asc"));
                 if object["data"].as_object().is_some_and(|data| data.keys().any(is_key)) {
                     self.held.insert(place(&metadata["name"]));
                 }

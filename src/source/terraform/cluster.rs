@@ -55,7 +55,7 @@ impl Cluster {
         format!("lock-{}", self.secret(workspace))
     }
 
-    fn metadata(&self, name: String, workspace: &str, annotations: &Value) -> Value {
+    fn metadata(&self, name: &str, workspace: &str, annotations: &Value) -> Value {
         let mut labels = json!({
             STATE: "true", SUFFIX: self.spec.secret_suffix, WORKSPACE: workspace,
             "app.kubernetes.io/managed-by": "terraform",
@@ -134,8 +134,8 @@ impl Backend for Cluster {
             let page = self.api.ask(context, &self.secrets(), &Ask::List(&parameters))?;
             let page = page.map_err(|failure| self.failed("list the states", &failure))?;
             let secrets = page["items"].as_array().into_iter().flatten();
-            let named = secrets.filter_map(|secret| secret["metadata"]["labels"][WORKSPACE].as_str());
-            names.extend(named.filter(|name| *name != DEFAULT).map(str::to_owned));
+            let found = secrets.filter_map(|secret| secret["metadata"]["labels"][WORKSPACE].as_str());
+            names.extend(found.filter(|name| *name != DEFAULT).map(str::to_owned));
             match page["metadata"]["continue"].as_str() {
                 Some(next) if !next.is_empty() => parameters = parameters.continue_token(next),
                 _ => return Ok(names),
@@ -160,16 +160,13 @@ impl Backend for Cluster {
             text: error.to_string(),
             need: String::new(),
         })?;
-        let written = match self.get(context, &path, &name, "read the state")? {
-            Some(mut found) => {
-                found["data"][STATE] = packed.into();
-                self.api.ask(context, &path, &Ask::Put { name: &name, body: &found, dry: false })?
-            }
-            None => {
-                let metadata = self.metadata(name, workspace, &json!({"encoding": "gzip"}));
-                let body = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {STATE: packed}});
-                self.api.ask(context, &path, &Ask::Create { body: &body })?
-            }
+        let written = if let Some(mut found) = self.get(context, &path, &name, "read the state")? {
+            found["data"][STATE] = packed.into();
+            self.api.ask(context, &path, &Ask::Put { name: &name, body: &found, dry: false })?
+        } else {
+            let metadata = self.metadata(&name, workspace, &json!({"encoding": "gzip"}));
+            let body = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {STATE: packed}});
+            self.api.ask(context, &path, &Ask::Create { body: &body })?
         };
         written.map(drop).map_err(|failure| self.failed("write the state", &failure))
     }
@@ -182,22 +179,19 @@ impl Backend for Cluster {
     fn lock(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
         let (path, name) = (self.leases(), self.lease(workspace));
         let info = lock.info(&self.place()).to_string();
-        let taken = match self.get(context, &path, &name, "read the lock")? {
-            Some(mut lease) => {
-                if let Some(holder) = holder(&lease) {
-                    return Ok(Err(holder));
-                }
-                lease["spec"]["holderIdentity"] = json!(lock.id);
-                lease["metadata"]["annotations"][LOCK_INFO] = info.into();
-                // With the resource version that was read: whoever is faster has it.
-                self.api.ask(context, &path, &Ask::Put { name: &name, body: &lease, dry: false })?
+        let taken = if let Some(mut lease) = self.get(context, &path, &name, "read the lock")? {
+            if let Some(holder) = holder(&lease) {
+                return Ok(Err(holder));
             }
-            None => {
-                let metadata = self.metadata(name, workspace, &json!({LOCK_INFO: info}));
-                let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata,
-                    "spec": {"holderIdentity": lock.id}});
-                self.api.ask(context, &path, &Ask::Create { body: &lease })?
-            }
+            lease["spec"]["holderIdentity"] = json!(lock.id);
+            lease["metadata"]["annotations"][LOCK_INFO] = info.into();
+            // With the resource version that was read: whoever is faster has it.
+            self.api.ask(context, &path, &Ask::Put { name: &name, body: &lease, dry: false })?
+        } else {
+            let metadata = self.metadata(&name, workspace, &json!({LOCK_INFO: info}));
+            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata,
+                "spec": {"holderIdentity": lock.id}});
+            self.api.ask(context, &path, &Ask::Create { body: &lease })?
         };
         match taken {
             Ok(_) => Ok(Ok(())),

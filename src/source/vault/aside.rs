@@ -176,17 +176,17 @@ impl Aside {
             Err(Failure { status: Some(StatusCode::NOT_FOUND), .. }) if table != "core/mounts" => return Ok(()),
             Err(failure) => return Err(self.client.failed(&format!("read {table} in"), &failure, "")),
         };
-        let mut content: Value = answer["data"]["value"]
+        let mut rows: Value = answer["data"]["value"]
             .as_str()
             .and_then(|text| serde_json::from_str(text).ok())
-            .filter(|content: &Value| content.is_object())
+            .filter(|rows: &Value| rows.is_object())
             .ok_or_else(|| {
                 let need = "nothing was started that could do harm; restore the whole snapshot into another Vault";
                 broken(format!("{table} has a form that is not known"), need)
             })?;
-        if let Some(entries) = content["entries"].as_array_mut() {
+        if let Some(entries) = rows["entries"].as_array_mut() {
             entries.retain(|entry| entry["type"].as_str().is_some_and(|kind| kept.contains(&kind)));
-            self.put(context, &path, &json!({"value": content.to_string()}), &format!("change {table} in"))?;
+            self.put(context, &path, &json!({"value": rows.to_string()}), &format!("change {table} in"))?;
         }
         Ok(())
     }

@@ -41,7 +41,7 @@ impl Held {
 /// How a secret of a versioned engine is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
-pub(super) struct Metadata {
+pub(super) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub custom_metadata: Option<BTreeMap<String, String>>,
     pub max_versions: u64,
@@ -49,7 +49,7 @@ pub(super) struct Metadata {
     pub delete_version_after: String,
 }
 
-impl Metadata {
+impl Settings {
     pub fn is_usual(&self) -> bool {
         let forever = matches!(self.delete_version_after.as_str(), "" | "0s");
         self.custom_metadata.as_ref().is_none_or(BTreeMap::is_empty)
@@ -178,7 +178,7 @@ impl Engine {
     }
 
     /// Of a secret that there is, in a versioned engine.
-    pub fn kept(&self, context: &Context, client: &Client, name: &str) -> Result<Metadata, SourceError> {
+    pub fn kept(&self, context: &Context, client: &Client, name: &str) -> Result<Settings, SourceError> {
         let path = self.metadata(name);
         let answer = http::json(context, client.request(Method::GET, &encoded(&path)))?;
         let mut answer = answer.map_err(|failure| client.failed(&format!("read {path} in"), &failure, ""))?;
@@ -191,9 +191,9 @@ impl Engine {
         context: &Context,
         client: &Client,
         name: &str,
-        metadata: &Metadata,
+        settings: &Settings,
     ) -> Result<Result<(), Failure>, SourceError> {
-        let request = client.request(Method::POST, &encoded(&self.metadata(name))).json(metadata);
+        let request = client.request(Method::POST, &encoded(&self.metadata(name))).json(settings);
         Ok(http::json(context, request)?.map(drop))
     }
 
@@ -232,14 +232,14 @@ pub(super) fn compared(now: &Fields, then: &Fields) -> String {
     let changed = then.iter().filter(|(key, value)| now.get(*key).is_some_and(|now| now.get() != value.get()));
     let removed = now.keys().filter(|key| lacking(then, key));
     let told = [
-        listed("adds", added.collect()),
-        listed("changes", changed.map(|(key, _)| key).collect()),
-        listed("removes", removed.collect()),
+        listed("adds", &added.collect::<Vec<_>>()),
+        listed("changes", &changed.map(|(key, _)| key).collect::<Vec<_>>()),
+        listed("removes", &removed.collect::<Vec<_>>()),
     ];
     told.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-fn listed(what: &str, keys: Vec<&String>) -> Option<String> {
+fn listed(what: &str, keys: &[&String]) -> Option<String> {
     let named: Vec<_> = keys.iter().take(NAMED).map(|key| key.as_str()).collect();
     let more = keys.len() - named.len();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };

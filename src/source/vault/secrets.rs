@@ -7,7 +7,7 @@
 
 use super::aside::Aside;
 use super::client::Client;
-use super::keyvalue::{Engine, Fields, Held, Metadata, compared, same};
+use super::keyvalue::{Engine, Fields, Held, Settings, compared, same};
 use super::restore::{SHAMIR, detail};
 use super::{SEAL, SHARES, Spec, THRESHOLD};
 use crate::entry::{Facts, Problem, Supply};
@@ -41,7 +41,7 @@ struct Captured {
     engine: Engine,
     name: String,
     fields: Fields,
-    metadata: Metadata,
+    settings: Settings,
 }
 
 struct Step {
@@ -186,8 +186,8 @@ impl Secrets {
                 if all.len() >= MAX_SECRETS || bytes > MAX_BYTES {
                     return Err(bad(format!("it holds more than {MAX_SECRETS} secrets, or {} MiB", MAX_BYTES >> 20)));
                 }
-                let metadata = if engine.versioned { engine.kept(context, aside, &name)? } else { Metadata::default() };
-                all.push(Captured { engine: engine.clone(), name, fields, metadata });
+                let settings = if engine.versioned { engine.kept(context, aside, &name)? } else { Settings::default() };
+                all.push(Captured { engine: engine.clone(), name, fields, settings });
             }
             if all.len() == before {
                 let below = if is_folder { 0 } else { engine.below(context, aside, &format!("{wanted}/"), 1)?.len() };
@@ -254,7 +254,7 @@ fn forbid(context: &Context, client: &Client, steps: &mut [Step]) -> Result<(), 
 /// Writes one secret and reads it again. What keeps it from that becomes a conflict.
 fn write(context: &Context, client: &Client, step: &mut Step, applied: &mut Applied) -> Result<(), SourceError> {
     let (path, seen) = (step.path(), step.live.version());
-    let Captured { engine, name, fields, metadata } = &step.captured;
+    let Captured { engine, name, fields, settings } = &step.captured;
     let changed = || Action::Conflict("it has changed since it was looked at; run the command again".into());
     // An engine without versions has no condition for it.
     if !engine.versioned {
@@ -288,8 +288,8 @@ fn write(context: &Context, client: &Client, step: &mut Step, applied: &mut Appl
     // Whoever is there keeps the settings that it has.
     if matches!(step.live, Held::Nothing)
         && engine.versioned
-        && !metadata.is_usual()
-        && let Err(failure) = engine.keep(context, client, name, metadata)?
+        && !settings.is_usual()
+        && let Err(failure) = engine.keep(context, client, name, settings)?
     {
         applied.to_do.push(format!("{path}: set its metadata as it was captured: {}", failure.text));
     }
