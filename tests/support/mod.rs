@@ -156,6 +156,7 @@ pub fn states(user: &str, password: &str) -> Server {
         let config = format!(
             "server.modules = (\"mod_auth\", \"mod_authn_file\", \"mod_alias\", \"mod_webdav\", \"mod_cgi\")\n\
              server.document-root = \"{0}/data\"\nserver.bind = \"127.0.0.1\"\nserver.port = {port}\n\
+             server.stat-cache-engine = \"disable\"\n\
              auth.backend = \"plain\"\nauth.backend.plain.userfile = \"{0}/passwords\"\n\
              auth.require = (\"/\" => (\"method\" => \"basic\", \"realm\" => \"states\", \"require\" => \"valid-user\"))\n\
              alias.url = (\"/lock.sh\" => \"{0}/lock.sh\")\ncgi.assign = (\".sh\" => \"/bin/sh\")\n\
