@@ -176,6 +176,15 @@ impl Running {
         Ok(length)
     }
 
+    /// Whether it has ended by itself; [`Running::wait`] says how.
+    pub fn has_ended(&mut self) -> Result<bool, ExecError> {
+        self.go_on()?;
+        let ended = self.child.try_wait();
+        let ended = ended.map_err(|source| ExecError::Output { program: self.program(), source })?.is_some();
+        self.reaped |= ended;
+        Ok(ended)
+    }
+
     /// Ends its standard input.
     pub fn close(&mut self) {
         self.input = None;

@@ -1,4 +1,7 @@
-//! `lifeboat diff REF REF`: by names, metadata and the ids of contents; contents themselves are not read.
+//! `lifeboat diff REF REF`: by names, metadata and the ids of contents; contents themselves are not read, except for those of
+//! Helm's releases.
+
+mod releases;
 
 use super::context::{Context, Use};
 use super::fault::{Exit, Failure};
@@ -8,7 +11,8 @@ use super::reference::Reference;
 use crate::entry::{Entry, Kind};
 use crate::repo::{Catalogue, Item, Reader, RepoError};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -30,14 +34,20 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
     let access = context.access_to_contents(&opened)?;
     let (lineage, snapshot) = args.from.find(&opened, &access).await?;
-    let from = Reader::open(lineage, snapshot).await?;
+    let from = Arc::new(Reader::open(lineage, snapshot).await?);
     let (lineage, snapshot) = args.to.find(&opened, &access).await?;
-    let to = Reader::open(lineage, snapshot).await?;
+    let to = Arc::new(Reader::open(lineage, snapshot).await?);
     let (changes, not_compared) = changes(&from, &to).await?;
     let facts = facts(from.catalogue(), to.catalogue());
+    let rewritten: BTreeSet<_> = changes.iter().map(|change| &entry(change).path[..]).collect();
+    let releases = releases::compare(&from, &to, &rewritten).await?;
     if context.globals.json {
         let all: Vec<_> = changes.iter().map(document).collect();
-        print_json(&json!({ "changes": all, "facts": facts, "contentsNotCompared": not_compared }))?;
+        let mut document = json!({ "changes": all, "facts": facts, "contentsNotCompared": not_compared });
+        if !releases.is_empty() {
+            document["releases"] = releases.iter().map(releases::Compared::document).collect();
+        }
+        print_json(&document)?;
         return Ok(Exit::Ok);
     }
     let mut text: String = changes.iter().map(line).collect();
@@ -45,6 +55,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let (added, removed) = (count(|c| matches!(c, Change::Added(_))), count(|c| matches!(c, Change::Removed(_))));
     for (label, was, is) in &facts {
         text += &format!("{label}: {was} -> {is}\n");
+    }
+    for release in &releases {
+        text += &release.text().lines().map(|line| name(line.as_bytes()) + "\n").collect::<String>();
     }
     let differ = changes.len() - added - removed;
     let (was, is) = (bytes(from.catalogue().bytes), bytes(to.catalogue().bytes));

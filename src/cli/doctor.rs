@@ -3,11 +3,13 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
 use super::output::{clock, count, print, print_json};
+use super::status::control_plane_text;
 use crate::config::Config;
 use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::restore::plan::lint::lint;
 use crate::source;
+use crate::source::files::control_plane;
 use crate::store::{PutOptions, Store};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -44,6 +46,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 let root = opened.repository.root();
                 add("repository", Ok(format!("{} at {}", root.id, opened.settings.url)));
                 add("keys", keys(context, &opened));
+                if let Some(result) = kept(context, &opened).await.transpose() {
+                    add("keys in snapshots", result);
+                }
                 if !args.read_only {
                     add("writing and clock", write(context, opened.repository.store().as_ref()).await);
                 }
@@ -86,6 +91,34 @@ fn escrow(config: &Config) -> Result<String, Failure> {
         return Ok("no source lacks keys that its snapshots need, as far as the documents tell".into());
     }
     Err(Fault::Failed { message: missing.join("; "), hint: None }.into())
+}
+
+/// Whether the newest snapshots hold the keys that they are worth nothing without. `None`: there is nothing to say, or no
+/// key to look with.
+async fn kept(context: &Context, opened: &Opened) -> Result<Option<String>, Failure> {
+    let (config, access) = (context.config()?, context.access(opened)?);
+    let (mut planes, mut lacking, mut objects) = (Vec::new(), Vec::new(), Vec::new());
+    for source in config.sources.values().filter(|source| source.held_elsewhere.is_empty()) {
+        if !matches!(source.capture, source::Spec::Files(_) | source::Spec::Kubernetes(_)) {
+            continue;
+        }
+        let newest = opened.lineage(&source.name, &access).newest().await?;
+        let Some(catalogue) = newest.snapshot.and_then(|snapshot| snapshot.catalogue) else { continue };
+        let details = catalogue.facts.details;
+        let found: Vec<_> =
+            control_plane::findings(&details).map(|(name, state)| control_plane_text(name, state)).collect();
+        if found.is_empty() && details.keys().any(|name| name.starts_with(control_plane::FACT)) {
+            planes.push(source.name.as_str());
+        }
+        lacking.extend(found.into_iter().map(|text| format!("{}: {text}", source.name)));
+        objects.push(details);
+    }
+    lacking.extend(source::kubernetes::escrow::findings(&objects));
+    if !lacking.is_empty() {
+        return Err(Fault::Failed { message: lacking.join("; "), hint: None }.into());
+    }
+    let said = format!("the newest snapshots of {} hold what a control plane needs", planes.join(", "));
+    Ok((!planes.is_empty()).then_some(said))
 }
 
 /// Whether somebody would notice what a plan does not bring back.

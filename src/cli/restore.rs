@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Bring a snapshot back: its entries into a directory, or its system's state into a running system
-    Snapshot(Args),
+    Snapshot(Box<Args>),
     /// Bring one application back, by a RestorePlan document
     App(plan::Args),
     /// Bring several applications and what they share back
@@ -85,7 +85,7 @@ fn is_interactive(context: &Context) -> bool {
 
 pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::Snapshot(args) => snapshot(context, args).await,
+        Command::Snapshot(args) => snapshot(context, *args).await,
         Command::App(args) => plan::run(context, Level::App, args).await,
         Command::Service(args) => plan::run(context, Level::Service, args).await,
         Command::Cluster(args) => plan::run(context, Level::Cluster, args).await,

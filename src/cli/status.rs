@@ -10,6 +10,8 @@ use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::policy::objective::{self, Objective, Verdict};
 use crate::repo::{Access, Lineage, Newest, Selector, Snapshot, State};
+use crate::source::files::control_plane;
+use crate::source::kubernetes::escrow;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -121,12 +123,30 @@ async fn look(
     if newest.snapshot.as_ref().is_some_and(|s| s.state() == State::Incomplete) {
         warnings.push("the newest snapshot is incomplete: see `lifeboat show`".into());
     }
+    let held = |source: &SourceName| {
+        context.config().is_ok_and(|config| config.sources.get(source).is_some_and(|s| !s.held_elsewhere.is_empty()))
+    };
+    if let Some(catalogue) = newest.snapshot.as_ref().and_then(|s| s.catalogue.as_ref()).filter(|_| !held(&source)) {
+        for (name, state) in control_plane::findings(&catalogue.facts.details) {
+            warnings.push(control_plane_text(name, state));
+        }
+        warnings.extend(escrow::decryption(&catalogue.facts.details));
+    }
     let tier = context.config()?.tier(&source);
     let point = newest.snapshot.as_ref().map(Snapshot::recovery_point);
     let unsound = vanished || !missing.is_empty() || !newest.stepped_over.is_empty();
     // Without a tier there is no objective; the age counts all the same.
     let objective = objective::judge(tier.unwrap_or(Tier::Development), point, clock());
     Ok(Report { source, tier, newest: newest.snapshot, snapshots: listed.len(), objective, growth, warnings, unsound })
+}
+
+/// Says that a snapshot does not hold what a control plane needs.
+pub fn control_plane_text(name: &str, state: &str) -> String {
+    let place = name.split_once(' ').map_or_else(String::new, |(_, at)| format!(" (in {at})"));
+    format!(
+        "the newest snapshot cannot rebuild a control plane that reads an etcd snapshot{place}: {state}; capture that too, \
+         or say in heldElsewhere who keeps it"
+    )
 }
 
 /// Names the snapshots in quarantine that are newer than the newest good one.

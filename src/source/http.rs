@@ -142,8 +142,7 @@ impl Server {
             source: io::Error::new(io::ErrorKind::InvalidData, Failure::of(error).text),
         };
         let tls = tls.cloned().unwrap_or_default();
-        let build = |builder: reqwest::ClientBuilder| {
-            let mut builder = builder.connect_timeout(CONNECT).no_proxy().redirect(reqwest::redirect::Policy::none());
+        Self::build(address, |mut builder| {
             if let Some(path) = &tls.ca {
                 let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|error| bad(path, error))?;
                 builder = builder.tls_certs_only(certificates);
@@ -152,7 +151,22 @@ impl Server {
                 let pem = Zeroizing::new([read(certificate)?, read(key)?].concat());
                 builder = builder.identity(Identity::from_pem(&pem).map_err(|error| bad(key, error))?);
             }
-            builder.build().map_err(|error| SourceError::System {
+            Ok(builder)
+        })
+    }
+
+    /// One that listens on a Unix socket.
+    pub fn on_socket(path: &Path) -> Result<Self, SourceError> {
+        Self::build("http://localhost", |builder| Ok(builder.unix_socket(path)))
+    }
+
+    fn build(
+        address: &str,
+        configure: impl Fn(reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, SourceError>,
+    ) -> Result<Self, SourceError> {
+        let build = |builder: reqwest::ClientBuilder| {
+            let builder = builder.connect_timeout(CONNECT).no_proxy().redirect(reqwest::redirect::Policy::none());
+            configure(builder)?.build().map_err(|error| SourceError::System {
                 attempt: format!("prepare the connection to {address}"),
                 text: Failure::of(error).text,
                 need: String::new(),

@@ -70,12 +70,14 @@ impl Spec {
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
     /// back as files (etcd, PostgreSQL's whole clusters, Prometheus and Redis, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
-        if let Some(option) = options.of_objects().filter(|_| !matches!(self, Self::Kubernetes(_))) {
-            return Err(SourceError::System {
-                attempt: format!("restore into a system of kind {}", self.field()),
-                text: format!("the option {option} is for objects of Kubernetes"),
-                need: "leave it out".into(),
-            });
+        let of_others = match self {
+            Self::Kubernetes(_) => options.of_vault(),
+            Self::Vault(_) => options.of_objects(),
+            _ => options.of_objects().or(options.of_vault()),
+        };
+        if let Some(text) = of_others {
+            let attempt = format!("restore into a system of kind {}", self.field());
+            return Err(SourceError::System { attempt, text, need: "leave it out".into() });
         }
         Ok(match self {
             Self::Files(_)
@@ -90,7 +92,7 @@ impl Spec {
             Self::Mariadb(spec) => Some(Box::new(mariadb::Server::new(spec.clone(), options)?)),
             Self::PostgresqlDump(spec) => Some(Box::new(postgresql_dump::Restoring::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
-            Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
+            Self::Vault(spec) => Some(vault::target(spec, options)),
         })
     }
 

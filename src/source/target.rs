@@ -3,13 +3,14 @@
 //! First [`Target::plan`], which looks and changes nothing, then [`Target::apply`]. What a plan says is printed by a dry
 //! run; whether a person must confirm depends on it, not on the kind of system. Deliberately absent: reading snapshots.
 
-use super::{Context, Say, SourceError, kubernetes};
+use super::{Context, Say, SourceError, kubernetes, vault};
 use crate::entry::{Problem, Supply};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How people want a snapshot to be brought back. All but `existing` and `foreign` is for objects of Kubernetes.
+/// How people want a snapshot to be brought back. All but `existing`, `foreign` and `vault_paths` is for objects of
+/// Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Options {
@@ -36,6 +37,9 @@ pub struct Options {
     pub patches: Vec<Patch>,
     /// Custom objects that are made get the status back that they had.
     pub status: bool,
+    /// Secrets of a Vault that are brought back, if not all of it: API paths (`secret/data/NAME`), of folders with a slash
+    /// at their end.
+    pub vault_paths: Vec<String>,
 }
 
 /// A change of the objects of one kind before they are brought back.
@@ -54,10 +58,11 @@ impl Options {
     /// Says what no type can.
     pub fn check(&self, say: &mut Say<'_>) {
         kubernetes::check_options(self, say);
+        vault::check_paths(&self.vault_paths, say);
     }
 
-    /// An option that only objects of Kubernetes have a use for.
-    pub(super) fn of_objects(&self) -> Option<&'static str> {
+    /// What is wrong with them for other kinds than Kubernetes.
+    pub(super) fn of_objects(&self) -> Option<String> {
         let given = [
             (!self.namespaces.is_empty(), "namespaces"),
             (!self.storage_classes.is_empty(), "storageClasses"),
@@ -68,7 +73,13 @@ impl Options {
             (!self.patches.is_empty(), "patches"),
             (self.status, "status"),
         ];
-        given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
+        let given = given.into_iter().find(|(given, _)| *given);
+        given.map(|(_, name)| format!("the option {name} is for objects of Kubernetes"))
+    }
+
+    /// What is wrong with them for other kinds than Vault.
+    pub(super) fn of_vault(&self) -> Option<String> {
+        (!self.vault_paths.is_empty()).then(|| "single paths are for secrets of Vault".into())
     }
 }
 

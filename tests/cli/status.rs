@@ -116,3 +116,53 @@ fn a_damaged_snapshot_is_stepped_over_and_told() {
     world.as_writer(&["verify"]).expect(1);
     world.as_writer(&["snapshots"]).expect(1);
 }
+
+const API_SERVER: &str = "apiVersion: v1
+kind: Pod
+spec:
+  containers:
+  - command: [kube-apiserver, --client-ca-file=/etc/kubernetes/pki/ca.crt, --encryption-provider-config=/etc/kubernetes/enc.yaml]
+";
+
+#[test]
+fn a_control_plane_that_could_not_be_rebuilt_is_told() {
+    let world = World::with_repository();
+    let tree = world.path("kubernetes");
+    fs::create_dir_all(tree.join("manifests")).unwrap();
+    fs::create_dir_all(tree.join("pki/etcd")).unwrap();
+    fs::write(tree.join("manifests/kube-apiserver.yaml"), API_SERVER).unwrap();
+    for name in ["manifests/etcd.yaml", "enc.yaml", "pki/etcd/ca.crt", "pki/etcd/ca.key"] {
+        fs::write(tree.join(name), name).unwrap();
+    }
+    for name in ["ca.crt", "ca.key", "sa.key", "sa.pub", "front-proxy-ca.crt", "front-proxy-ca.key"] {
+        fs::write(tree.join("pki").join(name), name).unwrap();
+    }
+    let document = |more: &str| {
+        let text = format!(
+            "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: plane}}\nspec: {{files: {{path: {}}}{more}}}\n",
+            tree.display()
+        );
+        world.document("plane.yaml", &text);
+    };
+    document("");
+    let run = |arguments: &[&str]| world.as_writer(&[&["--config", "plane.yaml"], arguments].concat());
+    let said = |ran: &crate::world::Ran, text: &str| assert!(ran.out.contains(text), "{text:?} is not in {}", ran.out);
+    run(&["backup", "plane"]).expect(0);
+    said(
+        &run(&["doctor"]).expect(0),
+        "keys in snapshots: the newest snapshots of plane hold what a control plane needs",
+    );
+    assert!(!run(&["status"]).expect(0).out.contains('!'));
+
+    // The key that signs accounts' tokens, and the file that the API server's manifest names.
+    fs::remove_file(tree.join("pki/sa.key")).unwrap();
+    fs::remove_file(tree.join("enc.yaml")).unwrap();
+    run(&["backup", "plane"]).expect(0);
+    let lacks = "kubeadm, lacks /etc/kubernetes/enc.yaml (--encryption-provider-config), pki/sa.key";
+    said(&run(&["doctor"]).expect(1), lacks);
+    said(&run(&["status"]).expect(0), lacks);
+    said(&run(&["show", "plane"]).expect(0), lacks);
+    document(", heldElsewhere: [the keys are in the safe]");
+    run(&["doctor"]).expect(0);
+    assert!(!run(&["status"]).expect(0).out.contains("lacks"));
+}

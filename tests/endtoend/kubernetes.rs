@@ -96,7 +96,7 @@ fn a_deleted_namespace_comes_back() {
         .unwrap();
 }
 
-/// Helm keeps its releases as Secrets; its own program says whether they are what they were.
+/// Helm keeps its releases as Secrets or ConfigMaps; its own program says whether they are what they were.
 #[test]
 fn helm_releases_come_back_with_their_history() {
     let server = Server::start();
@@ -110,27 +110,55 @@ fn helm_releases_come_back_with_their_history() {
     world.document("apps.yaml", &document);
     std::fs::create_dir_all(world.path("chart/templates")).unwrap();
     let chart = "apiVersion: v2\nname: web\nversion: 1.2.3\n";
-    let template = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: web}\ndata: {colour: {{ .Values.colour }}}\n";
+    let template = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Release.Name }}}\n\
+        data: {colour: {{ .Values.colour }}}\n";
     std::fs::write(world.path("chart/Chart.yaml"), chart).unwrap();
     std::fs::write(world.path("chart/values.yaml"), "colour: red\n").unwrap();
     std::fs::write(world.path("chart/templates/web.yaml"), template).unwrap();
-    let helm = |arguments: &[&str]| {
+    let run_helm = |driver: &str, arguments: &[&str]| {
         let mut helm = command(tool("helm"));
+        helm.env("HELM_DRIVER", driver);
         helm.args(arguments).arg("--kubeconfig").arg(&kubeconfig).args(["--namespace", "apps"]);
         let output = helm.current_dir(world.home.path()).env("HOME", world.home.path()).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
+    let helm = |arguments: &[&str]| run_helm("secret", arguments);
     let colour = || server.kubectl(&["-n", "apps", "get", "configmap", "web", "-o", "jsonpath={.data.colour}"]);
     helm(&["install", "web", "chart", "--create-namespace"]);
-    helm(&["upgrade", "web", "chart", "--set", "colour=blue"]);
+    run_helm("configmap", &["install", "conf", "chart"]);
     world.as_writer(&["backup", "apps"]).expect(0);
+    helm(&["upgrade", "web", "chart", "--set", "colour=blue", "--set", "word=hunter2"]);
+    world.as_writer(&["backup", "apps"]).expect(0);
+
+    // What the releases are, and what changed, without the values.
+    let shown = world.as_writer(&["show", "apps@2"]).expect(0).out;
+    for line in
+        ["release apps/conf:  web 1.2.3, revision 1, deployed", "release apps/web:   web 1.2.3, revision 2, deployed"]
+    {
+        assert!(shown.contains(line), "{line:?} is not in {shown}");
+    }
+    let differs = world.as_owner(&["diff", "apps@1", "apps@2"]).expect(0).out;
+    for line in [
+        "release apps/web: web 1.2.3, revision 1, deployed -> web 1.2.3, revision 2, deployed\n",
+        "  values: added word; changed colour\n",
+        "  objects: changed ConfigMap web\n",
+    ] {
+        assert!(differs.contains(line), "{line:?} is not in {differs}");
+    }
+    assert!(!differs.contains("apps/conf:") && !differs.contains("hunter2") && !differs.contains("blue"), "{differs}");
+    let differs = world.as_owner(&["diff", "apps@1", "apps@2", "--json"]).expect(0).json();
+    assert_eq!(differs["releases"][0]["values"]["changed"], serde_json::json!(["colour"]), "{differs}");
+    assert_eq!(differs["releases"][0]["is"]["revision"], 2, "{differs}");
     let (list, history) = (helm(&["list", "-o", "json"]), helm(&["history", "web", "-o", "json"]));
+    let other = run_helm("configmap", &["list", "-o", "json"]);
+    assert!(other.contains("conf"), "{other}");
     assert!(list.contains(r#""revision":"2""#) && history.contains("superseded"), "{list} {history}");
 
     server.kubectl(&["delete", "namespace", "apps", "--timeout=100s"]);
     world.as_owner(&["restore", "snapshot", "apps", "--into", "apps"]).expect(0);
     assert_eq!(helm(&["list", "-o", "json"]), list);
+    assert_eq!(run_helm("configmap", &["list", "-o", "json"]), other);
     assert_eq!(helm(&["history", "web", "-o", "json"]), history);
     assert_eq!(colour(), "blue");
     helm(&["rollback", "web", "1"]);

@@ -1,6 +1,7 @@
 //! States of a real OpenTofu: captured, lost, brought back; its own plan says whether they are right.
 
-use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio, tool};
+use crate::server;
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio, states, tool};
 use crate::world::{Ran, World, made};
 use serde_json::Value;
 use std::fs;
@@ -263,4 +264,148 @@ fn encrypted_states_come_back_as_they_are() {
     fs::remove_file(&state).unwrap();
     restore(&world, &[]).expect(0);
     assert!(tofu.is_as_planned("small"));
+}
+
+#[test]
+fn states_in_secrets() {
+    let cluster = server::Server::start();
+    cluster.kubectl(&["create", "namespace", "states"]);
+    let world = World::local();
+    let kubeconfig = |user: &str| cluster.directory.path().join(format!("{user}.conf")).display().to_string();
+    let block = format!(
+        "backend \"kubernetes\" {{\n secret_suffix = \"platform\"\n namespace = \"states\"\n config_path = \"{}\"\n \
+         labels = {{ team = \"platform\" }}\n}}",
+        kubeconfig("admin")
+    );
+    let yaml = |user: &str, suffix: &str| {
+        format!(
+            "kubernetes: {{kubeconfig: {}, namespace: states, secretSuffix: {suffix}, labels: {{team: platform}}}}",
+            kubeconfig(user)
+        )
+    };
+    let tofu = Tofu::new(&world, "configuration", &block);
+    tofu.apply("small");
+    tofu.run(&["workspace", "new", "staging"]);
+    tofu.apply("small");
+    tofu.run(&["workspace", "select", "default"]);
+    document(&world, "infrastructure", &yaml("admin", "platform"));
+    world.as_writer(&["doctor"]).expect(0);
+    let first = world.as_writer(&BACKUP).expect(0);
+    assert_eq!(made(&first).number, 1);
+    let facts = &first.json()["backups"][0]["facts"];
+    assert_eq!(facts["objects"], 4, "two resources in each of two workspaces: {facts}");
+    let captured = tofu.state();
+    assert_eq!((&facts["system"], &facts["position"]), (&captured["lineage"], &captured["serial"]));
+    assert_eq!(actions(&restore(&world, &["--dry-run"]).expect(0)), all("unchanged"));
+    let labels =
+        |name: &str| cluster.kubectl(&["-n", "states", "get", "secret", name, "-o", "jsonpath={.metadata.labels}"]);
+    let before = labels("tfstate-staging-platform");
+
+    // Lost.
+    cluster.kubectl(&["-n", "states", "delete", "secrets,leases", "--selector", "tfstate=true"]);
+    assert_eq!(actions(&restore(&world, &[]).expect(0)), all("create"));
+    assert_eq!(tofu.state(), captured);
+    assert!(tofu.is_as_planned("small"));
+    assert_eq!(labels("tfstate-staging-platform"), before);
+    assert!(tofu.run(&["workspace", "list"]).contains("staging"));
+    tofu.run(&["workspace", "select", "staging"]);
+    assert!(tofu.is_as_planned("small"));
+    tofu.run(&["workspace", "select", "default"]);
+
+    // Changed since: only on request, and then as a later serial.
+    tofu.apply("large");
+    let later = tofu.state()["serial"].as_u64().unwrap();
+    assert_eq!(actions(&restore(&world, &[]).expect(0))[0].1, "skip");
+    let target = restore(&world, &["--dry-run"]).expect(0).json()["target"].as_str().unwrap().to_owned();
+    let over = ["--existing", "update", "--yes", "--target-id", &target];
+
+    // Locked by a run that is under way.
+    let lease = "lock-tfstate-default-platform";
+    let info = r#"{\"ID\":\"8c2\",\"Operation\":\"OperationTypeApply\",\"Who\":\"ann@laptop\",\"Created\":\"2026-01-01T00:00:00Z\"}"#;
+    let taken = format!(
+        r#"{{"metadata": {{"annotations": {{"app.terraform.io/lock-info": "{info}"}}}}, "spec": {{"holderIdentity": "8c2"}}}}"#
+    );
+    cluster.kubectl(&["-n", "states", "patch", "lease", lease, "-p", &taken]);
+    let locked = restore(&world, &over).expect(3);
+    assert!(actions(&locked)[0].1.contains("locked by ann@laptop"), "{}", locked.out);
+    tofu.run(&["force-unlock", "-force", "8c2"]);
+    assert!(tofu.is_as_planned("large"));
+    assert_eq!(actions(&restore(&world, &over).expect(0))[0].1, "update");
+    assert_eq!((&tofu.state()["serial"], &tofu.state()["lineage"]), (&(later + 1).into(), &captured["lineage"]));
+    assert!(tofu.is_as_planned("small"));
+    let holder = cluster.kubectl(&["-n", "states", "get", "lease", lease, "-o", "jsonpath={.spec.holderIdentity}"]);
+    assert_eq!(holder, "");
+
+    // What cannot be captured.
+    for (user, suffix, why) in [
+        ("admin", "other", "holds nothing to capture"),
+        ("small", "platform", "grant get and list on secrets"),
+        ("wrong", "platform", "does not accept the credentials"),
+    ] {
+        document(&world, "infrastructure", &yaml(user, suffix));
+        world.as_writer(&BACKUP).expect(1).says(why);
+    }
+    assert_eq!(world.numbers("infrastructure"), [1]);
+}
+
+#[test]
+fn states_of_a_web_server() {
+    let web = states("ann", "correct-horse-battery");
+    let world = World::local();
+    let (state, lock) = (format!("{}/states/platform.tfstate", web.url()), format!("{}/lock.sh", web.url()));
+    let block = format!(
+        "backend \"http\" {{\n address = \"{state}\"\n update_method = \"PUT\"\n lock_address = \"{lock}\"\n \
+         unlock_address = \"{lock}\"\n username = \"ann\"\n password = \"correct-horse-battery\"\n}}"
+    );
+    let yaml = |state: &str, password: &str| {
+        fs::write(world.path(password), format!("{password}\n")).unwrap();
+        format!(
+            "http: {{address: '{state}', updateMethod: PUT, lockAddress: '{lock}', username: ann, password: {{file: {}}}}}",
+            world.path(password).display()
+        )
+    };
+    let tofu = Tofu::new(&world, "configuration", &block);
+    tofu.apply("small");
+    document(&world, "infrastructure", &yaml(&state, "correct-horse-battery"));
+    world.as_writer(&["doctor"]).expect(0);
+    let first = world.as_writer(&BACKUP).expect(0).json();
+    let captured = tofu.state();
+    assert_eq!(first["backups"][0]["facts"]["system"], captured["lineage"]);
+    assert_eq!(first["backups"][0]["facts"]["position"], captured["serial"]);
+
+    fs::remove_file(web.dir.path().join("data/states/platform.tfstate")).unwrap();
+    assert!(!tofu.is_as_planned("small"));
+    assert_eq!(actions(&restore(&world, &[]).expect(0)), [("default".to_owned(), "create".to_owned())]);
+    assert_eq!(tofu.state(), captured);
+    assert!(tofu.is_as_planned("small"));
+
+    // Over what is there now, under the lock.
+    tofu.apply("large");
+    let later = tofu.state()["serial"].as_u64().unwrap();
+    assert_eq!(actions(&restore(&world, &[]).expect(0))[0].1, "skip");
+    let over = ["--existing", "update", "--yes", "--target-id", &state];
+    let info = r#"{"ID":"8c2","Operation":"OperationTypeApply","Who":"ann@laptop","Created":"2026-01-01T00:00:00Z"}"#;
+    let held = web.dir.path().join("data/lock");
+    fs::write(&held, info).unwrap();
+    let locked = restore(&world, &over).expect(3);
+    assert!(actions(&locked)[0].1.contains("locked by ann@laptop"), "{}", locked.out);
+    assert_eq!(fs::read_to_string(&held).unwrap(), info, "somebody else's lock stays");
+    fs::remove_file(&held).unwrap();
+    assert!(tofu.is_as_planned("large"));
+    assert_eq!(actions(&restore(&world, &over).expect(0))[0].1, "update");
+    assert!(!held.exists());
+    assert_eq!(tofu.state()["serial"], later + 1);
+    assert!(tofu.is_as_planned("small"));
+
+    // What cannot be captured.
+    document(&world, "infrastructure", &yaml(&state, "incorrect-pony"));
+    let denied = world.as_writer(&BACKUP).expect(1);
+    denied.says("check username and password");
+    assert!(!denied.err.contains("incorrect-pony"), "{}", denied.err);
+    document(&world, "infrastructure", &yaml(&format!("{}/states/other.tfstate", web.url()), "correct-horse-battery"));
+    world.as_writer(&BACKUP).expect(1).says("holds nothing to capture");
+    document(&world, "infrastructure", &yaml(&state, "correct-horse-battery"));
+    drop(web);
+    world.as_writer(&BACKUP).expect(1).says("read the state at");
+    assert_eq!(world.numbers("infrastructure"), [1]);
 }

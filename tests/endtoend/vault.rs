@@ -1,11 +1,15 @@
 //! Vault: captured, lost, brought back into itself and into another server.
 
 use crate::support::vault::{Vault, vault};
-use crate::support::{Wire, free_port};
-use crate::world::{Ran, World, made};
+use crate::support::{Wire, command, free_port, tool};
+use crate::world::{Ran, World, finish, made};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const BACKUP: [&str; 3] = ["backup", "vault", "--json"];
 
@@ -162,4 +166,223 @@ async fn what_cannot_be_captured_commits_nothing() {
     fails(&world, vault.server.port, &vault.token, "it is sealed; unseal it");
     let empty = self::vault();
     fails(&world, empty.port, "hvs.any-token", "not initialised");
+}
+
+/// A restore of single secrets, with the directory of a program `vault` on the PATH. It leaves nothing behind.
+fn program(world: &World, vault: &Path, arguments: &[&str]) -> Command {
+    let fixed = ["--identity", "kit.txt", "restore", "snapshot", "vault@latest", "--into", "vault"];
+    let mut program = world.program(&[&fixed, arguments].concat());
+    fs::create_dir_all(world.path("tmp")).unwrap();
+    program.env("PATH", format!("{}:/usr/bin:/bin", vault.display())).env("TMPDIR", world.path("tmp"));
+    program
+}
+
+#[track_caller]
+fn secrets(world: &World, vault: &Path, arguments: &[&str]) -> Ran {
+    let ran = finish(program(world, vault, arguments).spawn().unwrap());
+    assert_nothing_is_left(world);
+    ran
+}
+
+#[track_caller]
+fn assert_nothing_is_left(world: &World) {
+    let tmp = world.path("tmp");
+    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
+    let tmp = tmp.to_str().unwrap().to_owned();
+    for process in fs::read_dir("/proc").unwrap() {
+        let line = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        assert!(!line.contains(&tmp), "{line}");
+    }
+}
+
+fn actions(ran: &Ran) -> Vec<(String, String)> {
+    let changes = ran.json()["changes"].as_array().unwrap().clone();
+    let text = |change: &Value, name: &str| change[name].as_str().unwrap().to_owned();
+    changes.iter().map(|change| (text(change, "what"), text(change, "action"))).collect()
+}
+
+/// Versioned secrets below `app/`, one in an engine without versions, an audit device.
+async fn filled() -> Vault {
+    let vault = Vault::start().await;
+    let audit = vault.server.dir.path().join("audit.log");
+    vault.put("sys/audit/file", json!({"type": "file", "options": {"file_path": audit}})).await;
+    vault.put("sys/mounts/old", json!({"type": "kv", "options": {"version": "1"}})).await;
+    vault.put("old/config", json!({"word": "plain-as-it-was"})).await;
+    vault.put("secret/data/app/db", json!({"data": {"user": "shop", "word": "as-it-was", "port": 5432}})).await;
+    vault.put("secret/data/app/gone", json!({"data": {"number": 5_432_109_876_543_210u64}})).await;
+    vault.put("secret/metadata/app/gone", json!({"max_versions": 7, "custom_metadata": {"owner": "ann"}})).await;
+    vault.write("app/sub/deleted", "deleted").await;
+    vault.write("app/same", "same").await;
+    vault.write("other", "other").await;
+    vault
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn single_secrets_come_back_out_of_a_snapshot() {
+    let vault = filled().await;
+    let world = World::local();
+    let bin = tool("vault").parent().unwrap().to_owned();
+    document(&world, "vault", vault.server.port, &vault.token, &unseal_keys(&world, &vault, 2));
+    world.as_writer(&BACKUP).expect(0);
+    vault.put("secret/data/app/db", json!({"data": {"user": "shop", "word": "as-it-is", "host": "db"}})).await;
+    vault.call(Method::DELETE, "secret/metadata/app/gone", None).await;
+    vault.call(Method::DELETE, "secret/data/app/sub/deleted", None).await;
+    vault.write("other", "younger").await;
+    vault.put("old/config", json!({"word": "plain-as-it-is"})).await;
+
+    // The plan names keys, and neither it nor anything else tells values.
+    let planned = secrets(&world, &bin, &["--path", "secret/data/app/", "--path", "old/config", "--dry-run"]).expect(0);
+    for told in [
+        "secret/data/app/db: adds port; changes word; removes host (now version 2)",
+        "secret/data/app/gone: not there; adds number",
+        "secret/data/app/sub/deleted: version 1 is deleted; adds value",
+        "old/config: changes word",
+        "opened in a Vault 1.",
+    ] {
+        assert!(planned.out.contains(told), "{told:?} is not in {}", planned.out);
+    }
+    for value in ["as-it-", "5432109876543210", &vault.token, &vault.keys[0], &vault.keys[1]] {
+        assert!(!planned.out.contains(value) && !planned.err.contains(value), "{}{}", planned.out, planned.err);
+    }
+    assert_eq!(vault.read("app/sub/deleted").await, None, "a dry run changes nothing");
+
+    // What is there stays, unless somebody says so and names the Vault.
+    let app = ["--path", "secret/data/app/", "--path", "old/config", "--json"];
+    let done = secrets(&world, &bin, &app).expect(0);
+    let expected = [
+        ("old/config", "skip"),
+        ("secret/data/app/db", "skip"),
+        ("secret/data/app/gone", "create"),
+        ("secret/data/app/same", "unchanged"),
+        ("secret/data/app/sub/deleted", "create"),
+    ];
+    assert_eq!(actions(&done), expected.map(|(what, action)| (what.to_owned(), action.to_owned())));
+    assert_eq!(vault.read("app/sub/deleted").await.as_deref(), Some("deleted"));
+    let (_, gone) = vault.call(Method::GET, "secret/data/app/gone", None).await;
+    assert_eq!(gone["data"]["data"]["number"], 5_432_109_876_543_210u64);
+    assert_eq!(gone["data"]["metadata"]["custom_metadata"]["owner"], "ann");
+    let (_, kept) = vault.call(Method::GET, "secret/metadata/app/gone", None).await;
+    assert_eq!(kept["data"]["max_versions"], 7);
+    let (_, now) = vault.call(Method::GET, "secret/data/app/db", None).await;
+    assert_eq!(now["data"]["data"]["word"], "as-it-is");
+
+    let over = [&app[..], &["--existing", "update"]].concat();
+    secrets(&world, &bin, &over).expect(2).says("would overwrite");
+    let id = planned.out.split("which is ").nth(1).unwrap().split_whitespace().next().unwrap();
+    let done = secrets(&world, &bin, &[&over[..], &["--yes", "--target-id", id]].concat()).expect(0);
+    assert_eq!(actions(&done).iter().filter(|(_, action)| action == "update").count(), 2, "{}", done.out);
+    let (_, now) = vault.call(Method::GET, "secret/data/app/db", None).await;
+    assert_eq!(now["data"]["data"], json!({"user": "shop", "word": "as-it-was", "port": 5432}));
+    assert_eq!(now["data"]["metadata"]["version"], 3);
+    let (_, younger) = vault.call(Method::GET, "secret/data/app/db?version=2", None).await;
+    assert_eq!(younger["data"]["data"]["word"], "as-it-is", "what was there is in the history");
+    let (_, plain) = vault.call(Method::GET, "old/config", None).await;
+    assert_eq!(plain["data"]["word"], "plain-as-it-was");
+    assert_eq!(vault.read("other").await.as_deref(), Some("younger"), "it was not asked for");
+
+    // The captured Vault has the same audit device: only the live one has written to it.
+    let audit = fs::read_to_string(vault.server.dir.path().join("audit.log")).unwrap();
+    assert!(audit.contains("secret/data/app/gone") && !audit.contains("generate-root"), "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_that_changes_while_somebody_looks_is_not_overwritten() {
+    let vault = filled().await;
+    let world = World::local();
+    document(&world, "vault", vault.server.port, &vault.token, &unseal_keys(&world, &vault, 2));
+    world.as_writer(&BACKUP).expect(0);
+    vault.write("app/same", "changed").await;
+    vault.put("old/config", json!({"word": "changed"})).await;
+    let bin = tool("vault").parent().unwrap().to_owned();
+    let over = ["--path", "secret/data/app/same", "--path", "old/config", "--existing", "update"];
+    let program = program(&world, &bin, &over);
+    let words: Vec<_> = std::iter::once(program.get_program()).chain(program.get_args()).collect();
+    let line = words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    // A terminal at which somebody types.
+    let mut script = command("script");
+    script.args(["-qec", &line, "/dev/null"]).current_dir(world.home.path());
+    script.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut keyboard, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (mut shown, mut piece) = (String::new(), [0; 4096]);
+    while !shown.contains("to go on:") {
+        let length = screen.read(&mut piece).unwrap();
+        assert!(length > 0, "{shown}");
+        shown += &String::from_utf8_lossy(&piece[..length]);
+    }
+    assert!(shown.contains("secret/data/app/same: changes value"), "{shown}");
+    assert_nothing_is_left(&world);
+    vault.write("app/same", "younger").await;
+    vault.put("old/config", json!({"word": "younger"})).await;
+    let id = shown.split("Type ").nth(1).unwrap().split_whitespace().next().unwrap();
+    keyboard.write_all(format!("{id}\n").as_bytes()).unwrap();
+    screen.read_to_string(&mut shown).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(3), "{shown}");
+    assert_eq!(shown.matches("it has changed since it was looked at").count(), 2, "{shown}");
+    assert_eq!(vault.read("app/same").await.as_deref(), Some("younger"));
+    let (_, plain) = vault.call(Method::GET, "old/config", None).await;
+    assert_eq!(plain["data"]["word"], "younger");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_that_cannot_be_taken_out_are_told() {
+    let vault = filled().await;
+    let world = World::local();
+    let bin = tool("vault").parent().unwrap().to_owned();
+    let keys = unseal_keys(&world, &vault, 2);
+    document(&world, "vault", vault.server.port, &vault.token, &keys);
+    world.as_writer(&BACKUP).expect(0);
+    let none = Path::new("/nonexistent");
+    secrets(&world, none, &["--path", "secret/data/other"]).expect(1).says("on the PATH").says("install");
+    for (path, told) in [
+        ("secret/data/nothing", "it is not there"),
+        ("secret/data/app", "ask for secret/data/app/"),
+        ("secret/app/db", "secret/data/NAME"),
+        ("transit/keys", "is a key-value engine mounted there"),
+        ("no/such/engine", "find the engine of no/such/engine in the temporary Vault"),
+    ] {
+        secrets(&world, &bin, &["--path", path]).expect(1).says(told);
+    }
+    secrets(&world, &bin, &["--path", "/secret/data/other"]).expect(2).says("expected an API path");
+
+    // Interrupted while the snapshot is being opened.
+    let mut child = program(&world, &bin, &["--path", "secret/data/other"]).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let socket = |home: fs::DirEntry| home.path().join("socket").exists();
+    while !fs::read_dir(world.path("tmp")).unwrap().any(|home| socket(home.unwrap())) {
+        assert!(child.try_wait().unwrap().is_none() && Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(command("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(!child.wait().unwrap().success());
+    assert_nothing_is_left(&world);
+
+    // A program that is older than what it shall open.
+    let older = world.path("older");
+    fs::create_dir(&older).unwrap();
+    fs::write(older.join("vault"), "#!/bin/sh\necho 'Vault v1.2.3 (0), built long ago'\n").unwrap();
+    fs::set_permissions(older.join("vault"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    secrets(&world, &older, &["--path", "secret/data/other"]).expect(1).says("is of version 1.2.3");
+
+    // A login that may not write, keys of another Vault, too few.
+    let policy = "path \"secret/data/*\" { capabilities = [\"read\"] }";
+    vault.put("sys/policies/acl/looks", json!({"policy": policy})).await;
+    let looks = vault.put("auth/token/create", json!({"policies": ["looks"]})).await;
+    vault.write("other", "younger").await;
+    document(&world, "vault", vault.server.port, looks["auth"]["client_token"].as_str().unwrap(), &keys);
+    let kept = secrets(&world, &bin, &["--path", "secret/data/other", "--existing", "update", "--json"]).expect(3);
+    assert!(actions(&kept)[0].1.contains("capabilities"), "{}", kept.out);
+    document(&world, "vault", vault.server.port, &vault.token, &unseal_keys(&world, &vault, 1));
+    secrets(&world, &bin, &["--path", "secret/data/other"]).expect(1).says("the document names 1");
+    let another = Vault::start().await;
+    document(&world, "vault", vault.server.port, &vault.token, &unseal_keys(&world, &another, 2));
+    let wrong = secrets(&world, &bin, &["--path", "secret/data/other"]).expect(1);
+    wrong.says("name the captured Vault's unseal keys");
+    assert!(!wrong.err.contains(&another.keys[0]), "{}", wrong.err);
+    document(&world, "vault", another.server.port, &another.token, &unseal_keys(&world, &vault, 2));
+    secrets(&world, &bin, &["--path", "secret/data/other"]).expect(1).says("--foreign");
+    secrets(&world, &bin, &["--path", "secret/data/other", "--foreign"]).expect(0);
+    assert_eq!(another.read("other").await.as_deref(), Some("other"));
+    assert_eq!(vault.read("other").await.as_deref(), Some("younger"));
 }

@@ -73,15 +73,19 @@ fn start(name: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) 
     start_at("127.0.0.1", name, ready, configure)
 }
 
-/// Starts a server and waits until `ready` answers 200, or any answer if it is empty.
 fn start_at(host: &str, name: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) -> Server {
-    let program = tool(name);
+    start_program(&tool(name), host, ready, configure)
+}
+
+/// Starts a server and waits until `ready` answers 200, or any answer if it is empty.
+fn start_program(program: &Path, host: &str, ready: &str, configure: impl Fn(&mut Command, &Path, u16)) -> Server {
+    let name = program.display();
     // Another process may take a port between its choice and its use.
     for _ in 0..3 {
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         fs::create_dir(dir.path().join("data")).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
-        let mut command = command(&program);
+        let mut command = command(program);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         command.current_dir(dir.path());
         configure(&mut command, dir.path(), port);
@@ -133,6 +137,34 @@ pub fn versitygw(versioning: bool) -> Server {
             command.arg("--versioning-dir").arg(dir.join("versions"));
         }
         command.arg("data").env("ROOT_ACCESS_KEY", ACCESS_KEY).env("ROOT_SECRET_KEY", SECRET_KEY);
+    })
+}
+
+/// A web server for whoever has the password. Below `/states/` files are read and put; `/lock.sh` is a lock, in the file
+/// `data/lock`.
+pub fn states(user: &str, password: &str) -> Server {
+    const LOCK: &str = "case $REQUEST_METHOD in\n\
+        LOCK)\n  cat >data/lock.$$\n  if ln data/lock.$$ data/lock 2>/dev/null\n  \
+        then printf 'Status: 200 OK\\r\\n\\r\\n'\n  else printf 'Status: 423 Locked\\r\\n\\r\\n'; cat data/lock\n  fi\n  \
+        rm data/lock.$$\n  ;;\n\
+        UNLOCK) rm data/lock; printf 'Status: 200 OK\\r\\n\\r\\n' ;;\n\
+        *) printf 'Status: 405 Method Not Allowed\\r\\n\\r\\n' ;;\nesac\n";
+    start_program(Path::new("/usr/sbin/lighttpd"), "127.0.0.1", "", |command, dir, port| {
+        fs::create_dir_all(dir.join("data/states")).unwrap();
+        fs::write(dir.join("lock.sh"), format!("cd {}\n{LOCK}", dir.display())).unwrap();
+        fs::write(dir.join("passwords"), format!("{user}:{password}\n")).unwrap();
+        let config = format!(
+            "server.modules = (\"mod_auth\", \"mod_authn_file\", \"mod_alias\", \"mod_webdav\", \"mod_cgi\")\n\
+             server.document-root = \"{0}/data\"\nserver.bind = \"127.0.0.1\"\nserver.port = {port}\n\
+             server.stat-cache-engine = \"disable\"\n\
+             auth.backend = \"plain\"\nauth.backend.plain.userfile = \"{0}/passwords\"\n\
+             auth.require = (\"/\" => (\"method\" => \"basic\", \"realm\" => \"states\", \"require\" => \"valid-user\"))\n\
+             alias.url = (\"/lock.sh\" => \"{0}/lock.sh\")\ncgi.assign = (\".sh\" => \"/bin/sh\")\n\
+             $HTTP[\"url\"] =~ \"^/states/\" {{ webdav.activate = \"enable\" }}\n",
+            dir.display()
+        );
+        fs::write(dir.join("lighttpd.conf"), config).unwrap();
+        command.args(["-D", "-f", "lighttpd.conf"]);
     })
 }
 

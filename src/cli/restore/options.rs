@@ -37,6 +37,9 @@ pub struct OptionArgs {
     /// Give custom objects that are made the status back that they had
     #[arg(long, requires = "into")]
     status: bool,
+    /// Only this secret of a Vault (secret/data/NAME), or all below a folder (secret/data/FOLDER/)
+    #[arg(long = "path", value_name = "PATH", requires = "into")]
+    vault_paths: Vec<String>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -74,6 +77,7 @@ impl OptionArgs {
             selector: self.selector.clone(),
             patches: self.patches.as_deref().map(patches).transpose()?.unwrap_or_default(),
             status: self.status,
+            vault_paths: self.vault_paths.clone(),
         };
         let mut mistakes = Vec::new();
         options.check(&mut |field, why| mistakes.push(format!("{field}: {why}")));

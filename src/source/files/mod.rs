@@ -7,6 +7,7 @@
 
 mod ahead;
 mod content;
+pub mod control_plane;
 mod pattern;
 mod walk;
 mod xattrs;

@@ -5,6 +5,7 @@
 
 use super::ahead::{Ahead, Listed, Names, Opened};
 use super::content::{Opener, nanoseconds};
+use super::control_plane;
 use super::pattern::Patterns;
 use super::xattrs;
 use super::{Context, Facts, Sink, SourceError, Spec};
@@ -91,6 +92,7 @@ pub struct Walk<'a> {
     files: u64,
     entries: u64,
     bytes: u64,
+    seen: control_plane::Seen,
 }
 
 pub fn check(path: &Path) -> Result<(), SourceError> {
@@ -130,6 +132,7 @@ impl<'a> Walk<'a> {
             files: 0,
             entries: 0,
             bytes: 0,
+            seen: control_plane::Seen::default(),
         }
     }
 
@@ -162,16 +165,13 @@ impl<'a> Walk<'a> {
         if self.entries == 0 {
             return Err(SourceError::Empty { path: self.spec.path.display().to_string() });
         }
-        Ok(Facts {
-            objects: Some(self.files),
-            details: [
-                ("root".to_owned(), self.spec.path.display().to_string()),
-                ("entries".to_owned(), self.entries.to_string()),
-                ("bytes".to_owned(), self.bytes.to_string()),
-            ]
-            .into(),
-            ..Facts::default()
-        })
+        let mut details = self.seen.facts(&self.spec.path);
+        details.extend([
+            ("root".to_owned(), self.spec.path.display().to_string()),
+            ("entries".to_owned(), self.entries.to_string()),
+            ("bytes".to_owned(), self.bytes.to_string()),
+        ]);
+        Ok(Facts { objects: Some(self.files), details, ..Facts::default() })
     }
 
     fn start_at(&mut self, root: &Path) {
@@ -304,6 +304,7 @@ impl<'a> Walk<'a> {
         });
         self.flush()?;
         self.entries += 1;
+        self.seen.note(&entry.path);
         Ok(self.sink.add(entry, input)?)
     }
 

@@ -5,7 +5,7 @@ use super::kinds::{Found, Kind, discover};
 use super::needed::{Needs, is_part};
 use super::order::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, LATE, NAMESPACES, Place, rank};
 use super::pages::{List, open};
-use super::{ClusterScoped, KubernetesError, Spec, yaml};
+use super::{ClusterScoped, KubernetesError, Spec, escrow, helm, yaml};
 use crate::entry::{Facts, Layout, Problem, Sink};
 use crate::source::command::plain_file;
 use crate::source::{Context, SourceError, unpack};
@@ -25,6 +25,8 @@ const NEVER: [&str; 7] = [
     "leasecandidates.coordination.k8s.io",
 ];
 const NEVER_GROUPS: [&str; 3] = ["metrics.k8s.io", "custom.metrics.k8s.io", "external.metrics.k8s.io"];
+/// So many of Helm's releases are facts of a snapshot.
+const RELEASES: usize = 200;
 /// Nodes' heartbeats.
 const HEARTBEATS: (&str, &str) = ("leases.coordination.k8s.io", "kube-node-lease");
 
@@ -102,6 +104,23 @@ struct Counts {
     expired: u32,
     /// The highest resource version of a list.
     newest: u64,
+    /// The newest revision of each of Helm's releases, and what it is.
+    releases: BTreeMap<String, (u64, String)>,
+    keys: escrow::Keys,
+}
+
+impl Counts {
+    fn release(&mut self, place: &Place, object: &Value) {
+        let Some((name, revision)) = helm::named(&place.word, &place.name) else { return };
+        let name = format!("{}/{name}", place.namespace.as_deref().unwrap_or_default());
+        if self.releases.get(&name).is_none_or(|(known, _)| *known < revision) {
+            let text = match helm::Release::of(object) {
+                Ok(release) => release.to_string(),
+                Err(why) => format!("revision {revision} cannot be read: {why}"),
+            };
+            self.releases.insert(name, (revision, text));
+        }
+    }
 }
 
 impl Run<'_> {
@@ -218,6 +237,8 @@ impl Run<'_> {
             }
         };
         self.needs.note(kind, &object);
+        self.counts.release(&place, &object);
+        self.counts.keys.note(&word, &object);
         let made = object["metadata"]["creationTimestamp"].as_str().and_then(|text| text.parse().ok());
         let entry = plain_file(place.path().into_bytes(), text.len() as u64, made.unwrap_or(self.context.started));
         unpack::hand_over(self.context, self.sink, entry, Layout::Content, &mut text.as_bytes())?;
@@ -320,6 +341,12 @@ impl Run<'_> {
             ("namespaces".to_owned(), self.needs.namespaces.len().to_string()),
             ("most".to_owned(), most.join(", ")),
         ]);
+        details.extend(counts.keys.facts());
+        if !counts.releases.is_empty() {
+            details.insert("releases".to_owned(), counts.releases.len().to_string());
+            let told = counts.releases.into_iter().take(RELEASES);
+            details.extend(told.map(|(name, (_, text))| (format!("release {name}"), text)));
+        }
         if counts.expired > 0 {
             details.insert("lists_expired".to_owned(), counts.expired.to_string());
         }

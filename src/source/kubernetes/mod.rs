@@ -12,8 +12,11 @@ mod argocd;
 mod capture;
 pub mod check;
 mod choose;
+pub mod escrow;
 mod export;
 pub mod fence;
+pub(super) mod flags;
+pub mod helm;
 mod index;
 pub mod job;
 mod kinds;
@@ -25,6 +28,7 @@ mod restore;
 mod rewrite;
 mod yaml;
 
+pub(super) use api::{Api, Ask, Failure};
 pub(super) use argocd::Backup;
 pub(super) use export::Manifests;
 pub(super) use restore::Cluster;
@@ -155,7 +159,7 @@ impl Kubernetes {
 
 /// Tells a cluster from every other: the uid of its `kube-system` namespace, if it may be read.
 pub fn identity(context: &Context, spec: &Spec) -> Result<Option<String>, SourceError> {
-    api::Api::connect(context, spec)?.system(context)
+    Api::connect(context, spec)?.system(context)
 }
 
 impl Source for Kubernetes {
@@ -164,7 +168,7 @@ impl Source for Kubernetes {
     }
 
     fn check(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
-        let api = api::Api::connect(context, &self.spec)?;
+        let api = Api::connect(context, &self.spec)?;
         let version = api.version(context)?;
         let found = kinds::discover(context, &api)?;
         let mut lines = vec![format!("{}: Kubernetes {version}, {} kinds of objects", api.server, found.kinds.len())];

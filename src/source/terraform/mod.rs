@@ -2,9 +2,10 @@
 //!
 //! A state is an entry `WORKSPACE/terraform.tfstate`, byte for byte; one that OpenTofu has encrypted stays so. What the
 //! guard looks at is the workspace `default`, or the first by name: its lineage is the source's identity, its serial the
-//! position. Deliberately absent: the Kubernetes, azurerm and gcs backends, and everything outside the state.
+//! position. Deliberately absent: the azurerm and gcs backends, and everything outside the state.
 
 mod backend;
+mod cluster;
 mod local;
 mod remote;
 mod restore;
@@ -20,6 +21,7 @@ use crate::entry::{Facts, Layout, Sink};
 use crate::secret::SecretRef;
 use serde::Deserialize;
 use state::State;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -34,6 +36,7 @@ pub struct Spec {
 pub enum Backend {
     Local(Local),
     Http(Http),
+    Kubernetes(Kubernetes),
     S3(S3),
 }
 
@@ -48,11 +51,34 @@ pub struct Local {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Http {
     pub address: String,
-    /// Where `LOCK` and `UNLOCK` are sent; without it the state is not locked while it is restored.
+    /// Default `POST`.
+    pub update_method: Option<String>,
+    /// Without it the state is not locked while it is restored.
     pub lock_address: Option<String>,
+    /// Default `LOCK`.
+    pub lock_method: Option<String>,
+    /// Default: `lockAddress`. (Terraform has no default, and leaves the state locked.)
+    pub unlock_address: Option<String>,
+    /// Default `UNLOCK`.
+    pub unlock_method: Option<String>,
     pub username: Option<String>,
     pub password: Option<SecretRef>,
     pub tls: Option<Tls>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kubernetes {
+    /// Where the cluster is and who asks; in the cluster itself, if it is not given, the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context, if it is not the current one.
+    pub context: Option<String>,
+    /// Default `default`.
+    pub namespace: Option<String>,
+    pub secret_suffix: String,
+    /// Further labels of what a restore makes.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -90,6 +116,11 @@ impl Spec {
                 secrets: http.password.iter().collect(),
                 account: false,
             },
+            Backend::Kubernetes(cluster) => Needs {
+                files: cluster.kubeconfig.iter().map(PathBuf::as_path).collect(),
+                account: cluster.kubeconfig.is_none(),
+                ..Needs::default()
+            },
             Backend::S3(s3) => Needs {
                 secrets: s3.credentials.iter().flat_map(|c| [&c.access_key_id, &c.secret_access_key]).collect(),
                 ..Needs::default()
@@ -103,18 +134,8 @@ impl Spec {
                 say("backend.local.directory", "expected an absolute path");
             }
             Backend::Local(_) => {}
-            Backend::Http(http) => {
-                http::check_address(&http.address, "backend.http.address", say);
-                if let Some(address) = &http.lock_address {
-                    http::check_address(address, "backend.http.lockAddress", say);
-                }
-                if http.username.is_some() != http.password.is_some() {
-                    say("backend.http", "username and password belong together: give both or neither");
-                }
-                if let Some(tls) = &mut http.tls {
-                    tls.check(directory, say);
-                }
-            }
+            Backend::Http(http) => http.check(directory, say),
+            Backend::Kubernetes(cluster) => cluster.check(directory, say),
             Backend::S3(s3) => {
                 for (name, value) in [("bucket", &s3.bucket), ("key", &s3.key)] {
                     if value.is_empty() {
@@ -129,8 +150,52 @@ impl Spec {
         Ok(match &self.backend {
             Backend::Local(spec) => Box::new(local::Local::new(spec.clone())),
             Backend::Http(spec) => Box::new(remote::Http::new(spec.clone())?),
+            Backend::Kubernetes(spec) => Box::new(cluster::Cluster::new(context, spec.clone())?),
             Backend::S3(spec) => Box::new(s3::Bucket::new(context, spec.clone())?),
         })
+    }
+}
+
+impl Http {
+    fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        http::check_address(&self.address, "backend.http.address", say);
+        let addresses = [("lockAddress", &self.lock_address), ("unlockAddress", &self.unlock_address)];
+        for (name, address) in addresses {
+            if let Some(address) = address {
+                http::check_address(address, &format!("backend.http.{name}"), say);
+            }
+        }
+        let methods = [
+            ("updateMethod", &self.update_method),
+            ("lockMethod", &self.lock_method),
+            ("unlockMethod", &self.unlock_method),
+        ];
+        for (name, method) in methods {
+            let is_method = |method: &String| !method.is_empty() && method.chars().all(|c| c.is_ascii_uppercase());
+            if !method.as_ref().is_none_or(is_method) {
+                say(&format!("backend.http.{name}"), "expected a method such as POST");
+            }
+        }
+        if self.username.is_some() != self.password.is_some() {
+            say("backend.http", "username and password belong together: give both or neither");
+        }
+        if let Some(tls) = &mut self.tls {
+            tls.check(directory, say);
+        }
+    }
+}
+
+impl Kubernetes {
+    fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        if self.context.is_some() && self.kubeconfig.is_none() {
+            say("backend.kubernetes.context", "a context is one of a kubeconfig: give kubeconfig too");
+        }
+        if let Some(path) = &mut self.kubeconfig {
+            *path = directory.join(&*path);
+        }
+        if self.secret_suffix.is_empty() {
+            say("backend.kubernetes.secretSuffix", "expected the backend's secret_suffix");
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The http backend: GET, POST, LOCK and UNLOCK of one address (GitLab's managed states, for one).
+//! The http backend: the state at an address, the lock at another, with the methods that the server wants (GitLab's managed
+//! states, for one: POST for all but DELETE to unlock).
 
 use super::DEFAULT;
 use super::backend::{Backend, Lock, told};
@@ -10,13 +11,16 @@ pub(super) struct Http {
     spec: super::Http,
     server: Server,
     lock_server: Option<Server>,
+    unlock_server: Option<Server>,
 }
 
 impl Http {
     pub fn new(spec: super::Http) -> Result<Self, SourceError> {
         let open = |address: &String| Server::new(address, spec.tls.as_ref());
         let (server, lock_server) = (open(&spec.address)?, spec.lock_address.as_ref().map(open).transpose()?);
-        Ok(Self { spec, server, lock_server })
+        let unlock = spec.unlock_address.as_ref().or(spec.lock_address.as_ref());
+        let unlock_server = unlock.map(open).transpose()?;
+        Ok(Self { spec, server, lock_server, unlock_server })
     }
 
     fn request(&self, server: &Server, method: Method, query: &str) -> Result<RequestBuilder, SourceError> {
@@ -36,7 +40,8 @@ impl Http {
         }
     }
 
-    fn method(name: &str) -> Method {
+    fn method(given: Option<&String>, usual: &str) -> Method {
+        let name = given.map_or(usual, String::as_str);
         Method::from_bytes(name.as_bytes()).unwrap_or(Method::POST)
     }
 }
@@ -63,8 +68,10 @@ impl Backend for Http {
     }
 
     fn write(&self, context: &Context, _workspace: &str, state: &[u8], lock: &Lock) -> Result<(), SourceError> {
-        let query = if self.lock_server.is_some() { format!("?ID={}", lock.id) } else { String::new() };
-        let request = self.request(&self.server, Method::POST, &query)?;
+        let mark = if self.spec.address.contains('?') { '&' } else { '?' };
+        let query = if self.lock_server.is_some() { format!("{mark}ID={}", lock.id) } else { String::new() };
+        let method = Self::method(self.spec.update_method.as_ref(), "POST");
+        let request = self.request(&self.server, method, &query)?;
         let request = request.header("Content-Type", "application/json").body(state.to_vec());
         http::send(context, request)?.map(|_| ()).map_err(|failure| self.failed("write", &failure))
     }
@@ -76,7 +83,9 @@ impl Backend for Http {
 
     fn lock(&self, context: &Context, _workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
         let Some(server) = &self.lock_server else { return Ok(Ok(())) };
-        let request = self.request(server, Self::method("LOCK"), "")?.json(&lock.info(&self.spec.address));
+        let request = self
+            .request(server, Self::method(self.spec.lock_method.as_ref(), "LOCK"), "")?
+            .json(&lock.info(&self.spec.address));
         match http::send(context, request)? {
             Ok(_) => Ok(Ok(())),
             Err(failure) if matches!(failure.status, Some(StatusCode::LOCKED | StatusCode::CONFLICT)) => {
@@ -88,8 +97,9 @@ impl Backend for Http {
     }
 
     fn unlock(&self, context: &Context, _workspace: &str, lock: &Lock) -> Result<(), SourceError> {
-        let Some(server) = &self.lock_server else { return Ok(()) };
-        let request = self.request(server, Self::method("UNLOCK"), "")?.json(&lock.info(&self.spec.address));
+        let (Some(_), Some(server)) = (&self.lock_server, &self.unlock_server) else { return Ok(()) };
+        let method = Self::method(self.spec.unlock_method.as_ref(), "UNLOCK");
+        let request = self.request(server, method, "")?.json(&lock.info(&self.spec.address));
         http::send(context, request)?.map(|_| ()).map_err(|failure| self.failed("unlock", &failure))
     }
 }

@@ -16,6 +16,8 @@ const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 pub(super) struct Client {
     server: Server,
+    /// How people call it.
+    name: String,
     namespace: Option<String>,
     token: Option<Zeroizing<String>>,
 }
@@ -67,7 +69,13 @@ impl Health {
 impl Client {
     pub fn new(spec: &Spec) -> Result<Self, SourceError> {
         let server = Server::new(&spec.address, spec.tls.as_ref())?;
-        Ok(Self { server, namespace: spec.namespace.clone(), token: None })
+        let name = format!("the Vault at {}", server.address);
+        Ok(Self { server, name, namespace: spec.namespace.clone(), token: None })
+    }
+
+    /// For a Vault of our own.
+    pub fn on_socket(path: &Path, name: &str) -> Result<Self, SourceError> {
+        Ok(Self { server: Server::on_socket(path)?, name: name.to_owned(), namespace: None, token: None })
     }
 
     pub fn address(&self) -> &str {
@@ -75,11 +83,7 @@ impl Client {
     }
 
     pub fn error(&self, attempt: &str, text: impl Into<String>, need: &str) -> SourceError {
-        SourceError::System {
-            attempt: format!("{attempt} the Vault at {}", self.address()),
-            text: text.into(),
-            need: need.to_owned(),
-        }
+        SourceError::System { attempt: format!("{attempt} {}", self.name), text: text.into(), need: need.to_owned() }
     }
 
     pub fn failed(&self, attempt: &str, failure: &Failure, need: &str) -> SourceError {

@@ -5,16 +5,22 @@
 //! common, and its sums are checked; [`Snapshot`] packs it again. It is asked of the active node.
 //! Restoring sends it back. What the server holds then is sealed with the *captured* Vault's keys: whether those are at
 //! hand is looked at before anything is overwritten.
-//! Deliberately absent: reading secrets out of a snapshot, which is of no use without a Vault.
+//! Single secrets come back by a Vault beside the live one, which opens the snapshot ([`Secrets`]).
+//! Deliberately absent: reading secrets out of a snapshot without a Vault.
 
 mod archive;
+mod aside;
 mod client;
+mod keyvalue;
 mod restore;
+mod secrets;
 
 pub use archive::Snapshot;
 pub use restore::{Restore, Restoring};
+pub use secrets::Secrets;
 
 use super::http::{self, Tls};
+use super::target::{Options, Target};
 use super::{Context, Needs, Say, Source, SourceError};
 use crate::entry::{Facts, Sink};
 use crate::secret::SecretRef;
@@ -98,6 +104,27 @@ pub struct Vault {
 impl Vault {
     pub fn new(spec: Spec) -> Self {
         Self { spec }
+    }
+}
+
+/// Brings all of a Vault back, or the secrets that are asked for.
+pub(super) fn target(spec: &Spec, options: Options) -> Box<dyn Target> {
+    if options.vault_paths.is_empty() {
+        Box::new(Restoring::new(spec.clone(), options))
+    } else {
+        Box::new(Secrets::new(spec.clone(), options))
+    }
+}
+
+/// Says what is wrong with paths of secrets.
+pub(super) fn check_paths(paths: &[String], say: &mut Say<'_>) {
+    for path in paths {
+        if path.is_empty() || path.starts_with('/') || !path.contains('/') {
+            say(
+                "vaultPaths",
+                &format!("expected an API path such as secret/data/NAME, or secret/data/FOLDER/: {path}"),
+            );
+        }
     }
 }
 

@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// So many leases are looked at, and so many of the orphaned are named.
 const MAX_LEASES: usize = 1_000;
 const NAMED_LEASES: usize = 20;
-const SHAMIR: &str = "shamir";
+pub(super) const SHAMIR: &str = "shamir";
 
 /// What is needed of the *captured* Vault to use what was restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -66,7 +66,7 @@ impl Restoring {
     }
 }
 
-fn detail<'a>(facts: &'a Facts, name: &str) -> &'a str {
+pub(super) fn detail<'a>(facts: &'a Facts, name: &str) -> &'a str {
     facts.details.get(name).map_or("", String::as_str)
 }
 
@@ -220,7 +220,7 @@ fn problem(error: &SourceError) -> Problem {
 }
 
 /// Uploads the snapshot. Whoever reads the repository and whoever sends work at the same time.
-fn send(context: &Context, client: &Client, supply: &dyn Supply, foreign: bool) -> Result<(), SourceError> {
+pub(super) fn send(context: &Context, client: &Client, supply: &dyn Supply, foreign: bool) -> Result<(), SourceError> {
     let (upload, body) = http::Upload::new();
     let path = if foreign { SNAPSHOT_FORCE } else { SNAPSHOT };
     let request = client.upload(path, body);
