@@ -30,8 +30,13 @@ const WRONG: &str = "incorrect-pony";
 const SOURCES: [&str; 2] = ["metrics", "alerts"];
 /// One block of an old moment.
 const SAMPLES: &str = "# HELP old x\n# TYPE old gauge\nold 1 1700000000\nold 2 1700000060\n# EOF\n";
-const SILENCE: &str = r#"{"matchers": [{"name": "alertname", "value": "Down", "isRegex": false}], "createdBy": "me",
-    "comment": "works", "startsAt": "2024-01-01T00:00:00Z", "endsAt": "2090-01-01T00:00:00Z"}"#;
+const POST: [&str; 4] = [
+    "-H",
+    "Content-Type: application/json",
+    "-d",
+    r#"{"matchers": [{"name": "alertname", "value": "Down", "isRegex": false}], "createdBy": "me", "comment": "works",
+        "startsAt": "2024-01-01T00:00:00Z", "endsAt": "2090-01-01T00:00:00Z"}"#,
+];
 
 /// A server on a free port of loopback, killed at the end.
 struct Daemon {
@@ -149,17 +154,13 @@ fn fail(world: &World, text: &str) {
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0, "{listed}");
 }
 
+/// What an Alertmanager says of its silences to somebody whom it knows by `login`, after it was told something.
 #[track_caller]
-fn curl(arguments: &[&str]) -> String {
-    let output = support::command("curl").args(["-sSf"]).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+fn silences(address: &str, login: &[&str], tell: &[&str]) -> String {
+    let mut curl = support::command("curl");
+    let output = curl.args(["-sSf", &format!("{address}/api/v2/silences")]).args(login).args(tell).output().unwrap();
+    assert!(output.status.success(), "{address}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// As somebody whom the server knows by `login`.
-fn silence(address: &str, login: &[&str]) {
-    let post = ["-H", "Content-Type: application/json", "-d", SILENCE];
-    curl(&[&[&format!("{address}/api/v2/silences")], login, &post].concat());
 }
 
 #[test]
@@ -179,8 +180,8 @@ fn a_password_and_a_certificate() {
     let alertmanager = Daemon::alertmanager(&world, "alertmanager", &secured);
     let address = |daemon: &Daemon| format!("https://127.0.0.1:{}", daemon.port);
     let login = |password: &str| format!("    username: backup\n    password: {{file: {at}/{password}}}\n");
-    let tls = |ca: &str, client: &str| {
-        let client = if client.is_empty() { "" } else { &format!(", certificate: {at}/{client}.pem, key: {at}/{client}.key") };
+    let tls = |ca: &str, client: bool| {
+        let client = if client { format!(", certificate: {at}/client.pem, key: {at}/client.key") } else { String::new() };
         format!("    tls: {{ca: {at}/{ca}.pem{client}}}\n")
     };
     let known = ["--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key"].map(|word| match word {
@@ -189,34 +190,34 @@ fn a_password_and_a_certificate() {
     });
     let user = format!("backup:{PASSWORD}");
     let known: Vec<_> = known.iter().map(String::as_str).chain(["-u", &user]).collect();
-    silence(&address(&alertmanager), &known);
+    silences(&address(&alertmanager), &known, &POST);
 
     let both = |further: &str| documents(&world, &address(&prometheus), &address(&alertmanager), further);
-    both(&(login("wrong") + &tls("ca", "client")));
+    both(&(login("wrong") + &tls("ca", true)));
     fail(&world, "denied access");
-    both(&tls("ca", "client"));
+    both(&tls("ca", true));
     fail(&world, "denied access");
-    both(&(login("right") + &tls("other-ca", "client")));
+    both(&(login("right") + &tls("other-ca", true)));
     fail(&world, "certificate");
-    both(&(login("right") + &tls("ca", "")));
+    both(&(login("right") + &tls("ca", false)));
     fail(&world, "CertificateRequired");
-    both(&(login("right") + &tls("missing", "client")));
+    both(&(login("right") + &tls("missing", true)));
     fail(&world, "missing.pem");
     let plain = |daemon: &Daemon| format!("http://127.0.0.1:{}", daemon.port);
     documents(&world, &plain(&prometheus), &plain(&alertmanager), &login("right"));
     fail(&world, "400 Bad Request");
 
-    both(&(login("right") + &tls("ca", "client")));
+    both(&(login("right") + &tls("ca", true)));
     let doctor = world.as_writer(&["doctor"]);
     assert!(doctor.out.contains("Prometheus 2.") && doctor.out.contains(", 1 silences"), "{}", doctor.out);
     for source in SOURCES {
         backup(&world, source).expect(0);
     }
     let fresh = Daemon::alertmanager(&world, "fresh", &secured);
-    documents(&world, &address(&prometheus), &address(&fresh), &(login("right") + &tls("ca", "client")));
+    documents(&world, &address(&prometheus), &address(&fresh), &(login("right") + &tls("ca", true)));
     let restored = world.as_owner(&["restore", "snapshot", "alerts@1", "--into", "alerts"]).expect(0);
     assert!(restored.out.contains("1 of 1 silences that last are there"), "{}", restored.out);
-    let listed = curl(&[&[&format!("{}/api/v2/silences", address(&fresh))], &known[..]].concat());
+    let listed = silences(&address(&fresh), &known, &[]);
     assert!(listed.contains("works"), "{listed}");
     world.assert_sound();
 }
@@ -231,7 +232,8 @@ fn a_token_behind_a_proxy() {
     let below = |path: &str| [format!("--web.external-url=http://127.0.0.1/{path}")];
     let prometheus = Daemon::prometheus(&world, &below("prometheus"));
     let alertmanager = Daemon::alertmanager(&world, "alertmanager", &below("alertmanager"));
-    silence(&format!("http://127.0.0.1:{}/alertmanager", alertmanager.port), &[]);
+    let inside = |daemon: &Daemon| format!("http://127.0.0.1:{}/alertmanager", daemon.port);
+    silences(&inside(&alertmanager), &[], &POST);
     let trap = TcpListener::bind("127.0.0.1:0").unwrap();
     let trap_port = trap.local_addr().unwrap().port();
     let first = Daemon::proxy(&world, "first", prometheus.port, trap_port);
@@ -263,7 +265,7 @@ fn a_token_behind_a_proxy() {
     documents(&world, "https://127.0.0.1:1", &format!("https://127.0.0.1:{}/alertmanager", third.port), &with("token"));
     let restored = world.as_owner(&["restore", "snapshot", "alerts@1", "--into", "alerts"]).expect(0);
     assert!(restored.out.contains("1 of 1 silences that last are there"), "{}", restored.out);
-    let listed = curl(&[&format!("http://127.0.0.1:{}/alertmanager/api/v2/silences", fresh.port)]);
+    let listed = silences(&inside(&fresh), &[], &[]);
     assert!(listed.contains("works"), "{listed}");
     world.assert_sound();
 }

@@ -71,9 +71,8 @@ impl Sqlite {
 
     /// Its metadata; something is in it.
     fn look(&self) -> Result<fs::Metadata, SourceError> {
-        let found = fs::metadata(&self.spec.path).and_then(|found| match found.is_file() {
-            true => Ok(found),
-            false => Err(io::Error::other("it is not a file")),
+        let found = fs::metadata(&self.spec.path).and_then(|found| {
+            if found.is_file() { Ok(found) } else { Err(io::Error::other("it is not a file")) }
         });
         let found = found.map_err(|source| SourceError::Root { path: self.place(), source })?;
         if found.len() == 0 { Err(SourceError::Empty { path: self.place() }) } else { Ok(found) }
