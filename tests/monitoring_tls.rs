@@ -181,7 +181,8 @@ fn a_password_and_a_certificate() {
     let address = |daemon: &Daemon| format!("https://127.0.0.1:{}", daemon.port);
     let login = |password: &str| format!("    username: backup\n    password: {{file: {at}/{password}}}\n");
     let tls = |ca: &str, client: bool| {
-        let client = if client { format!(", certificate: {at}/client.pem, key: {at}/client.key") } else { String::new() };
+        let client =
+            if client { format!(", certificate: {at}/client.pem, key: {at}/client.key") } else { String::new() };
         format!("    tls: {{ca: {at}/{ca}.pem{client}}}\n")
     };
     let known = ["--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key"].map(|word| match word {

@@ -144,7 +144,8 @@ impl Api {
     }
 
     pub fn get(&self, context: &Context, path: &str, attempt: &str) -> Result<Value, SourceError> {
-        self.json(context, self.server.request(Method::GET, path))?.map_err(|failure| self.failed(attempt, &failure, ""))
+        self.json(context, self.server.request(Method::GET, path))?
+            .map_err(|failure| self.failed(attempt, &failure, ""))
     }
 
     /// `attempt` is a verb, with what it needs before the server's name; `need` says what to do, if more than that is known.

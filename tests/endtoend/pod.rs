@@ -86,7 +86,8 @@ fn the_pods_own_account_is_enough() {
     fails("lifeboat-backup", &[], "find the cluster that this runs in");
     fails("not-mounted", &cluster, "automountServiceAccountToken");
     let change = |name: &str, content: &[u8]| fs::write(world.path("lifeboat-backup").join(name), content).unwrap();
-    let (token, ca) = ["token", "ca.crt"].map(|name| fs::read(world.path("lifeboat-backup").join(name)).unwrap()).into();
+    let (token, ca) =
+        ["token", "ca.crt"].map(|name| fs::read(world.path("lifeboat-backup").join(name)).unwrap()).into();
     change("token", b"no.such.token");
     fails("lifeboat-backup", &cluster, "does not accept the credentials");
     change("token", &token);

@@ -71,9 +71,8 @@ impl Sqlite {
 
     /// Its metadata; something is in it.
     fn look(&self) -> Result<fs::Metadata, SourceError> {
-        let found = fs::metadata(&self.spec.path).and_then(|found| {
-            if found.is_file() { Ok(found) } else { Err(io::Error::other("it is not a file")) }
-        });
+        let found = fs::metadata(&self.spec.path)
+            .and_then(|found| if found.is_file() { Ok(found) } else { Err(io::Error::other("it is not a file")) });
         let found = found.map_err(|source| SourceError::Root { path: self.place(), source })?;
         if found.len() == 0 { Err(SourceError::Empty { path: self.place() }) } else { Ok(found) }
     }
@@ -131,7 +130,8 @@ impl Sqlite {
             let need = "it is damaged: bring back an earlier snapshot, or see what `sqlite3 FILE .recover` saves";
             return Err(self.error(attempt, found.trim().replace('\n', "; "), need));
         }
-        let facts = ask(&["PRAGMA page_size", "PRAGMA journal_mode", "PRAGMA user_version", "SELECT sqlite_version()"])?;
+        let facts =
+            ask(&["PRAGMA page_size", "PRAGMA journal_mode", "PRAGMA user_version", "SELECT sqlite_version()"])?;
         let [page_size, journal_mode, user_version, version] = facts.lines().collect::<Vec<_>>()[..] else {
             return Err(self.error(attempt, "the answer is not that of sqlite3".into(), ""));
         };
