@@ -201,7 +201,7 @@ fn a_password_and_a_certificate() {
     both(&(login("right") + &tls("other-ca", true)));
     fail(&world, "certificate");
     both(&(login("right") + &tls("ca", false)));
-    fail(&world, "CertificateRequired");
+    fail(&world, "received fatal alert");
     both(&(login("right") + &tls("missing", true)));
     fail(&world, "missing.pem");
     let plain = |daemon: &Daemon| format!("http://127.0.0.1:{}", daemon.port);

@@ -30,7 +30,12 @@ const COUNTS: &str = "SELECT count(*) FROM dashboard; SELECT dashboards FROM tot
 
 #[track_caller]
 fn sqlite(file: &Path, commands: &str) -> String {
-    let output = support::command("sqlite3").args(["-bail", "-batch"]).arg(file).arg(commands).output().unwrap();
+    let output = support::command("sqlite3")
+        .args(["-bail", "-batch", "-cmd", ".timeout 60000"])
+        .arg(file)
+        .arg(commands)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{commands}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
@@ -141,7 +146,7 @@ fn one_state_whoever_writes() {
         document(&world, &file);
         let writer = Writer::start(&file);
         let number = |file: &Path| {
-            let counts = sqlite(file, &format!(".timeout 60000\n{COUNTS}"));
+            let counts = sqlite(file, COUNTS);
             let (there, counted) = counts.split_once('\n').unwrap();
             assert_eq!(there, counted, "{mode}");
             there.parse::<u64>().unwrap()
@@ -202,9 +207,9 @@ fn what_keeps_a_capture_away_is_said() {
     fails(&world.path("data/without.db"), "holds nothing to capture");
     fs::write(world.path("data/text.db"), "it says what it is, and that is no database").unwrap();
     fails(&world.path("data/text.db"), "file is not a database");
-    // A page in the middle is lost, and the file's last half.
+    // The root of a table is lost, and the file's last half.
     let bytes = fs::read(&file).unwrap();
-    fs::File::options().write(true).open(&file).unwrap().write_all_at(&[0; 4096], 200 * 4096).unwrap();
+    fs::File::options().write(true).open(&file).unwrap().write_all_at(&[0; 4096], 4096).unwrap();
     fails(&file, "it is damaged");
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     fails(&file, "the SQLite database");

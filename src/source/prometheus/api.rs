@@ -3,6 +3,7 @@
 use super::Spec;
 use crate::source::http::{self, Failure, Login, Server};
 use crate::source::{Context, SourceError};
+use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -69,6 +70,8 @@ impl Api {
     pub fn snapshot(&self, context: &Context) -> Result<String, SourceError> {
         // It writes a block first, which takes as long as it takes.
         let request = self.0.server.upload("/api/v1/admin/tsdb/snapshot?skip_head=false", "".into());
+        // Said of an empty body only on demand, and proxies want it.
+        let request = request.header(CONTENT_LENGTH, 0);
         let data = self.data(context, request, SNAPSHOT)?;
         let plain = |name: &&str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let name = data["name"].as_str().filter(plain);
