@@ -54,10 +54,10 @@ fn database(world: &World, mode: &str, page_size: u32) -> PathBuf {
     let _ = fs::remove_dir_all(world.path("data")); // there may be none
     fs::create_dir(world.path("data")).unwrap();
     sqlite(&file, &format!("PRAGMA page_size = {page_size}; PRAGMA journal_mode = {mode}; {TABLES}"));
-    let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) \
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) \
                 INSERT INTO dashboard SELECT i, 'u' || i, 'title ' || i, randomblob(8000) FROM n; \
                 UPDATE total SET dashboards = 500";
-    sqlite(&file, fill);
+    sqlite(&file, rows);
     file
 }
 
