@@ -23,7 +23,7 @@ pub struct Source {
     pub needs: Vec<SourceName>,
 }
 
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "files",
     "alertmanager",
     "command",
@@ -35,6 +35,7 @@ const KINDS: [&str; 13] = [
     "postgresqlDump",
     "prometheus",
     "redis",
+    "sqlite",
     "terraform",
     "vault",
 ];
@@ -55,6 +56,7 @@ pub(super) struct Document {
     postgresql_dump: Option<source::postgresql_dump::Spec>,
     prometheus: Option<source::prometheus::Spec>,
     redis: Option<source::redis::Spec>,
+    sqlite: Option<source::sqlite::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
     #[serde(default)]
@@ -99,6 +101,7 @@ impl Document {
             self.postgresql_dump.map(source::Spec::PostgresqlDump),
             self.prometheus.map(source::Spec::Prometheus),
             self.redis.map(source::Spec::Redis),
+            self.sqlite.map(source::Spec::Sqlite),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),
         ];

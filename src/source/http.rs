@@ -126,6 +126,47 @@ impl Failure {
     }
 }
 
+/// A server that answers in JSON, and who we are to it.
+pub(super) struct Api {
+    /// What errors call it.
+    system: &'static str,
+    pub server: Server,
+    login: Login,
+}
+
+impl Api {
+    pub fn new(system: &'static str, server: Server, login: Login) -> Self {
+        Self { system, server, login }
+    }
+
+    pub fn json(&self, context: &Context, request: RequestBuilder) -> Result<Result<Value, Failure>, SourceError> {
+        json(context, self.login.sign(request))
+    }
+
+    pub fn get(&self, context: &Context, path: &str, attempt: &str) -> Result<Value, SourceError> {
+        self.json(context, self.server.request(Method::GET, path))?
+            .map_err(|failure| self.failed(attempt, &failure, ""))
+    }
+
+    /// `attempt` is a verb, with what it needs before the server's name; `need` says what to do, if more than that is known.
+    pub fn failed(&self, attempt: &str, failure: &Failure, need: &str) -> SourceError {
+        let (server, text) = (self.server.address.clone(), failure.text.clone());
+        if failure.is_denied() {
+            let advice = "look at username and password, or token, of the Source document";
+            return SourceError::Refused { server, text, advice };
+        }
+        let leads_away = failure.status.is_some_and(|status| status.is_redirection());
+        let need = if leads_away { "redirections are not followed: give the address that it leads to" } else { need };
+        SourceError::System { attempt: format!("{attempt} {} at {server}", self.system), text, need: need.into() }
+    }
+
+    /// The answer is JSON, and not what was asked for.
+    pub fn odd(&self, attempt: &str) -> SourceError {
+        let text = format!("the answer is not that of {}; is it the right server?", self.system);
+        self.failed(attempt, &Failure { status: None, text }, "")
+    }
+}
+
 /// One server.
 #[derive(Clone, Debug)]
 pub(super) struct Server {

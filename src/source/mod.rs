@@ -14,6 +14,7 @@ pub mod postgresql_dump;
 pub mod probe;
 pub mod prometheus;
 pub mod redis;
+pub mod sqlite;
 pub mod target;
 pub mod terraform;
 mod unpack;
@@ -43,6 +44,7 @@ pub enum Spec {
     PostgresqlDump(postgresql_dump::Spec),
     Prometheus(prometheus::Spec),
     Redis(redis::Spec),
+    Sqlite(sqlite::Spec),
     Terraform(terraform::Spec),
     Vault(vault::Spec),
 }
@@ -62,13 +64,14 @@ impl Spec {
             Self::PostgresqlDump(spec) => Box::new(postgresql_dump::PostgresqlDump::new(spec.clone())?),
             Self::Prometheus(spec) => Box::new(prometheus::Prometheus::new(spec.clone())),
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
+            Self::Sqlite(spec) => Box::new(sqlite::Sqlite::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
             Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
         })
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd, PostgreSQL's whole clusters, Prometheus and Redis, which start from files).
+    /// back as files (etcd, PostgreSQL's whole clusters, Prometheus, Redis and SQLite, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         let of_others = match self {
             Self::Kubernetes(_) => options.of_vault(),
@@ -85,7 +88,8 @@ impl Spec {
             | Self::Etcd(_)
             | Self::Postgresql(_)
             | Self::Prometheus(_)
-            | Self::Redis(_) => None,
+            | Self::Redis(_)
+            | Self::Sqlite(_) => None,
             Self::Alertmanager(spec) => Some(Box::new(alertmanager::Restoring::new(spec.clone(), options))),
             Self::Git(spec) => Some(Box::new(git::Restoring::new(spec.clone(), options)?)),
             Self::Kubernetes(spec) => Some(Box::new(kubernetes::Cluster::new(spec.clone(), options))),
@@ -111,6 +115,7 @@ impl Spec {
             Self::PostgresqlDump(spec) => spec.check(directory, say),
             Self::Prometheus(spec) => spec.check(directory, say),
             Self::Redis(spec) => spec.check(directory, say),
+            Self::Sqlite(spec) => spec.check(say),
             Self::Terraform(spec) => spec.check(directory, say),
             Self::Vault(spec) => spec.check(directory, say),
         }
@@ -135,6 +140,7 @@ impl Spec {
             Self::PostgresqlDump(spec) => spec.needs(),
             Self::Prometheus(spec) => spec.needs(),
             Self::Redis(spec) => spec.needs(),
+            Self::Sqlite(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
         }
@@ -155,6 +161,7 @@ impl Spec {
             Self::PostgresqlDump(_) => "postgresqlDump",
             Self::Prometheus(_) => "prometheus",
             Self::Redis(_) => "redis",
+            Self::Sqlite(_) => "sqlite",
             Self::Terraform(_) => "terraform",
             Self::Vault(_) => "vault",
         }

@@ -19,6 +19,7 @@ mod kubernetes;
 mod mariadb;
 mod network;
 mod picture;
+mod pod;
 mod recovery;
 mod replica;
 mod resumed;

