@@ -23,7 +23,7 @@ pub struct Source {
     pub needs: Vec<SourceName>,
 }
 
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "files",
     "alertmanager",
     "command",
@@ -37,6 +37,7 @@ const KINDS: [&str; 13] = [
     "redis",
     "terraform",
     "vault",
+    "volume",
 ];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
@@ -57,6 +58,7 @@ pub(super) struct Document {
     redis: Option<source::redis::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
+    volume: Option<source::volume::Spec>,
     #[serde(default)]
     held_elsewhere: Vec<String>,
     #[serde(default)]
@@ -101,6 +103,7 @@ impl Document {
             self.redis.map(source::Spec::Redis),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),
+            self.volume.map(source::Spec::Volume),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

@@ -18,6 +18,7 @@ pub mod target;
 pub mod terraform;
 mod unpack;
 pub mod vault;
+pub mod volume;
 
 use crate::entry::{Facts, Sink, Stopped, Supply};
 use crate::secret::SecretRef;
@@ -45,6 +46,7 @@ pub enum Spec {
     Redis(redis::Spec),
     Terraform(terraform::Spec),
     Vault(vault::Spec),
+    Volume(volume::Spec),
 }
 
 impl Spec {
@@ -64,13 +66,20 @@ impl Spec {
             Self::Redis(spec) => Box::new(redis::Redis::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
             Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
+            Self::Volume(spec) => Box::new(volume::Volume::new(spec.clone())?),
         })
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
     /// back as files (etcd, PostgreSQL's whole clusters, Prometheus and Redis, which start from files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
-        if let Some(option) = options.of_objects().filter(|_| !matches!(self, Self::Kubernetes(_))) {
+        let other = match self {
+            Self::Kubernetes(_) => None,
+            // A claim is an object, too.
+            Self::Volume(_) => options.of_objects(&["storageClasses"]),
+            _ => options.of_objects(&[]),
+        };
+        if let Some(option) = other {
             return Err(SourceError::System {
                 attempt: format!("restore into a system of kind {}", self.field()),
                 text: format!("the option {option} is for objects of Kubernetes"),
@@ -91,6 +100,7 @@ impl Spec {
             Self::PostgresqlDump(spec) => Some(Box::new(postgresql_dump::Restoring::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(Box::new(vault::Restoring::new(spec.clone(), options))),
+            Self::Volume(spec) => Some(Box::new(volume::Restoring::new(spec.clone(), options))),
         })
     }
 
@@ -111,6 +121,7 @@ impl Spec {
             Self::Redis(spec) => spec.check(directory, say),
             Self::Terraform(spec) => spec.check(directory, say),
             Self::Vault(spec) => spec.check(directory, say),
+            Self::Volume(spec) => spec.check(directory, say),
         }
     }
 
@@ -135,6 +146,7 @@ impl Spec {
             Self::Redis(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
+            Self::Volume(spec) => spec.needs(),
         }
     }
 
@@ -155,6 +167,7 @@ impl Spec {
             Self::Redis(_) => "redis",
             Self::Terraform(_) => "terraform",
             Self::Vault(_) => "vault",
+            Self::Volume(_) => "volume",
         }
     }
 }

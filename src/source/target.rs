@@ -56,8 +56,8 @@ impl Options {
         kubernetes::check_options(self, say);
     }
 
-    /// An option that only objects of Kubernetes have a use for.
-    pub(super) fn of_objects(&self) -> Option<&'static str> {
+    /// An option that only objects of Kubernetes have a use for, and that is not among `known`.
+    pub(super) fn of_objects(&self, known: &[&str]) -> Option<&'static str> {
         let given = [
             (!self.namespaces.is_empty(), "namespaces"),
             (!self.storage_classes.is_empty(), "storageClasses"),
@@ -68,7 +68,7 @@ impl Options {
             (!self.patches.is_empty(), "patches"),
             (self.status, "status"),
         ];
-        given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
+        given.into_iter().find(|(given, name)| *given && !known.contains(name)).map(|(_, name)| name)
     }
 }
 
