@@ -8,6 +8,7 @@ mod plan;
 mod recovery;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
 
 use cluster::{Cluster, wait};
 use ledger::Ledger;
