@@ -318,7 +318,7 @@ impl Lab<'_> {
         let said = self.lifeboat(&["backup", "stuck"]).expect(3, "may still be held (look at it now)");
         assert!(said.contains("cannot let go"), "{said}");
         let unfit = self.source("unfit", "data", &self.disk("a"), UNFIT);
-        self.owner.document("unfit.yaml", &(repository(self.store, OUTSIDE, "writer.key") + &unfit));
+        self.owner.document("unfit.yaml", &unfit);
         let mut lifeboat = self.command(&["--config", "unfit.yaml", "backup", "unfit"]);
         let said = lifeboat.output().unwrap();
         let text = String::from_utf8_lossy(&said.stderr).into_owned();
