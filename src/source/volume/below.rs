@@ -1,7 +1,7 @@
 //! Everything below one directory of the snapshot; and when all of it has been read: contents are read by other threads,
 //! after the walk has handed them over.
 
-use crate::entry::{Content, Entry, Input, Kind, Problem, Sink, Stopped, Verdict};
+use crate::entry::{Content, Entry, Input, Kind, Open, Problem, Sink, Stopped, Verdict};
 use crate::source::{Context, SourceError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::io;
@@ -51,7 +51,7 @@ impl Sink for Below<'_> {
         }
         let input = input.map(|input| {
             let (open, unread) = (input.open, self.unread.clone());
-            let open = Box::new(move || Ok(Box::new(Counted { content: open()?, _unread: unread }) as Box<dyn Content>));
+            let open: Open = Box::new(move || Ok(Box::new(Counted { content: open()?, _unread: unread }) as Box<dyn Content>));
             Input { open, ..input }
         });
         self.sink.add(entry, input)

@@ -335,7 +335,8 @@ impl<'a> Frozen<'a> {
             let left = frozen.thaw();
             return Err(match error {
                 SourceError::System { attempt, text, need } if !left.is_empty() => {
-                    SourceError::System { attempt, text: format!("{text}{need}"), need: left.join("; ") }
+                    let needs: Vec<_> = std::iter::once(need).filter(|need| !need.is_empty()).chain(left).collect();
+                    SourceError::System { attempt, text, need: needs.join("; ") }
                 }
                 other => other,
             });

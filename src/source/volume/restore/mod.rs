@@ -11,7 +11,7 @@ mod pod;
 use super::claim::{self, Claim};
 use super::stream::{Report, Sender, Standing};
 use super::{CLAIM, FILES, Spec, VOLUME};
-use crate::entry::{Body, Entry, Facts, Problem, Supply};
+use crate::entry::{Entry, Facts, Problem, Supply};
 use crate::source::kubernetes::api::{Api, Ask};
 use crate::source::kubernetes::{normal, yaml};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
@@ -76,16 +76,18 @@ impl Wanted {
 
     /// What becomes of what the volume holds.
     fn standing(&self, planned: &Action, there: Option<&Claim>) -> Standing {
-        match self.whole {
-            false => Standing::Beside,
-            true if *planned == Action::Replace || self.began(there) => Standing::Clear,
-            true => Standing::Refuse,
+        if !self.whole {
+            Standing::Beside
+        } else if *planned == Action::Replace || self.began(there) {
+            Standing::Clear
+        } else {
+            Standing::Refuse
         }
     }
 
     /// A restore of this snapshot into the claim has begun and not ended.
     fn began(&self, there: Option<&Claim>) -> bool {
-        there.is_some_and(|claim| claim.marked(FILLING) == Some(&self.id))
+        there.is_some_and(|claim| claim.marked(FILLING) == Some(self.id.as_str()))
     }
 }
 
@@ -152,17 +154,18 @@ impl Restoring {
         if claim.0["metadata"]["deletionTimestamp"].is_string() {
             return Action::Conflict("it is being deleted".into());
         }
+        if !wanted.whole && replace {
+            let why = "only the whole volume can be replaced; single files are put beside what is there";
+            return Action::Conflict(why.into());
+        }
         if !wanted.whole {
-            return match replace {
-                true => Action::Conflict("only the whole volume can be replaced; single files are put beside what is there".into()),
-                false => Action::Create,
-            };
+            return Action::Create;
         }
         if wanted.began(there) {
             return Action::Create;
         }
         if !replace {
-            let done = claim.marked(FILLED) == Some(&wanted.id);
+            let done = claim.marked(FILLED) == Some(wanted.id.as_str());
             return if done { Action::Unchanged } else { Action::Create };
         }
         if facts.system != claim.volume() && !self.options.foreign {
@@ -214,8 +217,8 @@ impl Restoring {
     /// Sets or removes marks of the claim. They name the claim's own uid: on a copy of its manifest they mean nothing.
     fn mark(&self, context: &Context, api: &Api, marks: &[(&str, Option<&str>)]) -> Result<(), SourceError> {
         let claim = self.claim(context, api)?.ok_or_else(|| self.failed("somebody has deleted the claim", ""))?;
-        let value = |value: &&str| json!(claim.mark(value));
-        let marks = marks.iter().map(|(name, mark)| ((*name).to_owned(), mark.as_ref().map_or(Value::Null, value)));
+        let value = |mark: Option<&str>| mark.map_or(Value::Null, |text| json!(claim.mark(text)));
+        let marks = marks.iter().map(|(name, mark)| ((*name).to_owned(), value(*mark)));
         let body = json!({ "metadata": { "annotations": marks.collect::<serde_json::Map<_, _>>() } });
         let ask = Ask::Merge { name: &self.spec.claim, body: &body };
         let done = api.ask(context, &claim::path(&self.spec.namespace), &ask)?;
@@ -237,14 +240,14 @@ impl Restoring {
             self.empty(&pod.look()?)?;
         }
         if wanted.whole {
-            self.mark(context, api, &[(FILLING, Some(&wanted.id)), (FILLED, None)])?;
+            self.mark(context, api, &[(FILLING, Some(wanted.id.as_str())), (FILLED, None)])?;
         }
         let mut out = BufWriter::with_capacity(PIECE, pod.receive(standing)?);
         let sent = send(supply, &mut out);
         let (mut attached, _) = out.into_parts();
         let sent = match sent {
             Err(Sending::Snapshot(source)) => return Err(SourceError::Snapshot { what: self.spec.what(), source }),
-            Err(Sending::Gone(_)) => None,
+            Err(Sending::Gone) => None,
             Ok(sent) => {
                 attached.close()?;
                 Some(sent)
@@ -273,20 +276,22 @@ enum Sending {
     /// The snapshot cannot be read.
     Snapshot(io::Error),
     /// The pod takes nothing more.
-    Gone(io::Error),
+    Gone,
 }
 
 /// Sends what is of the volume. Gives the number of entries.
 fn send(supply: &dyn Supply, out: &mut dyn io::Write) -> Result<u64, Sending> {
     let mut out = Telling { out, failed: false };
-    let sent = (|| {
-        let mut sender = Sender::new(&mut out)?;
-        supply.entries(&mut |entry, body: &dyn Body| if is_of_volume(entry) { sender.send(entry, body) } else { Ok(()) })?;
-        let entries = sender.entries;
-        sender.end()?;
-        Ok(entries)
-    })();
-    sent.map_err(|error| if out.failed { Sending::Gone(error) } else { Sending::Snapshot(error) })
+    let sent = pour(supply, &mut out);
+    sent.map_err(|error| if out.failed { Sending::Gone } else { Sending::Snapshot(error) })
+}
+
+fn pour(supply: &dyn Supply, out: &mut Telling<'_>) -> io::Result<u64> {
+    let mut sender = Sender::new(out)?;
+    supply.entries(&mut |entry, body| if is_of_volume(entry) { sender.send(entry, body) } else { Ok(()) })?;
+    let entries = sender.entries;
+    sender.end()?;
+    Ok(entries)
 }
 
 /// Remembers whether writing failed.
@@ -360,7 +365,7 @@ impl Target for Restoring {
         ended?;
         if wanted.whole {
             let volume = supply.facts().system.as_deref();
-            self.mark(context, &api, &[(FILLING, None), (FILLED, Some(&wanted.id)), (VOLUME, volume)])?;
+            self.mark(context, &api, &[(FILLING, None), (FILLED, Some(wanted.id.as_str())), (VOLUME, volume)])?;
         }
         let problems = report.problems.into_iter();
         applied.problems = problems.map(|(path, text)| Problem { path: path.into_bytes(), text }).collect();

@@ -110,7 +110,7 @@ impl<'a> Pod<'a> {
     }
 
     fn run(&self, arguments: &[&str], fed: bool) -> Result<Attached, SourceError> {
-        let command: Vec<String> = [&["lifeboat", "receive", ROOT], arguments].concat().iter().map(|&a| a.into()).collect();
+        let command: Vec<String> = [&["lifeboat", "receive", ROOT][..], arguments].concat().into_iter().map(str::to_owned).collect();
         let started = Attached::start(self.context, self.api, &self.container(), &command, fed)?;
         started.map_err(|failure| {
             let need = "the image must be Lifeboat's own, and pods/exec needs the verbs create and get";
