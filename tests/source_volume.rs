@@ -203,7 +203,16 @@ fn what_cannot_be_captured_is_an_error(server: &Server, root: &Path) {
     capture(&spec(server, "small", root, &json!({"hooks": {"annotations": false}})), &mut Collect::default()).unwrap();
     // A pod that says that it runs, and nobody to run a program in it.
     pod(server, "web", "pre.hook.backup.velero.io/command: sync");
-    server.kubectl(&["-n", "shop", "patch", "pod", "web", "--subresource=status", "-p", r#"{"status":{"phase":"Running"}}"#]);
+    server.kubectl(&[
+        "-n",
+        "shop",
+        "patch",
+        "pod",
+        "web",
+        "--subresource=status",
+        "-p",
+        r#"{"status":{"phase":"Running"}}"#,
+    ]);
     let mut sink = Collect::default();
     let failed = told(capture(&spec(server, "admin", root, &json!({})), &mut sink));
     assert!(failed.contains("run a program in container main of pod shop/web"), "{failed}");
@@ -228,7 +237,8 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Taken, uid: &str) {
     assert_eq!(plan.target, format!("{cluster}/shop/uploads"));
     assert!(plan.overwrites());
     assert_eq!(taken.action(spec, &Options::default()), Action::Create, "whether it is empty is seen by the pod");
-    let foreign = Taken { facts: Facts { system: Some("other".into()), ..taken.facts.clone() }, entries: taken.entries.clone() };
+    let foreign =
+        Taken { facts: Facts { system: Some("other".into()), ..taken.facts.clone() }, entries: taken.entries.clone() };
     assert!(matches!(foreign.action(spec, &replace), Action::Conflict(_)));
     let forced = Options { foreign: true, ..replace.clone() };
     assert_eq!(foreign.action(spec, &forced), Action::Replace);
@@ -245,7 +255,8 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Taken, uid: &str) {
     assert_eq!(taken.action(spec, &replace), Action::Replace);
     mark("filling", uid);
     assert_eq!(taken.action(spec, &replace), Action::Create, "what it holds is that restore's own");
-    let some: Vec<_> = taken.entries.iter().filter(|(entry, _)| entry.path == b"files/pictures/a.jpg").cloned().collect();
+    let some: Vec<_> =
+        taken.entries.iter().filter(|(entry, _)| entry.path == b"files/pictures/a.jpg").cloned().collect();
     let some = Taken { facts: taken.facts.clone(), entries: some };
     assert!(matches!(some.action(spec, &replace), Action::Conflict(_)), "the rest would be lost");
 
@@ -288,7 +299,16 @@ impl Sink for Killing {
 
 fn a_server_that_dies_half_way(server: Server, root: &Path) {
     pod(&server, "later", "post.hook.backup.velero.io/command: thaw");
-    server.kubectl(&["-n", "shop", "patch", "pod", "later", "--subresource=status", "-p", r#"{"status":{"phase":"Running"}}"#]);
+    server.kubectl(&[
+        "-n",
+        "shop",
+        "patch",
+        "pod",
+        "later",
+        "--subresource=status",
+        "-p",
+        r#"{"status":{"phase":"Running"}}"#,
+    ]);
     let spec = spec(&server, "admin", root, &json!({}));
     let mut sink = Killing { server: Some(server), inner: Collect::default() };
     capture(&spec, &mut sink).unwrap();

@@ -181,10 +181,10 @@ impl Pod<'_> {
             "volumes": volumes,
         });
         if let Some(labels) = self.volume.map(|volume| &volume.pods).filter(|labels| !labels.is_empty()) {
-            let term =
-                json!({ "topologyKey": "kubernetes.io/hostname", "labelSelector": { "matchLabels": labels } });
+            let term = json!({ "topologyKey": "kubernetes.io/hostname", "labelSelector": { "matchLabels": labels } });
             let preferred = json!([{ "weight": 100, "podAffinityTerm": term }]);
-            pod["affinity"] = json!({ "podAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": preferred } });
+            pod["affinity"] =
+                json!({ "podAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": preferred } });
         }
         pod
     }

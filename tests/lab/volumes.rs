@@ -61,7 +61,12 @@ struct Said {
 impl Said {
     #[track_caller]
     fn expect(self, code: i32, part: &str) -> String {
-        assert!(self.code == Some(code) && self.text.contains(part), "{:?} and not {code}, {part:?}: {}", self.code, self.text);
+        assert!(
+            self.code == Some(code) && self.text.contains(part),
+            "{:?} and not {code}, {part:?}: {}",
+            self.code,
+            self.text
+        );
         self.text
     }
 }
@@ -201,7 +206,9 @@ impl Lab<'_> {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
-        lifeboat.args(["--config", "outside.yaml", "--writer-key", "writer.key", "--identity", "kit.txt"]).args(arguments);
+        lifeboat
+            .args(["--config", "outside.yaml", "--writer-key", "writer.key", "--identity", "kit.txt"])
+            .args(arguments);
         lifeboat.current_dir(self.owner.home).env("TEST_KEY", ACCESS_KEY).env("TEST_SECRET", SECRET_KEY);
         lifeboat.env("XDG_STATE_HOME", self.owner.home.join("state")).stdin(Stdio::null());
         lifeboat
@@ -239,7 +246,8 @@ impl Lab<'_> {
             self.owner.document(name, value);
         }
         let create = |kind: &[&str], files: &[(&str, &str)]| {
-            let files: Vec<_> = files.iter().map(|(key, file)| format!("--from-file={key}={}", self.path(file))).collect();
+            let files: Vec<_> =
+                files.iter().map(|(key, file)| format!("--from-file={key}={}", self.path(file))).collect();
             let files: Vec<_> = files.iter().map(String::as_str).collect();
             self.cluster.kubectl(&[&["-n", "shop", "create"], kind, &files].concat());
         };
@@ -267,7 +275,11 @@ impl Lab<'_> {
         let read = |path: &str| self.command(&["export", "shop-data@latest", path, "-o", "-"]).output().unwrap().stdout;
         let holds = |path: &str, text: &str| {
             let all = read(path);
-            assert!(all.windows(text.len()).any(|part| part == text.as_bytes()), "{path}: {}", String::from_utf8_lossy(&all));
+            assert!(
+                all.windows(text.len()).any(|part| part == text.as_bytes()),
+                "{path}: {}",
+                String::from_utf8_lossy(&all)
+            );
         };
         holds("streams/main.txt", "a dump of shop-");
         holds("files/state", "held\n");
@@ -367,7 +379,8 @@ impl Lab<'_> {
     fn again(&self, expected: &Picture) {
         self.into(&[]).expect(0, "unchanged 1");
         fs::write(self.volume().join("younger"), "x").unwrap();
-        let plan = self.command(&["--json", "restore", "snapshot", "shop-data@latest", "--into", "shop-data", "--dry-run"]);
+        let plan =
+            self.command(&["--json", "restore", "snapshot", "shop-data@latest", "--into", "shop-data", "--dry-run"]);
         let id = { plan }.output().unwrap().stdout;
         let id = serde_json::from_slice::<Value>(&id).unwrap()["target"].as_str().unwrap().to_owned();
         let replace = ["--existing", "replace", "--yes", "--target-id"];
@@ -377,7 +390,8 @@ impl Lab<'_> {
         // A single file beside what is there.
         fs::remove_file(self.volume().join("pictures/b.jpg")).unwrap();
         fs::remove_file(self.volume().join("pictures/a.jpg")).unwrap();
-        self.lifeboat(&["restore", "snapshot", "shop-data@latest", "files/pictures/a.jpg", "--into", "shop-data"]).expect(0, "");
+        self.lifeboat(&["restore", "snapshot", "shop-data@latest", "files/pictures/a.jpg", "--into", "shop-data"])
+            .expect(0, "");
         assert_eq!(fs::read(self.volume().join("pictures/a.jpg")).unwrap(), b"a picture");
     }
 
@@ -392,7 +406,14 @@ impl Lab<'_> {
         self.lifeboat(&[&into_other[..], &["--existing", "replace"]].concat()).expect(3, "it is another volume");
         assert!(self.disk("d").join("precious").exists());
         // Marks of another claim, as in a copy of its manifest, do not make it this restore's own.
-        let marks = self.cluster.get(&["-n", "shop", "pvc", "data", "-o", r"jsonpath={.metadata.annotations.lifeboat\.dev/filled}"]);
+        let marks = self.cluster.get(&[
+            "-n",
+            "shop",
+            "pvc",
+            "data",
+            "-o",
+            r"jsonpath={.metadata.annotations.lifeboat\.dev/filled}",
+        ]);
         let mark = |name: &str| format!("lifeboat.dev/{name}={marks}");
         self.cluster.kubectl(&["-n", "shop", "annotate", "pvc", "other", &mark("filled"), &mark("filling")]);
         self.lifeboat(&into_other).expect(1, "it is not empty");
@@ -424,7 +445,8 @@ impl Lab<'_> {
         self.cluster.kubectl(&["-n", "shop", "scale", "deployment/shop", "--replicas=1"]);
         self.cluster.kubectl(&["-n", "shop", "rollout", "status", "deployment/shop", "--timeout=60s"]);
         assert_eq!(self.in_shop("cat /data/pictures/a.jpg").unwrap(), "a picture");
-        let text = repository(self.store, OUTSIDE, "writer.key") + &self.source("shop-data", "data", &self.volume(), "");
+        let text =
+            repository(self.store, OUTSIDE, "writer.key") + &self.source("shop-data", "data", &self.volume(), "");
         self.owner.document("outside.yaml", &text);
         self.lifeboat(&["backup", "shop-data"]).expect(0, "");
         assert_eq!(self.newest()["state"], "good");
@@ -435,7 +457,8 @@ impl Lab<'_> {
 const STUCK: &str = "    hooks:\n      annotations: false\n      post:\n        \
                      - {command: [sh, -c, 'echo cannot let go >&2; exit 4'], timeout: 10s}\n";
 /// Its first does not end in time.
-const UNFIT: &str = "    hooks:\n      annotations: false\n      pre:\n        - {command: [sleep, '20'], timeout: 1s}\n";
+const UNFIT: &str =
+    "    hooks:\n      annotations: false\n      pre:\n        - {command: [sleep, '20'], timeout: 1s}\n";
 
 fn claim(name: &str, class: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim",

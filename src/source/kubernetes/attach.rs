@@ -222,7 +222,8 @@ impl Drop for Attached {
 /// How a program failed, as the kubelet tells it.
 fn how(status: &Status) -> String {
     let causes = status.details.iter().flat_map(|details| details.causes.iter().flatten());
-    let code = causes.filter(|cause| cause.reason.as_deref() == Some("ExitCode")).find_map(|cause| cause.message.clone());
+    let code =
+        causes.filter(|cause| cause.reason.as_deref() == Some("ExitCode")).find_map(|cause| cause.message.clone());
     match (code, &status.message) {
         (Some(code), _) => format!("it failed with exit status {code}"),
         (None, Some(message)) => message.clone(),

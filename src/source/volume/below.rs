@@ -51,7 +51,8 @@ impl Sink for Below<'_> {
         }
         let input = input.map(|input| {
             let (open, unread) = (input.open, self.unread.clone());
-            let open: Open = Box::new(move || Ok(Box::new(Counted { content: open()?, _unread: unread }) as Box<dyn Content>));
+            let open: Open =
+                Box::new(move || Ok(Box::new(Counted { content: open()?, _unread: unread }) as Box<dyn Content>));
             Input { open, ..input }
         });
         self.sink.add(entry, input)

@@ -49,9 +49,12 @@ impl Claim {
         match api.ask(context, &path(namespace), &Ask::Get(name))? {
             Ok(object) => Ok(Some(Self(object))),
             Err(failure) if failure.code() == 404 => Ok(None),
-            Err(failure) => {
-                Err(denied(api, &what, &failure, "grant get on persistentvolumeclaims in the namespace (deploy/volume)"))
-            }
+            Err(failure) => Err(denied(
+                api,
+                &what,
+                &failure,
+                "grant get on persistentvolumeclaims in the namespace (deploy/volume)",
+            )),
         }
     }
 
@@ -110,9 +113,10 @@ impl Claim {
     }
 
     pub fn describe(&self) -> String {
-        let class = self.class().filter(|class| !class.is_empty()).map_or("no storage class".into(), |class| {
-            format!("storage class {class}")
-        });
+        let class = self
+            .class()
+            .filter(|class| !class.is_empty())
+            .map_or("no storage class".into(), |class| format!("storage class {class}"));
         let phase = self.0["status"]["phase"].as_str().unwrap_or("new");
         format!("{phase}, {}, {}, {class}", self.size(), self.modes())
     }
@@ -173,11 +177,13 @@ fn uses(pod: &Value, claim: &str) -> bool {
     let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
     let own = pod["metadata"]["labels"][NAME] == OWN;
     let mut volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
-    !ended && !own && volumes.any(|volume| {
-        volume["persistentVolumeClaim"]["claimName"] == claim
-            || volume["ephemeral"].is_object()
-                && volume["name"].as_str().is_some_and(|volume| format!("{name}-{volume}") == claim)
-    })
+    !ended
+        && !own
+        && volumes.any(|volume| {
+            volume["persistentVolumeClaim"]["claimName"] == claim
+                || volume["ephemeral"].is_object()
+                    && volume["name"].as_str().is_some_and(|volume| format!("{name}-{volume}") == claim)
+        })
 }
 
 /// Whether a pod of [`users`] can run a program.

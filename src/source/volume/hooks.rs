@@ -137,7 +137,9 @@ impl Found {
     pub fn describe(&self) -> Vec<String> {
         let runs = self.pre.iter().map(|run| ("before", run)).chain(self.post.iter().map(|run| ("afterwards", run)));
         let mut lines: Vec<_> = runs.map(|(when, run)| format!("{when}, a program runs in {}", run.at)).collect();
-        lines.extend(self.streams.iter().map(|stream| format!("{} is what a program in {} writes", stream.name, stream.at)));
+        lines.extend(
+            self.streams.iter().map(|stream| format!("{} is what a program in {} writes", stream.name, stream.at)),
+        );
         lines
     }
 
@@ -235,7 +237,10 @@ fn annotated(spec: &Spec, pod: &Value, phase: Phase) -> Result<Option<Run>, Sour
 
 /// A list in JSON, or a program alone.
 fn velero_command(text: &str) -> Vec<String> {
-    serde_json::from_str(text).ok().filter(|list: &Vec<String>| !list.is_empty()).unwrap_or_else(|| vec![text.to_owned()])
+    serde_json::from_str(text)
+        .ok()
+        .filter(|list: &Vec<String>| !list.is_empty())
+        .unwrap_or_else(|| vec![text.to_owned()])
 }
 
 fn stream(spec: &Spec, pod: &Value, taken: &[Stream]) -> Result<Stream, SourceError> {
@@ -404,14 +409,18 @@ mod tests {
         let found = find(&spec(json!({})), &[pod("web", annotations)]).unwrap();
         let pre = &found.pre[0];
         assert_eq!(pre.command, ["fsfreeze", "--freeze", "/data"]);
-        assert_eq!((pre.at.name.as_str(), pre.timeout, pre.failing), ("side", Duration::from_secs(90), Failing::Continue));
+        assert_eq!(
+            (pre.at.name.as_str(), pre.timeout, pre.failing),
+            ("side", Duration::from_secs(90), Failing::Continue)
+        );
         let post = &found.post[0];
         assert_eq!(post.command, ["/thaw it"]);
         assert_eq!((post.at.name.as_str(), post.timeout, post.failing), ("main", TIMEOUT, Failing::Fail));
         let old = find(&spec(json!({})), &[pod("web", json!({"hook.backup.velero.io/command": "sync"}))]).unwrap();
         assert_eq!(old.pre[0].command, ["sync"]);
         assert!(old.post.is_empty());
-        let none = find(&spec(json!({"annotations": false})), &[pod("web", json!({"hook.backup.velero.io/command": "x"}))]);
+        let none =
+            find(&spec(json!({"annotations": false})), &[pod("web", json!({"hook.backup.velero.io/command": "x"}))]);
         assert_eq!(none.unwrap(), Found::default());
         let wrong = json!({"hook.backup.velero.io/command": "x", "hook.backup.velero.io/on-error": "Stop"});
         assert!(find(&spec(json!({})), &[pod("web", wrong)]).unwrap_err().to_string().contains("on-error"));
@@ -420,8 +429,11 @@ mod tests {
     #[test]
     fn a_pods_own_take_the_place_of_the_documents() {
         let hooks = json!({"pre": [{"command": ["a"]}, {"command": ["b"]}], "post": [{"command": ["c"]}]});
-        let pods =
-            [pod("two", json!({})), pod("one", json!({"pre.hook.backup.velero.io/command": "own"})), pod("x", json!({}))];
+        let pods = [
+            pod("two", json!({})),
+            pod("one", json!({"pre.hook.backup.velero.io/command": "own"})),
+            pod("x", json!({})),
+        ];
         let mut gone = pods[2].clone();
         gone["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         let found = find(&spec(hooks), &[pods[0].clone(), pods[1].clone(), gone]).unwrap();
@@ -434,10 +446,9 @@ mod tests {
 
     #[test]
     fn outputs_of_k8up() {
-        let with = |extension: &str| {
-            json!({"k8up.io/backupcommand": "sh -c 'pg_dump \"$DB\"'", "k8up.io/file-extension": extension})
-        };
-        let found = find(&spec(json!({})), &[pod("a", with(".sql")), pod("b", with(".sql")), pod("c", with(""))]).unwrap();
+        let with = |extension: &str| json!({"k8up.io/backupcommand": "sh -c 'pg_dump \"$DB\"'", "k8up.io/file-extension": extension});
+        let found =
+            find(&spec(json!({})), &[pod("a", with(".sql")), pod("b", with(".sql")), pod("c", with(""))]).unwrap();
         let names: Vec<_> = found.streams.iter().map(|stream| stream.name.as_str()).collect();
         assert_eq!(names, ["streams/main.sql", "streams/b-main.sql", "streams/main"]);
         assert_eq!(found.streams[0].command, ["sh", "-c", "pg_dump \"$DB\""]);

@@ -149,7 +149,9 @@ impl Restoring {
         let replace = self.options.existing == Existing::Replace;
         if let Some(pod) = users.first() {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-            return Action::Conflict(format!("pod {name} uses it: scale what it belongs to down first (a fence of a plan does)"));
+            return Action::Conflict(format!(
+                "pod {name} uses it: scale what it belongs to down first (a fence of a plan does)"
+            ));
         }
         if claim.0["metadata"]["deletionTimestamp"].is_string() {
             return Action::Conflict("it is being deleted".into());
@@ -169,12 +171,20 @@ impl Restoring {
             return if done { Action::Unchanged } else { Action::Create };
         }
         if facts.system != claim.volume() && !self.options.foreign {
-            return Action::Conflict("it is another volume than the one that was captured (--foreign replaces it all the same)".into());
+            return Action::Conflict(
+                "it is another volume than the one that was captured (--foreign replaces it all the same)".into(),
+            );
         }
         Action::Replace
     }
 
-    fn about(&self, context: &Context, api: &Api, wanted: &Wanted, there: Option<&Claim>) -> Result<Vec<String>, SourceError> {
+    fn about(
+        &self,
+        context: &Context,
+        api: &Api,
+        wanted: &Wanted,
+        there: Option<&Claim>,
+    ) -> Result<Vec<String>, SourceError> {
         let mut about = vec![format!("cluster at {}", api.server)];
         let Some(claim) = there else {
             let made = Claim(self.manifest(wanted)?);

@@ -110,7 +110,8 @@ impl<'a> Pod<'a> {
     }
 
     fn run(&self, arguments: &[&str], fed: bool) -> Result<Attached, SourceError> {
-        let command: Vec<String> = [&["lifeboat", "receive", ROOT][..], arguments].concat().into_iter().map(str::to_owned).collect();
+        let command: Vec<String> =
+            [&["lifeboat", "receive", ROOT][..], arguments].concat().into_iter().map(str::to_owned).collect();
         let started = Attached::start(self.context, self.api, &self.container(), &command, fed)?;
         started.map_err(|failure| {
             let need = "the image must be Lifeboat's own, and pods/exec needs the verbs create and get";
@@ -184,7 +185,9 @@ impl<'a> Pod<'a> {
 
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        if !self.ended && let Err(error) = self.remove(&over(self.context)) {
+        if !self.ended
+            && let Err(error) = self.remove(&over(self.context))
+        {
             let error = &error as &dyn std::error::Error;
             tracing::error!(pod = self.what(), error, "the pod that a claim was restored by is left: delete it");
         }
