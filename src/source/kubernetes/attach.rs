@@ -131,7 +131,7 @@ impl Attached {
     /// It did not end with exit status 0, its connection broke, or the run was given up.
     pub fn wait(mut self) -> Result<(), SourceError> {
         let mut rest = [0; 4096];
-        while self.take(&mut rest)? > 0 {}
+        while self.next(&mut rest)? > 0 {}
         if self.end.is_none() {
             self.end = Some(self.context.wait(&mut self.ended)?);
         }
@@ -154,7 +154,7 @@ impl Attached {
     }
 
     /// As [`Read::read`].
-    fn take(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
+    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
         let Some(stdout) = &mut self.stdout else { return Ok(0) };
         let (ended, end) = (&mut self.ended, &mut self.end);
         let read = self.context.wait(async {
@@ -183,7 +183,7 @@ impl Attached {
 /// Its standard output. The end says nothing of success: see [`Attached::wait`].
 impl Read for Attached {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.take(buffer).map_err(io::Error::other)
+        self.next(buffer).map_err(io::Error::other)
     }
 }
 

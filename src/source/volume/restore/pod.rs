@@ -119,13 +119,13 @@ impl<'a> Pod<'a> {
         })
     }
 
-    /// Something that the volume holds.
+    /// What the volume holds, if anything.
     ///
     /// # Errors
     /// It cannot be looked into.
-    pub fn look(&self) -> Result<Option<String>, SourceError> {
+    pub fn look(&self) -> Result<Report, SourceError> {
         let attached = self.run(&["--look"], false)?;
-        Ok(self.report(attached)?.occupied)
+        self.report(attached)
     }
 
     /// Starts the receiving end.
