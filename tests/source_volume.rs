@@ -278,16 +278,15 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Taken, uid: &str) {
 
 /// Ends the API server when the first file is read.
 struct Killing {
-    server: Option<Server>,
+    server: Server,
+    killed: bool,
     inner: Collect,
 }
 
 impl Sink for Killing {
     fn add(&mut self, entry: Entry, input: Option<Input>) -> Result<(), Stopped> {
-        if entry.path.starts_with(b"files/")
-            && let Some(mut server) = self.server.take()
-        {
-            server.kill("kube-apiserver");
+        if entry.path.starts_with(b"files/") && !std::mem::replace(&mut self.killed, true) {
+            self.server.kill("kube-apiserver");
         }
         self.inner.add(entry, input)
     }
@@ -310,11 +309,12 @@ fn a_server_that_dies_half_way(server: Server, root: &Path) {
         r#"{"status":{"phase":"Running"}}"#,
     ]);
     let spec = spec(&server, "admin", root, &json!({}));
-    let mut sink = Killing { server: Some(server), inner: Collect::default() };
+    let mut sink = Killing { server, killed: false, inner: Collect::default() };
     capture(&spec, &mut sink).unwrap();
     let [problem] = sink.inner.problems.as_slice() else { panic!("{:?}", sink.inner.problems) };
     assert!(problem.text.contains("may still be held") && problem.text.contains("pod shop/later"), "{}", problem.text);
-    assert!(told(capture(&spec, &mut Collect::default())).contains("reach the API server"));
+    let unreachable = told(capture(&spec, &mut Collect::default()));
+    assert!(unreachable.contains("reach the API server"), "{unreachable}");
 }
 
 /// The stream of a captured directory, as a restore sends it.
