@@ -318,7 +318,7 @@ impl Lab<'_> {
             begun: Instant::now(),
             deadline: Instant::now() + Duration::from_mins(2),
         };
-        let mut sink = Stopping { lab: self, context: &context, during: String::new() };
+        let mut sink = Stopping { lab: self, context: &context, during: String::new(), kept: Vec::new() };
         let stopped = spec.open().unwrap().capture(&context, &mut sink);
         assert!(matches!(stopped, Err(SourceError::Stopped(_))), "{stopped:?}");
         assert_eq!(sink.during, format!("{before} pre"));
@@ -502,15 +502,18 @@ struct Stopping<'a> {
     context: &'a Context,
     /// What had run in the pod by then.
     during: String,
+    /// Not read by anybody.
+    kept: Vec<Option<Input>>,
 }
 
 impl Sink for Stopping<'_> {
-    fn add(&mut self, entry: Entry, _: Option<Input>) -> Result<(), Stopped> {
+    fn add(&mut self, entry: Entry, input: Option<Input>) -> Result<(), Stopped> {
         if entry.path.starts_with(b"files/") {
             self.during = self.lab.hooks();
             self.context.cancel.cancel();
             return Err(Stopped);
         }
+        self.kept.push(input);
         Ok(())
     }
 
