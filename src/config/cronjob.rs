@@ -31,6 +31,8 @@ const USER: u32 = 65_532;
 const PATIENCE: u64 = 60;
 /// A CronJob controller that looks every ten seconds misses what must start sooner.
 const SHORTEST_DEADLINE: u64 = 10;
+/// Seconds. A pod that has ended keeps a claim from being deleted, as one that runs does.
+const STAYS: u32 = 300;
 /// So that the names of its Jobs and Pods are valid too.
 const LONGEST_NAME: usize = 52;
 
@@ -100,7 +102,7 @@ fn cronjob(schedule: &Schedule, target: &Target<'_>, name: String, pod: Pod<'_>)
         "lifeboat.dev/schedule": schedule.name,
         "lifeboat.dev/tier": schedule.tier,
     });
-    let manifest = json!({
+    let mut manifest = json!({
         "apiVersion": "batch/v1",
         "kind": "CronJob",
         "metadata": { "name": name, "namespace": target.namespace, "labels": labels },
@@ -122,6 +124,9 @@ fn cronjob(schedule: &Schedule, target: &Target<'_>, name: String, pod: Pod<'_>)
             },
         },
     });
+    if pod.volume.is_some() {
+        manifest["spec"]["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] = json!(STAYS);
+    }
     Ok(CronJob { manifest, unmounted: pod.needs.unmounted })
 }
 

@@ -356,6 +356,8 @@ impl Lab<'_> {
         });
         self.lifeboat(&["backup", "shop-data"]).expect(0, "");
         let expected = picture(&self.disk("a"));
+        // A pod that has ended keeps the claim as one that runs does.
+        self.cluster.kubectl(&["-n", "shop", "delete", "jobs", "--all", "--timeout=60s"]);
         self.cluster.kubectl(&["-n", "shop", "delete", "pvc", "data", "--timeout=60s"]);
         fs::remove_dir_all(self.disk("a")).unwrap();
         expected

@@ -41,6 +41,20 @@ impl fmt::Display for Container {
 
 type Ended = Pin<Box<dyn Future<Output = Option<Status>> + Send>>;
 
+/// What is known of its end.
+enum End {
+    Unknown,
+    Status(Status),
+    /// The connection ended first.
+    Broken,
+}
+
+impl From<Option<Status>> for End {
+    fn from(status: Option<Status>) -> Self {
+        status.map_or(Self::Broken, Self::Status)
+    }
+}
+
 /// A program under way. Dropped, it is left to itself.
 pub struct Attached {
     context: Context,
@@ -53,8 +67,7 @@ pub struct Attached {
     stderr: Arc<Mutex<VecDeque<u8>>>,
     listening: JoinHandle<()>,
     ended: Ended,
-    /// How it ended, once that is known; `None` inside: the connection ended first.
-    end: Option<Option<Status>>,
+    end: End,
 }
 
 impl Attached {
@@ -109,7 +122,7 @@ impl Attached {
                     None => None,
                 }
             }),
-            end: None,
+            end: End::Unknown,
         }
     }
 
@@ -132,14 +145,15 @@ impl Attached {
     pub fn wait(mut self) -> Result<(), SourceError> {
         let mut rest = [0; 4096];
         while self.next(&mut rest)? > 0 {}
-        if self.end.is_none() {
-            self.end = Some(self.context.wait(&mut self.ended)?);
+        if matches!(self.end, End::Unknown) {
+            self.end = self.context.wait(&mut self.ended)?.into();
         }
-        match self.end.take().flatten() {
-            Some(status) if status.status.as_deref() == Some("Success") => Ok(()),
-            Some(status) => Err(self.failed(how(&status))),
-            None => Err(self.failed("the connection to it ended before it did".into())),
-        }
+        let text = match &self.end {
+            End::Status(status) if status.status.as_deref() == Some("Success") => return Ok(()),
+            End::Status(status) => how(status),
+            End::Unknown | End::Broken => "the connection to it ended before it did".into(),
+        };
+        Err(self.failed(text))
     }
 
     fn failed(&mut self, text: String) -> SourceError {
@@ -162,11 +176,10 @@ impl Attached {
                 tokio::select! {
                     biased;
                     read = stdout.read(buffer) => return read.unwrap_or(0),
-                    status = &mut *ended, if end.is_none() => {
-                        // Without a status nobody says that the output is at its end.
-                        let broken = status.is_none();
-                        *end = Some(status);
-                        if broken {
+                    status = &mut *ended, if matches!(end, End::Unknown) => {
+                        *end = status.into();
+                        // Nobody says then that the output is at its end.
+                        if matches!(end, End::Broken) {
                             return 0;
                         }
                     }
@@ -191,7 +204,7 @@ impl Read for Attached {
 impl Write for Attached {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(stdin) = &mut self.stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        if self.end.is_some() {
+        if !matches!(self.end, End::Unknown) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let (ended, end) = (&mut self.ended, &mut self.end);
@@ -200,7 +213,7 @@ impl Write for Attached {
                 written = stdin.write(bytes) => written,
                 // It reads no further.
                 status = &mut *ended => {
-                    *end = Some(status);
+                    *end = status.into();
                     Err(io::ErrorKind::BrokenPipe.into())
                 }
             }

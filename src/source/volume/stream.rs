@@ -127,10 +127,11 @@ pub fn receive<E: From<io::Error>>(
         let mut length = [0; 4];
         input.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length);
-        match length {
-            0 => return Ok(()),
-            ..=LONGEST => {}
-            _ => return Err(broken("an entry is too long").into()),
+        if length == 0 {
+            return Ok(());
+        }
+        if length > LONGEST {
+            return Err(broken("an entry is too long").into());
         }
         let mut encoded = vec![0; length as usize];
         input.read_exact(&mut encoded)?;

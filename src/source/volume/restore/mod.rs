@@ -189,7 +189,7 @@ impl Restoring {
         let Some(claim) = there else {
             let made = Claim(self.manifest(wanted)?);
             about.push(format!("the claim is not there; it would be {}", made.describe()));
-            about.extend(self.class(context, api, &made)?);
+            about.extend(missing_class(context, api, &made)?);
             return Ok(about);
         };
         about.push(format!("the claim is {}", claim.describe()));
@@ -200,18 +200,6 @@ impl Restoring {
             about.push("if it holds anything, nothing is done (--existing replace removes what it holds)".into());
         }
         Ok(about)
-    }
-
-    /// A warning, if the claim's storage class is not there.
-    fn class(&self, context: &Context, api: &Api, claim: &Claim) -> Result<Option<String>, SourceError> {
-        let Some(class) = claim.class().filter(|class| !class.is_empty()) else { return Ok(None) };
-        Ok(match api.ask(context, "/apis/storage.k8s.io/v1/storageclasses", &Ask::Get(class))? {
-            Err(failure) if failure.code() == 404 => Some(format!(
-                "there is no storage class {class}: unless a volume of it is there already, map it to another \
-                 (--map-storage-class {class}=OTHER)"
-            )),
-            _ => None,
-        })
     }
 
     fn make(&self, context: &Context, api: &Api, wanted: &Wanted) -> Result<(), SourceError> {
@@ -280,6 +268,18 @@ impl Restoring {
         let need = "if all that it holds may go, restore with --existing replace (in a plan: options.existing)";
         Err(self.failed(format!("it is not empty: it holds {first}; nothing was done"), need))
     }
+}
+
+/// A warning, if the claim's storage class is not there.
+fn missing_class(context: &Context, api: &Api, claim: &Claim) -> Result<Option<String>, SourceError> {
+    let Some(class) = claim.class().filter(|class| !class.is_empty()) else { return Ok(None) };
+    Ok(match api.ask(context, "/apis/storage.k8s.io/v1/storageclasses", &Ask::Get(class))? {
+        Err(failure) if failure.code() == 404 => Some(format!(
+            "there is no storage class {class}: unless a volume of it is there already, map it to another \
+             (--map-storage-class {class}=OTHER)"
+        )),
+        _ => None,
+    })
 }
 
 enum Sending {

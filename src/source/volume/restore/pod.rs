@@ -38,7 +38,7 @@ impl<'a> Pod<'a> {
         let name = format!("lifeboat-restore-{}-{}", own.trim_end_matches(['-', '.']), &hash[..8]);
         let mut pod = Self { context, api, namespace: &spec.namespace, name, uid: String::new(), ended: true };
         if let Some(left) = pod.get(context)? {
-            pod.uid = left["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+            pod.uid = uid(&left);
             pod.remove(context)?;
         }
         let body = manifest(context, &pod.name, spec, image);
@@ -48,7 +48,7 @@ impl<'a> Pod<'a> {
                         and modes (pod-security.kubernetes.io/enforce: baseline, or less)";
             pod.failed(failure.text().to_owned(), need)
         })?;
-        pod.uid = made["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+        pod.uid = uid(&made);
         pod.ended = false;
         pod.wait()?;
         Ok(pod)
@@ -71,7 +71,7 @@ impl<'a> Pod<'a> {
     }
 
     fn wait(&self) -> Result<(), SourceError> {
-        let mut seen = String::new();
+        let mut before = String::new();
         loop {
             let pod = self.get(self.context)?.ok_or_else(|| self.failed("somebody has deleted it".into(), ""))?;
             match pod["status"]["phase"].as_str() {
@@ -80,15 +80,15 @@ impl<'a> Pod<'a> {
                 _ => {}
             }
             let now = standing(&pod);
-            if now != seen {
+            if now != before {
                 tracing::info!(pod = self.name, state = now, "waiting for the pod to restore by");
-                seen = now;
+                before = now;
             }
             let slept = self.context.wait(async { tokio::time::sleep(PAUSE).await });
             slept.map_err(|stop| match stop {
                 SourceError::Deadline => {
                     let why = self.why().unwrap_or_default();
-                    self.failed(format!("it does not run by the deadline: {seen}{why}"), "")
+                    self.failed(format!("it does not run by the deadline: {before}{why}"), "")
                 }
                 other => other,
             })?;
@@ -101,8 +101,8 @@ impl<'a> Pod<'a> {
         let events = format!("/api/v1/namespaces/{}/events", self.namespace);
         let list = ListParams::default().fields(&format!("involvedObject.name={}", self.name)).limit(50);
         let list = self.api.ask(&context, &events, &Ask::List(&list)).ok()?.ok()?;
-        let last = list["items"].as_array()?.iter().rfind(|event| event["type"] == "Warning")?;
-        Some(format!("; {}", last["message"].as_str()?))
+        let warning = list["items"].as_array()?.iter().rfind(|event| event["type"] == "Warning")?;
+        Some(format!("; {}", warning["message"].as_str()?))
     }
 
     fn container(&self) -> Container {
@@ -192,6 +192,10 @@ impl Drop for Pod<'_> {
             tracing::error!(pod = self.what(), error, "the pod that a claim was restored by is left: delete it");
         }
     }
+}
+
+fn uid(pod: &Value) -> String {
+    pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned()
 }
 
 /// For what must be done though the run is over.
