@@ -364,7 +364,7 @@ impl Lab<'_> {
     }
 
     fn restored(&self, expected: &Picture) {
-        self.into(&["--dry-run"]).expect(0, "create persistentvolumeclaim shop/data");
+        self.into(&["--dry-run"]).expect(0, "persistentvolumeclaim shop/data create");
         let began = Instant::now();
         let said = self.into(&["--map-storage-class", "first=other"]).expect(0, "are on the volume");
         eprintln!("lab: a volume restored in {:?}: {said}", began.elapsed());

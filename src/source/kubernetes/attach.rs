@@ -44,14 +44,14 @@ type Ended = Pin<Box<dyn Future<Output = Option<Status>> + Send>>;
 /// What is known of its end.
 enum End {
     Unknown,
-    Status(Status),
+    Status(Box<Status>),
     /// The connection ended first.
     Broken,
 }
 
 impl From<Option<Status>> for End {
     fn from(status: Option<Status>) -> Self {
-        status.map_or(Self::Broken, Self::Status)
+        status.map_or(Self::Broken, |status| Self::Status(Box::new(status)))
     }
 }
 
