@@ -438,7 +438,7 @@ impl Lab<'_> {
         let known = self.command(&["--json", "restore", "list"]).output().unwrap().stdout;
         let known: Value = serde_json::from_slice(&known).unwrap();
         let id = known["restores"][0]["id"].as_str().unwrap_or_else(|| panic!("{known:#}")).to_owned();
-        self.lifeboat(&[&restore[..], &["--resume", &id]].concat()).expect(0, "");
+        self.lifeboat(&["restore", "app", "--resume", &id]).expect(0, "");
         assert_eq!(&picture(&self.volume()), expected);
     }
 
