@@ -338,8 +338,8 @@ fn stream(root: &Path) -> Vec<u8> {
     out
 }
 
-/// Path, mode, owner, time, size and target of everything below.
-fn listing(root: &Path) -> Vec<(String, u32, u32, u32, i64, i64, u64, String)> {
+/// Path, and mode, owner, time, size and content of everything below.
+fn listing(root: &Path) -> Vec<(String, String)> {
     let (mut all, mut left) = (Vec::new(), vec![root.to_owned()]);
     while let Some(path) = left.pop() {
         let seen = fs::symlink_metadata(&path).unwrap();
@@ -353,7 +353,8 @@ fn listing(root: &Path) -> Vec<(String, u32, u32, u32, i64, i64, u64, String)> {
         };
         let name = path.strip_prefix(root).unwrap().display().to_string();
         let size = if seen.is_dir() { 0 } else { seen.len() };
-        all.push((name, seen.mode(), seen.uid(), seen.gid(), seen.mtime(), seen.mtime_nsec(), size, content));
+        let (mode, uid, gid, time, ns) = (seen.mode(), seen.uid(), seen.gid(), seen.mtime(), seen.mtime_nsec());
+        all.push((name, format!("{mode:o} {uid}:{gid} {time}.{ns:09} {size} {content}")));
     }
     all.sort();
     all
