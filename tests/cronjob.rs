@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use lifeboat::config::{Config, CronJob, CronJobError, Target, cronjob};
+use lifeboat::config::{Config, CronJob, CronJobError, Target, cronjobs};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,13 +23,13 @@ fn with_schedule(name: &str, cron: &str) -> Result<CronJob, CronJobError> {
     );
     fs::write(directory.path().join("documents.yaml"), text).unwrap();
     let config = Config::load(&[directory.path().into()]).unwrap();
-    cronjob(&config, &config.schedules[name], &TARGET)
+    cronjobs(&config, &config.schedules[name], &TARGET).map(|made| made.into_iter().next().unwrap())
 }
 
 #[test]
 fn the_critical_schedule() {
     let config = shipped();
-    let made = cronjob(&config, &config.schedules["critical"], &TARGET).unwrap();
+    let made = cronjobs(&config, &config.schedules["critical"], &TARGET).unwrap().into_iter().next().unwrap();
     insta::assert_snapshot!(serde_saphyr::to_string(&made.manifest).unwrap());
     let pki = |name| Path::new("/etc/kubernetes/pki/etcd").join(name);
     let unmounted: Vec<PathBuf> = vec![
@@ -70,4 +70,25 @@ fn names_stay_text() {
         let label = yaml.lines().find(|line| line.contains("lifeboat.dev/schedule")).unwrap();
         assert!(label.ends_with(['"', '\'']), "{label}");
     }
+}
+
+#[test]
+fn a_volume_has_a_cronjob_beside_the_pods_that_use_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {name: main}\nspec:\n  url: /srv/backups\n  \
+                writerKey: {file: /etc/lifeboat/repository/writer-key}\n---\n\
+                apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: data}\nspec: {files: {path: /srv/data}}\n---\n\
+                apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: uploads}\nspec:\n  volume:\n    \
+                namespace: shop\n    claim: pictures\n    pods: {app: web}\n---\n\
+                apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: main\n  \
+                tier: standard\n  cron: '*/10 * * * *'\n  maxDuration: 5m\n  sources: [uploads, data]\n";
+    fs::write(directory.path().join("documents.yaml"), text).unwrap();
+    let config = Config::load(&[directory.path().into()]).unwrap();
+    let made = cronjobs(&config, &config.schedules["often"], &TARGET).unwrap();
+    let [others, volume] = made.as_slice() else { panic!("{} CronJobs", made.len()) };
+    let args = &others.manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"];
+    assert_eq!(args[4], "data", "the volume is not this one's");
+    assert_eq!(others.manifest["metadata"]["namespace"], "lifeboat");
+    assert_eq!(volume.unmounted.len(), 0);
+    insta::assert_snapshot!(serde_saphyr::to_string(&volume.manifest).unwrap());
 }

@@ -25,8 +25,8 @@ pub struct Args {
     /// Names of Source documents
     #[arg(value_name = "SOURCE")]
     sources: Vec<SourceName>,
-    /// The sources of a schedule, in its repository
-    #[arg(long, value_name = "NAME", conflicts_with = "sources")]
+    /// The sources of a schedule, or those of them that are named, in its repository
+    #[arg(long, value_name = "NAME")]
     schedule: Option<String>,
     /// Every source there is a document of
     #[arg(long, conflicts_with_all = ["sources", "schedule"])]
@@ -342,7 +342,13 @@ fn names(context: &Context, args: &Args) -> Result<(Vec<SourceName>, Option<Dura
                 Fault::usage(format!("schedule {name} is suspended"), "set suspend: false in its document").into()
             );
         }
-        return Ok((schedule.sources.clone(), Some(schedule.max_duration)));
+        if let Some(other) = args.sources.iter().find(|name| !schedule.sources.contains(name)) {
+            let of: Vec<_> = schedule.sources.iter().map(SourceName::as_str).collect();
+            let hint = format!("its sources are {}", of.join(", "));
+            return Err(Fault::usage(format!("{other} is not among the sources of the schedule {name}"), hint).into());
+        }
+        let named = |name: &&SourceName| args.sources.is_empty() || args.sources.contains(name);
+        return Ok((schedule.sources.iter().filter(named).cloned().collect(), Some(schedule.max_duration)));
     }
     if args.all {
         let config = context.config()?;

@@ -21,6 +21,7 @@ mod manual;
 mod output;
 mod progress;
 mod prune;
+mod receive;
 mod reference;
 mod replicate;
 mod restore;
@@ -95,6 +96,9 @@ enum Command {
     Completions(manual::Completions),
     /// Print the manual page
     Man(manual::Man),
+    /// Put the files of a volume where they belong, in the pod that a claim is restored by
+    #[command(hide = true)]
+    Receive(receive::Args),
 }
 
 impl Command {
@@ -125,6 +129,7 @@ impl Command {
             Self::Schedule(command) => schedule::run(context, &command),
             Self::Completions(args) => manual::completions(&args),
             Self::Man(args) => manual::man(&args),
+            Self::Receive(args) => receive::run(&args),
         }
     }
 }

@@ -1,26 +1,38 @@
-//! A schedule as a Kubernetes CronJob.
+//! A schedule as Kubernetes CronJobs: one for each of its volumes, which can only be mounted in the claim's own namespace, and
+//! one for all its other sources.
 //!
-//! Invariants: pure; the manifest names secrets and holds none. The documents come from the ConfigMap
+//! Invariants: pure; the manifests name secrets and hold none. The documents come from the ConfigMap
 //! `lifeboat-documents`. A file that they name as /etc/lifeboat/NAME/KEY is the key KEY of the Secret `lifeboat-NAME`, an
 //! environment variable is a key of the Secret `lifeboat-environment`. Keys that a backup does not need are not mounted.
 //!
-//! Deliberately absent: volumes of what is backed up, and the choice of a node. Only the cluster's owner knows them; a
+//! A volume is mounted read-only into the container. Its pod prefers the node of the pods that the document names (`pods`): a
+//! volume that only one node can have is there. It only prefers it, so that the volume is backed up also when none of
+//! them runs. It may read all files, so its user is root, with no more rights than that; an fsGroup it must not have, or the
+//! kubelet would change the files' owners.
+//!
+//! Deliberately absent: directories of nodes, and the choice of a node for those. Only the cluster's owner knows them; a
 //! kustomize patch adds them, and [`CronJob::unmounted`] says for which paths.
 
 use super::{Config, Schedule};
+use crate::id::SourceName;
 use crate::secret::SecretRef;
-use crate::source;
+use crate::source::{self, volume};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const HOME: &str = "/etc/lifeboat";
 const DOCUMENTS: &str = "documents";
+const TMP: &str = "tmp";
+/// The claim that is captured.
+const SOURCE: &str = "source";
 const USER: u32 = 65_532;
 /// The agent keeps the schedule's limit itself, and says so; Kubernetes ends what does not even do that.
 const PATIENCE: u64 = 60;
 /// A CronJob controller that looks every ten seconds misses what must start sooner.
 const SHORTEST_DEADLINE: u64 = 10;
+/// Seconds. A pod that has ended keeps a claim from being deleted, as one that runs does.
+const STAYS: u32 = 300;
 /// So that the names of its Jobs and Pods are valid too.
 const LONGEST_NAME: usize = 52;
 
@@ -41,41 +53,61 @@ pub struct CronJob {
 pub enum CronJobError {
     #[error("the schedule {schedule} cannot be a CronJob: Kubernetes does not know the cron pattern {pattern:?}")]
     Pattern { schedule: String, pattern: String },
-    #[error(
-        "the schedule {schedule} cannot be a CronJob: lifeboat-{schedule} is longer than {LONGEST_NAME} characters"
-    )]
-    Name { schedule: String },
+    #[error("the schedule {schedule} cannot be a CronJob: {name} is longer than {LONGEST_NAME} characters")]
+    Name { schedule: String, name: String },
     #[error("the schedule {schedule} cannot be a CronJob: its time zone has no IANA name")]
     Zone { schedule: String },
 }
 
+/// The volumes come last.
+///
 /// # Errors
-/// Kubernetes would not take it.
-pub fn cronjob(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Result<CronJob, CronJobError> {
-    let name = format!("lifeboat-{}", schedule.name);
+/// Kubernetes would not take one of them.
+pub fn cronjobs(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Result<Vec<CronJob>, CronJobError> {
     let pattern = schedule.timetable.pattern();
-    if name.len() > LONGEST_NAME {
-        return Err(CronJobError::Name { schedule: schedule.name.clone() });
-    }
     if !known_to_kubernetes(pattern) {
         return Err(CronJobError::Pattern { schedule: schedule.name.clone(), pattern: pattern.to_owned() });
+    }
+    let volume = |name: &SourceName| match config.sources.get(name).map(|source| &source.capture) {
+        Some(source::Spec::Volume(spec)) => Some(spec),
+        _ => None,
+    };
+    let (volumes, others): (Vec<_>, Vec<_>) = schedule.sources.iter().partition(|name| volume(name).is_some());
+    let mut jobs = Vec::new();
+    if !others.is_empty() {
+        // Those that have a CronJob of their own are not this one's.
+        let named = if volumes.is_empty() { Vec::new() } else { others.clone() };
+        let pod = Pod { needs: Needs::of(config, schedule, &others), named, volume: None };
+        jobs.push(cronjob(schedule, target, format!("lifeboat-{}", schedule.name), pod)?);
+    }
+    for name in volumes {
+        let Some(spec) = volume(name) else { continue };
+        let target = Target { namespace: &spec.namespace, ..*target };
+        let pod = Pod { needs: Needs::of(config, schedule, &[name]), named: vec![name], volume: Some(spec) };
+        jobs.push(cronjob(schedule, &target, format!("lifeboat-{}-{name}", schedule.name), pod)?);
+    }
+    Ok(jobs)
+}
+
+fn cronjob(schedule: &Schedule, target: &Target<'_>, name: String, pod: Pod<'_>) -> Result<CronJob, CronJobError> {
+    if name.len() > LONGEST_NAME {
+        return Err(CronJobError::Name { schedule: schedule.name.clone(), name });
     }
     let Some(zone) = schedule.timetable.zone().iana_name() else {
         return Err(CronJobError::Zone { schedule: schedule.name.clone() });
     };
-    let needs = Needs::of(config, schedule);
     let labels = json!({
         "app.kubernetes.io/name": "lifeboat",
         "app.kubernetes.io/component": "backup",
         "lifeboat.dev/schedule": schedule.name,
         "lifeboat.dev/tier": schedule.tier,
     });
-    let manifest = json!({
+    let mut manifest = json!({
         "apiVersion": "batch/v1",
         "kind": "CronJob",
         "metadata": { "name": name, "namespace": target.namespace, "labels": labels },
         "spec": {
-            "schedule": pattern,
+            "schedule": schedule.timetable.pattern(),
             "timeZone": zone,
             "suspend": schedule.suspend,
             "concurrencyPolicy": "Forbid",
@@ -87,46 +119,41 @@ pub fn cronjob(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Res
                 "spec": {
                     "activeDeadlineSeconds": schedule.max_duration.as_secs() + PATIENCE,
                     "backoffLimit": 1,
-                    "template": { "metadata": { "labels": labels }, "spec": pod(schedule, target, &needs) },
+                    "template": { "metadata": { "labels": labels }, "spec": pod.manifest(schedule, target) },
                 },
             },
         },
     });
-    Ok(CronJob { manifest, unmounted: needs.unmounted })
+    if pod.volume.is_some() {
+        manifest["spec"]["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] = json!(STAYS);
+    }
+    Ok(CronJob { manifest, unmounted: pod.needs.unmounted })
 }
 
-fn pod(schedule: &Schedule, target: &Target<'_>, needs: &Needs) -> Value {
-    let mut volumes = vec![json!({ "name": DOCUMENTS, "configMap": { "name": format!("lifeboat-{DOCUMENTS}") } })];
-    let mut mounts = vec![json!({ "name": DOCUMENTS, "mountPath": format!("{HOME}/{DOCUMENTS}"), "readOnly": true })];
-    for name in &needs.secrets {
-        let secret = json!({ "secretName": format!("lifeboat-{name}"), "defaultMode": 0o440 });
-        volumes.push(json!({ "name": name, "secret": secret }));
-        mounts.push(json!({ "name": name, "mountPath": format!("{HOME}/{name}"), "readOnly": true }));
-    }
-    // Programs that sources call may want to write there; nothing else can be written.
-    volumes.push(json!({ "name": "tmp", "emptyDir": {} }));
-    mounts.push(json!({ "name": "tmp", "mountPath": "/tmp" }));
-    let environment = needs.environment.iter().map(|name| {
-        json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": "lifeboat-environment", "key": name } } })
-    });
-    json!({
-        "restartPolicy": "Never",
-        "serviceAccountName": "lifeboat-backup",
-        "automountServiceAccountToken": needs.account,
-        "securityContext": {
-            "runAsNonRoot": true,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": { "type": "RuntimeDefault" },
-        },
-        "containers": [{
+struct Pod<'a> {
+    needs: Needs,
+    /// The sources that it captures; all of the schedule, if none is named.
+    named: Vec<&'a SourceName>,
+    volume: Option<&'a volume::Spec>,
+}
+
+impl Pod<'_> {
+    fn manifest(&self, schedule: &Schedule, target: &Target<'_>) -> Value {
+        let (volumes, mounts) = self.volumes();
+        let mut args = vec![
+            format!("--config={HOME}/{DOCUMENTS}"),
+            "--log-format=json".into(),
+            "backup".into(),
+            format!("--schedule={}", schedule.name),
+        ];
+        args.extend(self.named.iter().map(ToString::to_string));
+        let environment = self.needs.environment.iter().map(|name| {
+            json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": "lifeboat-environment", "key": name } } })
+        });
+        let mut container = json!({
             "name": "backup",
             "image": target.image,
-            "args": [
-                format!("--config={HOME}/{DOCUMENTS}"), "--log-format=json", "backup",
-                format!("--schedule={}", schedule.name),
-            ],
+            "args": args,
             "env": environment.collect::<Vec<_>>(),
             "resources": {
                 "requests": { "cpu": "100m", "memory": "256Mi" },
@@ -138,9 +165,55 @@ fn pod(schedule: &Schedule, target: &Target<'_>, needs: &Needs) -> Value {
                 "readOnlyRootFilesystem": true,
             },
             "volumeMounts": mounts,
-        }],
-        "volumes": volumes,
-    })
+        });
+        let mut user = json!({
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        });
+        if self.volume.is_some() {
+            user = json!({ "runAsUser": 0, "seccompProfile": { "type": "RuntimeDefault" } });
+            container["securityContext"]["capabilities"]["add"] = json!(["DAC_OVERRIDE"]);
+        }
+        let mut pod = json!({
+            "restartPolicy": "Never",
+            "serviceAccountName": "lifeboat-backup",
+            "automountServiceAccountToken": self.needs.account,
+            "securityContext": user,
+            "containers": [container],
+            "volumes": volumes,
+        });
+        if let Some(labels) = self.volume.map(|volume| &volume.pods).filter(|labels| !labels.is_empty()) {
+            let term = json!({ "topologyKey": "kubernetes.io/hostname", "labelSelector": { "matchLabels": labels } });
+            let preferred = json!([{ "weight": 100, "podAffinityTerm": term }]);
+            pod["affinity"] =
+                json!({ "podAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": preferred } });
+        }
+        pod
+    }
+
+    /// Volumes, and where they are mounted.
+    fn volumes(&self) -> (Vec<Value>, Vec<Value>) {
+        let mut volumes = vec![json!({ "name": DOCUMENTS, "configMap": { "name": format!("lifeboat-{DOCUMENTS}") } })];
+        let mut mounts =
+            vec![json!({ "name": DOCUMENTS, "mountPath": format!("{HOME}/{DOCUMENTS}"), "readOnly": true })];
+        for name in &self.needs.secrets {
+            let secret = json!({ "secretName": format!("lifeboat-{name}"), "defaultMode": 0o440 });
+            volumes.push(json!({ "name": name, "secret": secret }));
+            mounts.push(json!({ "name": name, "mountPath": format!("{HOME}/{name}"), "readOnly": true }));
+        }
+        // Programs that sources call may want to write there; nothing else can be written.
+        volumes.push(json!({ "name": TMP, "emptyDir": {} }));
+        mounts.push(json!({ "name": TMP, "mountPath": "/tmp" }));
+        if let Some(spec) = self.volume {
+            // Read-only for the container alone: not every driver can attach a volume so beside a pod that writes.
+            volumes.push(json!({ "name": SOURCE, "persistentVolumeClaim": { "claimName": spec.claim } }));
+            mounts.push(json!({ "name": SOURCE, "mountPath": spec.root(), "readOnly": true }));
+        }
+        (volumes, mounts)
+    }
 }
 
 /// What a schedule's documents refer to.
@@ -154,7 +227,7 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(config: &Config, schedule: &Schedule) -> Self {
+    fn of(config: &Config, schedule: &Schedule, sources: &[&SourceName]) -> Self {
         let mut needs = Self::default();
         if let Some(repository) = config.repositories.get(&schedule.repository) {
             repository.writer_key.iter().for_each(|secret| needs.secret(secret));
@@ -164,7 +237,7 @@ impl Needs {
                 credentials.session_token.iter().for_each(|secret| needs.secret(secret));
             }
         }
-        for source in schedule.sources.iter().filter_map(|name| config.sources.get(name)) {
+        for source in sources.iter().filter_map(|name| config.sources.get(*name)) {
             let source::Needs { files, secrets, account } = source.capture.needs();
             needs.account |= account;
             for file in files {
@@ -200,7 +273,7 @@ fn secret_of(path: &Path) -> Option<&str> {
     let (name, _key, end) = (parts.next()?.to_str()?, parts.next()?, parts.next());
     let fits = name.len() <= 54 && !name.starts_with('-') && !name.ends_with('-');
     let fits = fits && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    (fits && end.is_none() && ![DOCUMENTS, "tmp"].contains(&name)).then_some(name)
+    (fits && end.is_none() && ![DOCUMENTS, TMP, SOURCE].contains(&name)).then_some(name)
 }
 
 /// Whether a valid pattern has none of the extensions (L, W, #, Sunday as 7) that Kubernetes does not have.

@@ -38,6 +38,7 @@ const KINDS: [&str; 14] = [
     "sqlite",
     "terraform",
     "vault",
+    "volume",
 ];
 
 /// The document's spec. The kinds are fields, so that the decoder can name them.
@@ -59,6 +60,7 @@ pub(super) struct Document {
     sqlite: Option<source::sqlite::Spec>,
     terraform: Option<source::terraform::Spec>,
     vault: Option<source::vault::Spec>,
+    volume: Option<source::volume::Spec>,
     #[serde(default)]
     held_elsewhere: Vec<String>,
     #[serde(default)]
@@ -104,6 +106,7 @@ impl Document {
             self.sqlite.map(source::Spec::Sqlite),
             self.terraform.map(source::Spec::Terraform),
             self.vault.map(source::Spec::Vault),
+            self.volume.map(source::Spec::Volume),
         ];
         let mut kinds: Vec<_> = kinds.into_iter().flatten().collect();
         for kind in &mut kinds {

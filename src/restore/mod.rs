@@ -2,6 +2,7 @@
 
 pub mod export;
 pub mod plan;
+pub mod receive;
 pub mod snapshot;
 pub mod stream;
 pub mod supply;

@@ -350,7 +350,7 @@ impl Gather<'_> {
         }
         if self.bytes.is_empty() {
             if bytes.len() >= GATHER / 4 {
-                return write(self.file, self.sparse, offset, bytes);
+                return write_block(self.file, self.sparse, offset, bytes);
             }
             self.at = offset;
         }
@@ -359,14 +359,14 @@ impl Gather<'_> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        write(self.file, self.sparse, self.at, &self.bytes)?;
+        write_block(self.file, self.sparse, self.at, &self.bytes)?;
         self.bytes.clear();
         Ok(())
     }
 }
 
 /// Writes, leaving out zeros if the file has holes; its length is set already then.
-fn write(file: &File, sparse: bool, offset: u64, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_block(file: &File, sparse: bool, offset: u64, bytes: &[u8]) -> io::Result<()> {
     if !sparse {
         return file.write_all_at(bytes, offset);
     }
@@ -414,7 +414,7 @@ mod tests {
         let mut bytes = vec![0; 1 << 20];
         bytes[600_000] = 1;
         file.set_len(bytes.len() as u64).unwrap();
-        write(&file, true, 0, &bytes).unwrap();
+        write_block(&file, true, 0, &bytes).unwrap();
         assert!(file.metadata().unwrap().blocks() * 512 <= 64 << 10);
     }
 }

@@ -19,6 +19,7 @@ pub mod target;
 pub mod terraform;
 mod unpack;
 pub mod vault;
+pub mod volume;
 
 use crate::entry::{Facts, Sink, Stopped, Supply};
 use crate::secret::SecretRef;
@@ -47,6 +48,7 @@ pub enum Spec {
     Sqlite(sqlite::Spec),
     Terraform(terraform::Spec),
     Vault(vault::Spec),
+    Volume(volume::Spec),
 }
 
 impl Spec {
@@ -67,6 +69,7 @@ impl Spec {
             Self::Sqlite(spec) => Box::new(sqlite::Sqlite::new(spec.clone())?),
             Self::Terraform(spec) => Box::new(terraform::Terraform::new(spec.clone())),
             Self::Vault(spec) => Box::new(vault::Vault::new(spec.clone())),
+            Self::Volume(spec) => Box::new(volume::Volume::new(spec.clone())?),
         })
     }
 
@@ -75,8 +78,10 @@ impl Spec {
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         let of_others = match self {
             Self::Kubernetes(_) => options.of_vault(),
-            Self::Vault(_) => options.of_objects(),
-            _ => options.of_objects().or(options.of_vault()),
+            Self::Vault(_) => options.of_objects(&[]),
+            // A claim is an object, too.
+            Self::Volume(_) => options.of_objects(&["storageClasses"]).or(options.of_vault()),
+            _ => options.of_objects(&[]).or(options.of_vault()),
         };
         if let Some(text) = of_others {
             let attempt = format!("restore into a system of kind {}", self.field());
@@ -97,6 +102,7 @@ impl Spec {
             Self::PostgresqlDump(spec) => Some(Box::new(postgresql_dump::Restoring::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(vault::target(spec, options)),
+            Self::Volume(spec) => Some(Box::new(volume::Restoring::new(spec.clone(), options))),
         })
     }
 
@@ -118,6 +124,7 @@ impl Spec {
             Self::Sqlite(spec) => spec.check(say),
             Self::Terraform(spec) => spec.check(directory, say),
             Self::Vault(spec) => spec.check(directory, say),
+            Self::Volume(spec) => spec.check(directory, say),
         }
     }
 
@@ -143,6 +150,7 @@ impl Spec {
             Self::Sqlite(spec) => spec.needs(),
             Self::Terraform(spec) => spec.needs(),
             Self::Vault(spec) => spec.needs(),
+            Self::Volume(spec) => spec.needs(),
         }
     }
 
@@ -164,6 +172,7 @@ impl Spec {
             Self::Sqlite(_) => "sqlite",
             Self::Terraform(_) => "terraform",
             Self::Vault(_) => "vault",
+            Self::Volume(_) => "volume",
         }
     }
 }

@@ -61,8 +61,8 @@ impl Options {
         vault::check_paths(&self.vault_paths, say);
     }
 
-    /// What is wrong with them for other kinds than Kubernetes.
-    pub(super) fn of_objects(&self) -> Option<String> {
+    /// What is wrong with them for other kinds than Kubernetes, which know those of `known` all the same.
+    pub(super) fn of_objects(&self, known: &[&str]) -> Option<String> {
         let given = [
             (!self.namespaces.is_empty(), "namespaces"),
             (!self.storage_classes.is_empty(), "storageClasses"),
@@ -73,7 +73,7 @@ impl Options {
             (!self.patches.is_empty(), "patches"),
             (self.status, "status"),
         ];
-        let given = given.into_iter().find(|(given, _)| *given);
+        let given = given.into_iter().find(|(given, name)| *given && !known.contains(name));
         given.map(|(_, name)| format!("the option {name} is for objects of Kubernetes"))
     }
 

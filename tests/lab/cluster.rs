@@ -34,6 +34,7 @@ fn script(name: &str) -> Command {
 fn number(name: &str) -> u8 {
     match name {
         "test-a" => 3,
+        "test-b" => 4,
         "test-c" => 5,
         _ => panic!("the tests have no cluster {name}"),
     }

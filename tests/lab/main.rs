@@ -12,6 +12,7 @@ mod recovery;
 mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
 
 use cluster::{Cluster, wait};
 use ledger::Ledger;

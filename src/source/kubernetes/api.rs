@@ -4,8 +4,10 @@
 use super::{KubernetesError, MANAGER, Spec};
 use crate::exec::causes;
 use crate::source::{Context, SourceError};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{
-    DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+    AttachParams, AttachedProcess, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
+    PropagationPolicy,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::Request;
@@ -191,6 +193,21 @@ impl Api {
         let request = request.map_err(|error| Failure::Transport(format!("the request cannot be made: {error}")))?;
         match timeout(REQUEST, self.client.request_text(request)).await {
             Ok(answer) => answer.map_err(|error| into_failure(&error)),
+            Err(_) => Err(Failure::Transport(format!("no answer within {} s", REQUEST.as_secs()))),
+        }
+    }
+
+    /// Starts a program in a container of a running pod.
+    pub async fn exec(
+        &self,
+        namespace: &str,
+        pod: &str,
+        command: &[String],
+        parameters: &AttachParams,
+    ) -> Result<AttachedProcess, Failure> {
+        let pods = kube::Api::<Pod>::namespaced(self.client.clone(), namespace);
+        match timeout(REQUEST, pods.exec(pod, command.to_vec(), parameters)).await {
+            Ok(started) => started.map_err(|error| into_failure(&error)),
             Err(_) => Err(Failure::Transport(format!("no answer within {} s", REQUEST.as_secs()))),
         }
     }

@@ -7,8 +7,9 @@
 //! values of Secrets are in the entries and nowhere else. Deliberately absent: the content of volumes, and what controllers
 //! make again by themselves (events, endpoints, heartbeats, metrics).
 
-mod api;
+pub(super) mod api;
 mod argocd;
+pub(super) mod attach;
 mod capture;
 pub mod check;
 mod choose;
@@ -21,12 +22,12 @@ mod index;
 pub mod job;
 mod kinds;
 mod needed;
-mod normal;
+pub(super) mod normal;
 mod order;
 mod pages;
 mod restore;
 mod rewrite;
-mod yaml;
+pub(super) mod yaml;
 
 pub(super) use api::{Api, Ask, Failure};
 pub(super) use argocd::Backup;
@@ -100,7 +101,7 @@ impl Spec {
     }
 }
 
-fn is_namespace(name: &str) -> bool {
+pub(super) fn is_namespace(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !name.is_empty() && name.len() <= 63 && name.chars().all(fits)
 }

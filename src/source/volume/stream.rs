@@ -1,0 +1,227 @@
+//! Entries and their contents on their way into a pod: whoever holds the recovery key writes them, Lifeboat in the pod reads
+//! them and needs no key.
+//!
+//! The greeting, then for each entry its length (four bytes, the highest first), itself in CBOR as the repository has it,
+//! and, if it is a file, its content of exactly the size that the entry names. The length 0 ends it: without that, it is not
+//! whole. Both ends are of one version of Lifeboat, or the greeting differs.
+
+use crate::entry::{Body, Entry, Kind};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read, Write};
+
+const GREETING: &[u8] = b"lifeboat volume 1\n";
+/// Longer entries there are not: a path, a link, extended attributes.
+const LONGEST: u32 = 4 << 20;
+
+/// What becomes of what the volume holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing is done if there is anything.
+    Refuse,
+    /// It is removed.
+    Clear,
+    /// It stays. A name that is there already is an error.
+    Beside,
+}
+
+impl Standing {
+    /// The option of `lifeboat receive`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Clear => "clear",
+            Self::Beside => "beside",
+        }
+    }
+}
+
+/// What the receiving end says when it has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Something that was there, which kept everything from being done.
+    pub occupied: Option<String>,
+    pub entries: u64,
+    pub bytes: u64,
+    /// Path and text of what could not be set.
+    pub problems: Vec<(String, String)>,
+}
+
+fn broken(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text.to_owned())
+}
+
+pub struct Sender<W> {
+    out: W,
+    pub entries: u64,
+}
+
+impl<W: Write> Sender<W> {
+    /// # Errors
+    /// `out`'s.
+    pub fn new(mut out: W) -> io::Result<Self> {
+        out.write_all(GREETING)?;
+        Ok(Self { out, entries: 0 })
+    }
+
+    /// # Errors
+    /// The body's, or `out`'s. Nothing more may be sent then.
+    pub fn send(&mut self, entry: &Entry, body: &dyn Body) -> io::Result<()> {
+        let encoded = minicbor::to_vec(entry).map_err(|error| broken(&format!("the entry cannot be sent: {error}")))?;
+        let length = u32::try_from(encoded.len()).ok().filter(|length| *length <= LONGEST);
+        self.out.write_all(&length.ok_or_else(|| broken("the entry is too long"))?.to_be_bytes())?;
+        self.out.write_all(&encoded)?;
+        if entry.kind == Kind::File {
+            let mut exactly = Exactly { out: &mut self.out, left: entry.size };
+            body.copy(&mut exactly)?;
+            if exactly.left > 0 {
+                return Err(broken("the content is shorter than its entry says"));
+            }
+        }
+        self.entries += 1;
+        Ok(())
+    }
+
+    /// # Errors
+    /// `out`'s.
+    pub fn end(mut self) -> io::Result<()> {
+        self.out.write_all(&0_u32.to_be_bytes())?;
+        self.out.flush()
+    }
+}
+
+struct Exactly<'a, W> {
+    out: &'a mut W,
+    left: u64,
+}
+
+impl<W: Write> Write for Exactly<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            return Err(broken("the content is longer than its entry says"));
+        }
+        let written = self.out.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Gives `each` every entry, and of a file the content, which it must read to its end.
+///
+/// # Errors
+/// `each`'s own; `input`'s, wrapped by `E`; `InvalidData` for what is no such stream, `UnexpectedEof` for one that is not whole.
+pub fn receive<E: From<io::Error>>(
+    input: &mut dyn Read,
+    mut each: impl FnMut(&Entry, &mut dyn Read) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut greeting = [0; GREETING.len()];
+    input.read_exact(&mut greeting)?;
+    if greeting != GREETING {
+        return Err(broken("it comes from another version of Lifeboat").into());
+    }
+    loop {
+        let mut length = [0; 4];
+        input.read_exact(&mut length)?;
+        let length = u32::from_be_bytes(length);
+        if length == 0 {
+            return Ok(());
+        }
+        if length > LONGEST {
+            return Err(broken("an entry is too long").into());
+        }
+        let mut encoded = vec![0; length as usize];
+        input.read_exact(&mut encoded)?;
+        let entry: Entry = minicbor::decode(&encoded).map_err(|_| broken("an entry cannot be read"))?;
+        let size = if entry.kind == Kind::File { entry.size } else { 0 };
+        let mut content = Whole { input: &mut *input, left: size };
+        each(&entry, &mut content)?;
+        if content.left > 0 {
+            return Err(broken("a content was not read to its end").into());
+        }
+    }
+}
+
+/// A content; that it ends early is an error.
+struct Whole<'a> {
+    input: &'a mut dyn Read,
+    left: u64,
+}
+
+impl Read for Whole<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.input.read(&mut buffer[..want])?;
+        if read == 0 && want > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bytes(Vec<u8>);
+
+    impl Body for Bytes {
+        fn copy(&self, out: &mut dyn Write) -> io::Result<()> {
+            out.write_all(&self.0)
+        }
+    }
+
+    fn file(path: &str, size: u64) -> Entry {
+        crate::source::command::plain_file(path.into(), size, jiff::Timestamp::UNIX_EPOCH)
+    }
+
+    fn sent() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut sender = Sender::new(&mut bytes).unwrap();
+        sender.send(&Entry { kind: Kind::Directory, ..file("d", 0) }, &Bytes(b"not sent".into())).unwrap();
+        sender.send(&file("d/a", 3), &Bytes(b"abc".into())).unwrap();
+        sender.send(&file("d/empty", 0), &Bytes(Vec::new())).unwrap();
+        sender.end().unwrap();
+        bytes
+    }
+
+    fn received(mut bytes: &[u8]) -> io::Result<Vec<(String, String)>> {
+        let mut all = Vec::new();
+        receive::<io::Error>(&mut bytes, |entry, content| {
+            let mut text = String::new();
+            content.read_to_string(&mut text)?;
+            all.push((String::from_utf8_lossy(&entry.path).into_owned(), text));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    #[test]
+    fn what_is_sent_is_received() {
+        let all = received(&sent()).unwrap();
+        let all: Vec<_> = all.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        assert_eq!(all, [("d", ""), ("d/a", "abc"), ("d/empty", "")]);
+    }
+
+    #[test]
+    fn every_part_of_it_alone_is_an_error() {
+        let bytes = sent();
+        for length in 0..bytes.len() {
+            let error = received(&bytes[..length]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_content_of_another_size_is_not_sent() {
+        for content in ["ab", "abcd"] {
+            let mut sender = Sender::new(Vec::new()).unwrap();
+            assert!(sender.send(&file("a", 3), &Bytes(content.into())).is_err());
+        }
+        assert!(received(b"lifeboat volume 2\n\0\0\0\0").is_err());
+    }
+}
