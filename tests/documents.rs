@@ -117,7 +117,7 @@ fn each_shipped_restore_plan_can_be_resolved() {
         chosen: BTreeMap::new(),
         plans: &config.plans,
         documents: config.known(),
-        needs: config.needs(),
+        ties: config.ties(),
         points: sources().map(|source| (source.name.clone(), vec![point(source.capture.field())])).collect(),
         history: BTreeMap::new(),
     };

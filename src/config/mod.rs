@@ -29,8 +29,9 @@ use crate::id::SourceName;
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::restore::plan::document::{Document, Doing, Plan};
-use crate::restore::plan::lint::{Needs, lint};
+use crate::restore::plan::lint::{Ties, lint};
 use crate::restore::plan::resolve::Known;
+use crate::source::Spec;
 use crate::source::target::Options;
 use decode::{Wrong, decode};
 use jiff::Timestamp;
@@ -106,10 +107,17 @@ impl Config {
         self.sources.values().map(|source| (source.name.clone(), known(source))).collect()
     }
 
-    /// What the sources need to be back before them.
+    /// How the sources hang together.
     #[must_use]
-    pub fn needs(&self) -> Needs {
-        self.sources.values().map(|source| (source.name.clone(), source.needs.iter().cloned().collect())).collect()
+    pub fn ties(&self) -> Ties {
+        let mut ties = Ties::default();
+        for source in self.sources.values() {
+            ties.needs.insert(source.name.clone(), source.needs.iter().cloned().collect());
+            if let Spec::Kubernetes(spec) = &source.capture {
+                ties.clusters.insert(source.name.clone(), spec.way());
+            }
+        }
+        ties
     }
 
     pub fn schedules_of(&self, source: &SourceName) -> impl Iterator<Item = &Schedule> {
@@ -371,8 +379,8 @@ impl Reader {
 
     /// What is wrong with plans that are right one by one: their order, and what they include.
     fn plans(&mut self) {
-        let (plans, needs) = (&self.config.plans, self.config.needs());
-        let found = plans.values().flat_map(|plan| lint(plans, plan, &needs).mistakes);
+        let (plans, ties) = (&self.config.plans, self.config.ties());
+        let found = plans.values().flat_map(|plan| lint(plans, plan, &ties).mistakes);
         self.mistakes.extend(found.map(|finding| Mistake {
             file: finding.file,
             line: Some(finding.line),
