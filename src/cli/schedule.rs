@@ -13,7 +13,8 @@ pub enum Command {
     /// Print schedules as Kubernetes CronJobs
     ///
     /// Their documents are expected in the ConfigMap lifeboat-documents, files that those name as /etc/lifeboat/NAME/KEY in
-    /// the Secret lifeboat-NAME, and environment variables in the Secret lifeboat-environment.
+    /// the Secret lifeboat-NAME, and environment variables in the Secret lifeboat-environment; those of whoever replicates in
+    /// the Secrets lifeboat-replicate-NAME and lifeboat-replicate-environment.
     Render(Render),
 }
 
@@ -47,13 +48,16 @@ fn render(context: &Context, args: &Render) -> Result<Exit, Failure> {
     let target = config::Target { image: &args.image, namespace: &args.namespace };
     let mut manifests: Vec<Value> = Vec::new();
     for schedule in chosen {
-        let cronjob =
-            config::cronjob(config, schedule, &target).map_err(|why| Fault::usage(why.to_string(), CHANGE))?;
-        for path in cronjob.unmounted {
-            let (schedule, path) = (schedule.name.as_str(), path.display().to_string());
-            tracing::warn!(schedule, path, "nothing mounts this path: add a volume to the CronJob (a kustomize patch)");
+        let refused = |why: config::CronJobError| Fault::usage(why.to_string(), CHANGE);
+        let backup = config::cronjob(config, schedule, &target).map_err(refused)?;
+        let replication = config::replication(config, schedule, &target).map_err(refused)?;
+        for cronjob in std::iter::once(backup).chain(replication) {
+            for path in cronjob.unmounted {
+                let (schedule, path) = (schedule.name.as_str(), path.display().to_string());
+                tracing::warn!(schedule, path, "nothing mounts this path: add a volume to the CronJob (a kustomize patch)");
+            }
+            manifests.push(cronjob.manifest);
         }
-        manifests.push(cronjob.manifest);
     }
     if context.globals.json {
         print_json(&json!({ "apiVersion": "v1", "kind": "List", "items": manifests }))?;

@@ -1,18 +1,22 @@
-//! A schedule as a Kubernetes CronJob.
+//! A schedule, and the replica that it asks for, as Kubernetes CronJobs.
 //!
 //! Invariants: pure; the manifest names secrets and holds none. The documents come from the ConfigMap
 //! `lifeboat-documents`. A file that they name as /etc/lifeboat/NAME/KEY is the key KEY of the Secret `lifeboat-NAME`, an
 //! environment variable is a key of the Secret `lifeboat-environment`. Keys that a backup does not need are not mounted.
+//! Whoever replicates is somebody else, so that a stolen agent cannot reach the second copy: the same documents, with the
+//! Secrets `lifeboat-replicate-NAME` and `lifeboat-replicate-environment` in their places, and no key at all.
 //!
 //! Deliberately absent: volumes of what is backed up, and the choice of a node. Only the cluster's owner knows them; a
 //! kustomize patch adds them, and [`CronJob::unmounted`] says for which paths.
 
-use super::{Config, Schedule};
+use super::{Config, Repository, Schedule};
+use crate::policy::schedule::Timetable;
 use crate::secret::SecretRef;
 use crate::source;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const HOME: &str = "/etc/lifeboat";
 const DOCUMENTS: &str = "documents";
@@ -42,31 +46,78 @@ pub enum CronJobError {
     #[error("the schedule {schedule} cannot be a CronJob: Kubernetes does not know the cron pattern {pattern:?}")]
     Pattern { schedule: String, pattern: String },
     #[error(
-        "the schedule {schedule} cannot be a CronJob: lifeboat-{schedule} is longer than {LONGEST_NAME} characters"
+        "the schedule {schedule} cannot be a CronJob: {name} is longer than {LONGEST_NAME} characters"
     )]
-    Name { schedule: String },
+    Name { schedule: String, name: String },
     #[error("the schedule {schedule} cannot be a CronJob: its time zone has no IANA name")]
     Zone { schedule: String },
+}
+
+/// What one CronJob does, and as whom.
+struct Work<'a> {
+    /// `backup` or `replicate`; also the name of the container.
+    component: &'static str,
+    /// Before the schedule's name, of the CronJob; before a Secret's.
+    prefix: &'static str,
+    timetable: &'a Timetable,
+    max_duration: Duration,
+    arguments: Vec<String>,
+    needs: Needs,
 }
 
 /// # Errors
 /// Kubernetes would not take it.
 pub fn cronjob(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Result<CronJob, CronJobError> {
-    let name = format!("lifeboat-{}", schedule.name);
-    let pattern = schedule.timetable.pattern();
+    let work = Work {
+        component: "backup",
+        prefix: "lifeboat-",
+        timetable: &schedule.timetable,
+        max_duration: schedule.max_duration,
+        arguments: vec!["backup".into(), format!("--schedule={}", schedule.name)],
+        needs: Needs::of(config, schedule),
+    };
+    made(schedule, target, work)
+}
+
+/// What keeps the replica that a schedule asks for up to date.
+///
+/// # Errors
+/// Kubernetes would not take it.
+pub fn replication(
+    config: &Config,
+    schedule: &Schedule,
+    target: &Target<'_>,
+) -> Result<Option<CronJob>, CronJobError> {
+    let Some(replica) = &schedule.replica else { return Ok(None) };
+    let mut needs = Needs::default();
+    let both = [&schedule.repository, &replica.to];
+    both.into_iter().filter_map(|name| config.repositories.get(name)).for_each(|one| needs.store(one));
+    let work = Work {
+        component: "replicate",
+        prefix: "lifeboat-replicate-",
+        timetable: &replica.timetable,
+        max_duration: replica.max_duration,
+        arguments: vec!["replicate".into(), format!("--schedule={}", schedule.name)],
+        needs,
+    };
+    made(schedule, target, work).map(Some)
+}
+
+fn made(schedule: &Schedule, target: &Target<'_>, work: Work<'_>) -> Result<CronJob, CronJobError> {
+    let name = format!("{}{}", work.prefix, schedule.name);
+    let pattern = work.timetable.pattern();
     if name.len() > LONGEST_NAME {
-        return Err(CronJobError::Name { schedule: schedule.name.clone() });
+        return Err(CronJobError::Name { schedule: schedule.name.clone(), name });
     }
     if !known_to_kubernetes(pattern) {
         return Err(CronJobError::Pattern { schedule: schedule.name.clone(), pattern: pattern.to_owned() });
     }
-    let Some(zone) = schedule.timetable.zone().iana_name() else {
+    let Some(zone) = work.timetable.zone().iana_name() else {
         return Err(CronJobError::Zone { schedule: schedule.name.clone() });
     };
-    let needs = Needs::of(config, schedule);
     let labels = json!({
         "app.kubernetes.io/name": "lifeboat",
-        "app.kubernetes.io/component": "backup",
+        "app.kubernetes.io/component": work.component,
         "lifeboat.dev/schedule": schedule.name,
         "lifeboat.dev/tier": schedule.tier,
     });
@@ -85,21 +136,22 @@ pub fn cronjob(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Res
             "jobTemplate": {
                 "metadata": { "labels": labels },
                 "spec": {
-                    "activeDeadlineSeconds": schedule.max_duration.as_secs() + PATIENCE,
+                    "activeDeadlineSeconds": work.max_duration.as_secs() + PATIENCE,
                     "backoffLimit": 1,
-                    "template": { "metadata": { "labels": labels }, "spec": pod(schedule, target, &needs) },
+                    "template": { "metadata": { "labels": labels }, "spec": pod(target, &work) },
                 },
             },
         },
     });
-    Ok(CronJob { manifest, unmounted: needs.unmounted })
+    Ok(CronJob { manifest, unmounted: work.needs.unmounted })
 }
 
-fn pod(schedule: &Schedule, target: &Target<'_>, needs: &Needs) -> Value {
+fn pod(target: &Target<'_>, work: &Work<'_>) -> Value {
+    let Work { component, prefix, needs, .. } = work;
     let mut volumes = vec![json!({ "name": DOCUMENTS, "configMap": { "name": format!("lifeboat-{DOCUMENTS}") } })];
     let mut mounts = vec![json!({ "name": DOCUMENTS, "mountPath": format!("{HOME}/{DOCUMENTS}"), "readOnly": true })];
     for name in &needs.secrets {
-        let secret = json!({ "secretName": format!("lifeboat-{name}"), "defaultMode": 0o440 });
+        let secret = json!({ "secretName": format!("{prefix}{name}"), "defaultMode": 0o440 });
         volumes.push(json!({ "name": name, "secret": secret }));
         mounts.push(json!({ "name": name, "mountPath": format!("{HOME}/{name}"), "readOnly": true }));
     }
@@ -107,11 +159,13 @@ fn pod(schedule: &Schedule, target: &Target<'_>, needs: &Needs) -> Value {
     volumes.push(json!({ "name": "tmp", "emptyDir": {} }));
     mounts.push(json!({ "name": "tmp", "mountPath": "/tmp" }));
     let environment = needs.environment.iter().map(|name| {
-        json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": "lifeboat-environment", "key": name } } })
+        json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": format!("{prefix}environment"), "key": name } } })
     });
+    let mut arguments = vec![format!("--config={HOME}/{DOCUMENTS}"), "--log-format=json".to_owned()];
+    arguments.extend(work.arguments.iter().cloned());
     json!({
         "restartPolicy": "Never",
-        "serviceAccountName": "lifeboat-backup",
+        "serviceAccountName": format!("lifeboat-{component}"),
         "automountServiceAccountToken": needs.account,
         "securityContext": {
             "runAsNonRoot": true,
@@ -121,12 +175,9 @@ fn pod(schedule: &Schedule, target: &Target<'_>, needs: &Needs) -> Value {
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "containers": [{
-            "name": "backup",
+            "name": component,
             "image": target.image,
-            "args": [
-                format!("--config={HOME}/{DOCUMENTS}"), "--log-format=json", "backup",
-                format!("--schedule={}", schedule.name),
-            ],
+            "args": arguments,
             "env": environment.collect::<Vec<_>>(),
             "resources": {
                 "requests": { "cpu": "100m", "memory": "256Mi" },
@@ -158,11 +209,7 @@ impl Needs {
         let mut needs = Self::default();
         if let Some(repository) = config.repositories.get(&schedule.repository) {
             repository.writer_key.iter().for_each(|secret| needs.secret(secret));
-            if let Some(credentials) = repository.s3.as_ref().and_then(|s3| s3.credentials.as_ref()) {
-                needs.secret(&credentials.access_key_id);
-                needs.secret(&credentials.secret_access_key);
-                credentials.session_token.iter().for_each(|secret| needs.secret(secret));
-            }
+            needs.store(repository);
         }
         for source in schedule.sources.iter().filter_map(|name| config.sources.get(name)) {
             let source::Needs { files, secrets, account } = source.capture.needs();
@@ -175,6 +222,14 @@ impl Needs {
             }
         }
         needs
+    }
+
+    fn store(&mut self, repository: &Repository) {
+        if let Some(credentials) = repository.s3.as_ref().and_then(|s3| s3.credentials.as_ref()) {
+            self.secret(&credentials.access_key_id);
+            self.secret(&credentials.secret_access_key);
+            credentials.session_token.iter().for_each(|secret| self.secret(secret));
+        }
     }
 
     fn secret(&mut self, secret: &SecretRef) {

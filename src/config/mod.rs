@@ -15,14 +15,14 @@ mod repository;
 mod schedule;
 mod source;
 
-pub use cronjob::{CronJob, CronJobError, Target, cronjob};
+pub use cronjob::{CronJob, CronJobError, Target, cronjob, replication};
 pub use mistake::{Mistake, nearest};
 pub use quantity::{InvalidSize, Size};
 pub use repository::{
     Compression, Credentials, Encryption, InvalidUrl, Limits, LockMode, ObjectLock, Repository, S3,
     ServerSideEncryption, Url,
 };
-pub use schedule::Schedule;
+pub use schedule::{Replica, Schedule};
 pub use source::Source;
 
 use crate::id::SourceName;
@@ -143,6 +143,14 @@ impl Config {
                     worst.arithmetic(schedule.tier)
                 );
                 mistakes.push(at(&schedule.at, "spec", text));
+            }
+            if let Some(worst) = schedule.worst_lag(now).filter(|worst| !worst.meets(schedule.tier)) {
+                let text = format!(
+                    "schedule {}: its replica can fall further behind than its tier's RPO: {}",
+                    schedule.name,
+                    worst.arithmetic(schedule.tier)
+                );
+                mistakes.push(at(&schedule.at, "spec.replica", text));
             }
             let limit = self.repositories.get(&schedule.repository).map(|r| r.run_limit);
             if let Some(limit) = limit.filter(|limit| *limit < schedule.max_duration) {
@@ -366,6 +374,9 @@ impl Reader {
         };
         if let Some(repository) = spec.get("repository") {
             refer("Repository", "spec.repository".into(), repository);
+        }
+        if let Some(to) = spec.get("replica").and_then(|replica| replica.get("to")) {
+            refer("Repository", "spec.replica.to".into(), to);
         }
         if let Some(node::Value::List(sources)) = spec.get("sources").map(|s| &s.value) {
             sources.iter().enumerate().for_each(|(n, source)| refer("Source", format!("spec.sources[{n}]"), source));
