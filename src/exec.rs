@@ -95,7 +95,7 @@ impl Command {
 
     fn start_with(self, stdin: Stdio, bound: bool) -> Result<Running, ExecError> {
         let fail = |source| ExecError::Start { program: self.program.clone(), source };
-        let program = if bound { OWN_PROGRAM } else { &self.program };
+        let program = if bound { OWN_PROGRAM } else { self.program.as_str() };
         #[expect(clippy::disallowed_methods, reason = "this is where child processes are started")]
         let mut command = std::process::Command::new(program);
         if bound {
