@@ -92,13 +92,26 @@ fn a_replica_is_kept_by_somebody_else() {
     let manifest = &made.manifest;
     let spec = &manifest["spec"]["jobTemplate"]["spec"];
     let pod = &spec["template"]["spec"];
-    assert_eq!((&manifest["metadata"]["name"], &manifest["spec"]["schedule"]), (&"lifeboat-replicate-often".into(), &"1-59/2 * * * *".into()));
-    assert_eq!((&spec["activeDeadlineSeconds"], &pod["serviceAccountName"]), (&150.into(), &"lifeboat-replicate".into()));
-    let secrets: Vec<_> = pod["volumes"].as_array().unwrap().iter().filter_map(|one| one["secret"]["secretName"].as_str()).collect();
+    assert_eq!(
+        (&manifest["metadata"]["name"], &manifest["spec"]["schedule"]),
+        (&"lifeboat-replicate-often".into(), &"1-59/2 * * * *".into())
+    );
+    assert_eq!(
+        (&spec["activeDeadlineSeconds"], &pod["serviceAccountName"]),
+        (&150.into(), &"lifeboat-replicate".into())
+    );
+    let secrets: Vec<_> =
+        pod["volumes"].as_array().unwrap().iter().filter_map(|one| one["secret"]["secretName"].as_str()).collect();
     assert_eq!(secrets, ["lifeboat-replicate-far", "lifeboat-replicate-main"], "it needs no writer key");
     let environment = pod["containers"][0]["env"].as_array().unwrap();
-    assert!(environment.len() == 2 && environment.iter().all(|one| one["valueFrom"]["secretKeyRef"]["name"] == "lifeboat-replicate-environment"));
-    let arguments: Vec<_> = pod["containers"][0]["args"].as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
+    assert!(
+        environment.len() == 2
+            && environment
+                .iter()
+                .all(|one| one["valueFrom"]["secretKeyRef"]["name"] == "lifeboat-replicate-environment")
+    );
+    let arguments: Vec<_> =
+        pod["containers"][0]["args"].as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
     assert_eq!(arguments[2..], ["replicate", "--schedule=often"]);
 
     let now = "2026-03-01T00:00:00Z".parse().unwrap();

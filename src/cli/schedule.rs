@@ -54,7 +54,11 @@ fn render(context: &Context, args: &Render) -> Result<Exit, Failure> {
         for cronjob in std::iter::once(backup).chain(replication) {
             for path in cronjob.unmounted {
                 let (schedule, path) = (schedule.name.as_str(), path.display().to_string());
-                tracing::warn!(schedule, path, "nothing mounts this path: add a volume to the CronJob (a kustomize patch)");
+                tracing::warn!(
+                    schedule,
+                    path,
+                    "nothing mounts this path: add a volume to the CronJob (a kustomize patch)"
+                );
             }
             manifests.push(cronjob.manifest);
         }

@@ -45,9 +45,7 @@ pub struct CronJob {
 pub enum CronJobError {
     #[error("the schedule {schedule} cannot be a CronJob: Kubernetes does not know the cron pattern {pattern:?}")]
     Pattern { schedule: String, pattern: String },
-    #[error(
-        "the schedule {schedule} cannot be a CronJob: {name} is longer than {LONGEST_NAME} characters"
-    )]
+    #[error("the schedule {schedule} cannot be a CronJob: {name} is longer than {LONGEST_NAME} characters")]
     Name { schedule: String, name: String },
     #[error("the schedule {schedule} cannot be a CronJob: its time zone has no IANA name")]
     Zone { schedule: String },
@@ -83,11 +81,7 @@ pub fn cronjob(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Res
 ///
 /// # Errors
 /// Kubernetes would not take it.
-pub fn replication(
-    config: &Config,
-    schedule: &Schedule,
-    target: &Target<'_>,
-) -> Result<Option<CronJob>, CronJobError> {
+pub fn replication(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Result<Option<CronJob>, CronJobError> {
     let Some(replica) = &schedule.replica else { return Ok(None) };
     let mut needs = Needs::default();
     let both = [&schedule.repository, &replica.to];

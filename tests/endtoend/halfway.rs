@@ -37,16 +37,17 @@ fn with_mounts(world: &World, prepare: &str, after: &str, arguments: &[&str]) ->
     unshare.args(["--mount", "sh", "-c", &script, "sh"]).arg(program.get_program()).args(program.get_args());
     unshare.current_dir(world.home.path()).env_clear();
     unshare.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    unshare.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    unshare
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
     finish(unshare.spawn().unwrap())
 }
 
 /// Names in a directory, hidden ones too.
 fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -76,19 +77,18 @@ fn a_mount_point_below_the_target_is_seen_before_anything_is_touched() {
     }
     // One that appears when the plan is under way.
     fs::write(world.path("late"), "").unwrap();
-    with_mounts(&world, "true", "true", &arguments).expect(1).says("the restore stopped at pictures").says("out/inner is a mount point");
+    with_mounts(&world, "true", "true", &arguments)
+        .expect(1)
+        .says("the restore stopped at pictures")
+        .says("out/inner is a mount point");
     assert_eq!(names(&world.path("out")), before);
     fs::remove_file(world.path("late")).unwrap();
     // The target itself may be one.
     let pictures = picture(&world.path("tree"));
-    let ran = with_mounts(
-        &world,
-        "mount -t tmpfs none out; echo old >out/old",
-        "cp -a out seen",
-        &arguments,
-    );
+    let ran = with_mounts(&world, "mount -t tmpfs none out; echo old >out/old", "cp -a out seen", &arguments);
     ran.expect(0);
-    let aside: Vec<_> = names(&world.path("seen")).into_iter().filter(|name| name.starts_with(".lifeboat-before-")).collect();
+    let aside: Vec<_> =
+        names(&world.path("seen")).into_iter().filter(|name| name.starts_with(".lifeboat-before-")).collect();
     assert_eq!(aside.len(), 1, "{aside:?}");
     assert_eq!(names(&world.path("seen").join(&aside[0])), ["old"]);
     fs::remove_dir_all(world.path("seen").join(&aside[0])).unwrap();

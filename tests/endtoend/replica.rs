@@ -289,7 +289,8 @@ async fn a_schedule_asks_for_a_replica_and_status_judges_it() {
     let schedule = text.replace("standard", "critical").replace("*/10", "*/2");
     let schedule = schedule.replace("retention:", "replica: {to: replica}, retention:");
     // A source that has no snapshots yet keeps nobody from copying the others.
-    let other = "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: later}\nspec: {files: {path: /srv}}\n";
+    let other =
+        "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: later}\nspec: {files: {path: /srv}}\n";
     world.document("schedule.yaml", &(schedule.replace("[docs]", "[docs, later]") + other));
     let repository = fs::read_to_string(world.path("config/repository.yaml")).unwrap();
     let key = "  writerKey: {file: /etc/lifeboat/keys/not-for-whoever-replicates}\n";
@@ -302,7 +303,8 @@ async fn a_schedule_asks_for_a_replica_and_status_judges_it() {
     let jobs = rendered["items"].as_array().unwrap();
     assert_eq!(jobs.len(), 2);
     let words = jobs[1]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap();
-    let words: Vec<_> = words.iter().map(|word| word.as_str().unwrap()).filter(|word| !word.starts_with("--config")).collect();
+    let words: Vec<_> =
+        words.iter().map(|word| word.as_str().unwrap()).filter(|word| !word.starts_with("--config")).collect();
     let copy = || world.run(&words).expect(0);
 
     world.file("a", noise(1, 1 << 20));

@@ -33,7 +33,9 @@ fn world() -> World {
         plan(
             "alone",
             "app",
-            &format!("  - {{name: only, run: {{command: [sh, -c, 'mkdir {home}/only && sleep 0.3 && rmdir {home}/only']}}}}\n"),
+            &format!(
+                "  - {{name: only, run: {{command: [sh, -c, 'mkdir {home}/only && sleep 0.3 && rmdir {home}/only']}}}}\n"
+            ),
         ),
     ];
     world.document("plans.yaml", &documents.concat());
@@ -67,7 +69,8 @@ fn begun(world: &World, machine: &str) -> (Child, String) {
     }
     let journals = fs::read_dir(world.path(machine).join("lifeboat/restores")).unwrap();
     let names = journals.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let id = names.filter_map(|name| name.strip_suffix(".jsonl").filter(|id| id.starts_with("waits-")).map(str::to_owned));
+    let id =
+        names.filter_map(|name| name.strip_suffix(".jsonl").filter(|id| id.starts_with("waits-")).map(str::to_owned));
     (child, id.max().unwrap())
 }
 
@@ -76,9 +79,12 @@ fn what_somebody_is_at_is_refused() {
     let world = world();
     let (child, id) = begun(&world, "here");
     for (machine, says) in [("here", "by another process of this machine"), ("there", "on another machine")] {
-        for arguments in
-            [&["restore", "app", "waits"][..], &["restore", "app", "shares"], &["restore", "app", "--resume", &id], &["restore", "app", "--abort", &id]]
-        {
+        for arguments in [
+            &["restore", "app", "waits"][..],
+            &["restore", "app", "shares"],
+            &["restore", "app", "--resume", &id],
+            &["restore", "app", "--abort", &id],
+        ] {
             run(&world, machine, arguments).expect(11).says(&format!("restore {id} is being carried out {says}"));
         }
         run(&world, machine, &["restore", "app", "shares"]).expect(11).says("/out too");
@@ -95,7 +101,8 @@ fn what_somebody_is_at_is_refused() {
     fs::rename(world.path("out"), world.path("first")).unwrap();
     run(&world, "there", &["restore", "app", "shares"]).expect(0);
     let listed = run(&world, "there", &["restore", "list", "--json"]).expect(0).json();
-    let states: Vec<_> = listed["restores"].as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap()).collect();
+    let states: Vec<_> =
+        listed["restores"].as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap()).collect();
     assert_eq!(states.iter().filter(|state| **state == "complete").count(), 3, "{listed}");
     assert!(states.iter().all(|state| ["complete", "given up"].contains(state)), "{listed}");
 }
@@ -112,7 +119,9 @@ fn a_machine_that_is_gone_holds_nobody_up_for_long() {
     // Elsewhere it takes a person's word; that it lives after all is noticed where it lives.
     let (child, second) = begun(&world, "here");
     run(&world, "there", &["restore", "app", "shares", "--dead", &id]).expect(11).says(&second);
-    run(&world, "there", &["restore", "app", "shares", "--dead", &id, "--dead", &second]).expect(0).says("is taken to be dead");
+    run(&world, "there", &["restore", "app", "shares", "--dead", &id, "--dead", &second])
+        .expect(0)
+        .says("is taken to be dead");
     finish(child).expect(1).says("is being carried out elsewhere");
     // It stopped in order, and can be gone on with from anywhere.
     fs::rename(world.path("out"), world.path("second")).unwrap();

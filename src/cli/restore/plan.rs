@@ -237,7 +237,8 @@ impl Entry<'_> {
         let new = execution.history.next == 2;
         let written = if new { Ok(()) } else { execution.record(Event::Resumed) };
         let known = self.confirmed.is_subset(&execution.history.confirmed);
-        let written = written.and_then(|()| if known { Ok(()) } else { execution.record(Event::Confirmed(self.confirmed)) });
+        let written =
+            written.and_then(|()| if known { Ok(()) } else { execution.record(Event::Confirmed(self.confirmed)) });
         written.map_err(|error| unwritten(&error, &execution.history, id))?;
         let others = self.turn.exclude(id, &execution.history, self.journals, self.dead);
         let free = tokio::runtime::Handle::current().block_on(others);

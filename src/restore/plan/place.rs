@@ -7,9 +7,9 @@
 //! takes an empty directory for a restored one.
 
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

@@ -71,7 +71,8 @@ impl Spec {
     /// How the cluster is reached: the same for two documents that mean the same cluster in the same way.
     #[must_use]
     pub fn way(&self) -> String {
-        let kubeconfig = self.kubeconfig.as_ref().map_or_else(|| "the pod's own".into(), |path| path.display().to_string());
+        let kubeconfig =
+            self.kubeconfig.as_ref().map_or_else(|| "the pod's own".into(), |path| path.display().to_string());
         format!("{kubeconfig} {}", self.context.as_deref().unwrap_or_default())
     }
 
