@@ -122,7 +122,7 @@ fn a_replica_is_kept_by_somebody_else() {
         ("{to: main}", "cannot be a replica of itself"),
         ("{to: fare}", "far"),
         ("{to: far, cron: often}", "is not a timetable"),
-        ("{from: far}", "from"),
+        ("{to: far, from: main}", "from"),
     ] {
         let mistakes = load(replica, "critical").unwrap_err();
         assert!(mistakes.len() == 1 && mistakes[0].to_string().contains(says), "{replica}: {mistakes:?}");

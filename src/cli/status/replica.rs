@@ -5,7 +5,7 @@ use crate::cli::fault::{Failure, chain};
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
-use crate::repo::{Access, Snapshot};
+use crate::repo::{Access, RepoError, Snapshot};
 use crate::restore::plan::between;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -71,9 +71,9 @@ impl fmt::Display for Copied {
     }
 }
 
-/// The replicas that were opened, or why they could not be.
+/// The replicas that were opened, or why they could not be; `None`: nothing is there yet.
 #[derive(Default)]
-pub struct Replicas(BTreeMap<String, Result<Opened, String>>);
+pub struct Replicas(BTreeMap<String, Result<Option<Opened>, String>>);
 
 impl Replicas {
     /// Of the source, whose newest snapshot that counts is `here`.
@@ -96,7 +96,8 @@ impl Replicas {
                 self.0.insert(to.clone(), place.map_err(|failure| chain(failure.as_ref()).join(": ")));
             }
             let found = match &self.0[&to] {
-                Ok(place) => {
+                Ok(None) => Ok(None),
+                Ok(Some(place)) => {
                     let newest = place.lineage(source, access).newest().await;
                     newest.map(|newest| newest.snapshot).map_err(|error| chain(&error).join(": "))
                 }
@@ -120,11 +121,14 @@ impl Replicas {
     }
 }
 
-async fn open(context: &Context, opened: &Opened, to: &str) -> Result<Opened, Failure> {
-    let place = context.open_as(context.settings_of(to)?, Use::Read).await?;
+async fn open(context: &Context, opened: &Opened, to: &str) -> Result<Option<Opened>, Failure> {
+    let place = match context.open_as(context.settings_of(to)?, Use::Read).await {
+        Err(failure) if matches!(failure.downcast_ref(), Some(RepoError::NoRepository { .. })) => return Ok(None),
+        other => other?,
+    };
     let (theirs, ours) = (place.repository.root().id, opened.repository.root().id);
     if theirs != ours {
         return Err(format!("{} holds another repository ({theirs}, not {ours})", place.settings.url).into());
     }
-    Ok(place)
+    Ok(Some(place))
 }
