@@ -333,9 +333,9 @@ async fn a_schedule_asks_for_a_replica_and_status_judges_it() {
     }
     let told = world.as_writer(&["-r", "main", "status", "docs"]).expect(1).out;
     assert!(told.contains("only the replica replica has snapshot 2"), "{told}");
-    // A replica that cannot be reached is no replica.
-    let text = fs::read_to_string(world.path("config/replica.yaml")).unwrap();
-    world.document("replica.yaml", &text.replace("s3://replica/", "s3://no-such-bucket/"));
+    // Somebody else's repository in its place is no replica.
+    let other = World::local();
+    world.document("replica.yaml", &World::directory(&other.path("repository")).replace("name: main", "name: replica"));
     let unknown = world.as_writer(&["-r", "main", "status", "docs", "--json"]);
     assert_eq!(unknown.json()["sources"][0]["replicas"][0]["verdict"], "unknown");
 }
