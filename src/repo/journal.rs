@@ -135,7 +135,7 @@ mod tests {
         let identity = Identity::generate();
         let recipient = Recipient { name: "ann".into(), role: Role::Recovery, key: identity.public() };
         let (repository, _) =
-            Repository::create(store.clone(), vec![recipient], jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+            Repository::create(store.clone(), vec![recipient], Timestamp::UNIX_EPOCH).await.unwrap();
         (repository, identity)
     }
 
