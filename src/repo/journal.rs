@@ -134,8 +134,7 @@ mod tests {
     async fn repository(store: &Arc<dyn Store>) -> (Repository, Identity) {
         let identity = Identity::generate();
         let recipient = Recipient { name: "ann".into(), role: Role::Recovery, key: identity.public() };
-        let (repository, _) =
-            Repository::create(store.clone(), vec![recipient], Timestamp::UNIX_EPOCH).await.unwrap();
+        let (repository, _) = Repository::create(store.clone(), vec![recipient], Timestamp::UNIX_EPOCH).await.unwrap();
         (repository, identity)
     }
 

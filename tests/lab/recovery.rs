@@ -207,7 +207,8 @@ fn steps(cluster: &Cluster) -> Value {
     let (pki, state, node) = (cluster.pki(), cluster.state(), cluster.address(2));
     let (pki, state) = (pki.display(), state.display());
     let member = format!(
-        "rm -rf {state}/etcd/restored
+        "exec 9>{state}/etcd.lock; flock 9
+         rm -rf {state}/etcd/restored
          {state}/bin/etcdutl snapshot restore {state}/etcd.snapshot --data-dir {state}/etcd/restored --name lab \
          --initial-cluster lab=https://127.0.0.1:2380 --initial-advertise-peer-urls https://127.0.0.1:2380 \
          --bump-revision 1000000000 --mark-compacted

@@ -511,8 +511,8 @@ fn a_fence_that_was_opened_in_part_is_closed_before_anything_goes_on() {
         let (end, history) = go_on(&lab, &mut journal);
         assert_eq!(end.unwrap(), End::Stopped(vec![2]));
         if killed {
-            // Between its opening and the record of it.
-            journal.room = Some(journal.records.len() + 1);
+            // Between its opening and the record of it; one record more says that "b" was cleared away.
+            journal.room = Some(journal.records.len() + 2);
         } else {
             lab.broken.lock().unwrap().insert("open".into());
         }
