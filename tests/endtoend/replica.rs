@@ -3,6 +3,7 @@
 use crate::agent::{documented, limited};
 use crate::clock;
 use crate::picture::{Picture, assert_same, picture};
+use crate::server::Server as Cluster;
 use crate::support::{Bucket, bucket, client, minio, versitygw};
 use crate::world::{World, kill, noise};
 use lifeboat::id::Sequence;
@@ -338,6 +339,29 @@ async fn a_schedule_asks_for_a_replica_and_status_judges_it() {
     world.document("replica.yaml", &World::directory(&other.path("repository")).replace("name: main", "name: replica"));
     let unknown = world.as_writer(&["-r", "main", "status", "docs", "--json"]);
     assert_eq!(unknown.json()["sources"][0]["replicas"][0]["verdict"], "unknown");
+}
+
+/// A real API server takes what is rendered, and the identity that it names is one of its own.
+#[test]
+fn a_cluster_takes_the_rendered_replication() {
+    let (cluster, world) = (Cluster::start(), World::local());
+    replica_in_directory(&world);
+    world.schedule("1m", "{last: 5}");
+    let text = fs::read_to_string(world.path("config/schedule.yaml")).unwrap();
+    world.document(
+        "schedule.yaml",
+        &text.replace("retention:", "replica: {to: replica, cron: '1-59/10 * * * *'}, retention:"),
+    );
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/base");
+    cluster.kubectl(&["apply", "--kustomize", base.to_str().unwrap()]);
+    cluster.apply(&world.run(&["schedule", "render", "--image", "example/lifeboat:1"]).expect(0).out);
+    let get = |what: &[&str]| cluster.kubectl(&[&["--namespace", "lifeboat", "get"], what].concat());
+    let pod = "{.spec.schedule} {.spec.jobTemplate.spec.template.spec.serviceAccountName}";
+    let made = get(&["cronjob", "lifeboat-replicate-often", "-o", &format!("jsonpath={pod}")]);
+    assert_eq!(made, "1-59/10 * * * * lifeboat-replicate");
+    get(&["serviceaccount", "lifeboat-replicate"]);
+    let bound = cluster.kubectl(&["get", "clusterrolebindings", "-o", "jsonpath={.items[*].subjects[*].name}"]);
+    assert!(!bound.split(' ').any(|name| name == "lifeboat-replicate"), "it has rights in the cluster: {bound}");
 }
 
 /// Several sources at once, one of them alone, and one whose packs are larger than what is read at a time.

@@ -116,7 +116,14 @@ fn a_machine_that_is_gone_holds_nobody_up_for_long() {
     run(&world, "there", &["restore", "app", "shares"]).expect(11).says("last heard of");
     run(&world, "here", &["restore", "app", "shares"]).expect(0);
     fs::rename(world.path("out"), world.path("first")).unwrap();
-    // Elsewhere it takes a person's word; that it lives after all is noticed where it lives.
+    // By the store's clock it has been silent for three minutes: nobody has to say anything.
+    for record in fs::read_dir(world.path(format!("repository/_restores/{id}"))).unwrap() {
+        let file = fs::File::options().write(true).open(record.unwrap().path()).unwrap();
+        file.set_modified(file.metadata().unwrap().modified().unwrap() - Duration::from_mins(3)).unwrap();
+    }
+    run(&world, "there", &["restore", "app", "shares"]).expect(0).says("is taken to be dead");
+    fs::rename(world.path("out"), world.path("again")).unwrap();
+    // Sooner, it takes a person's word; that it lives after all is noticed where it lives.
     let (child, second) = begun(&world, "here");
     run(&world, "there", &["restore", "app", "shares", "--dead", &id]).expect(11).says(&second);
     run(&world, "there", &["restore", "app", "shares", "--dead", &id, "--dead", &second])
