@@ -1,6 +1,7 @@
 //! Two restores at once: of the same plan, of plans that share a target, on one machine and on two.
 
 use crate::recovery::{plan, source};
+use crate::support::{Bucket, bucket, command, minio, versitygw};
 use crate::world::{Ran, World, finish, kill};
 use std::fs;
 use std::process::{Child, Command};
@@ -8,7 +9,10 @@ use std::time::{Duration, Instant};
 
 /// A plan that waits for a `proof`, one of the same target, and one of another.
 fn world() -> World {
-    let world = World::local();
+    prepared(World::local())
+}
+
+fn prepared(world: World) -> World {
     for number in 1..=20 {
         world.file(&format!("{number}"), format!("picture {number}"));
     }
@@ -135,6 +139,45 @@ fn a_machine_that_is_gone_holds_nobody_up_for_long() {
     fs::write(world.path("proof"), "").unwrap();
     run(&world, "there", &["restore", "app", "--resume", &second]).expect(0);
     assert!(world.path("out/1").exists());
+}
+
+/// One that was stopped must not be gone on with, nor its fences be opened, while another is at work.
+#[test]
+fn what_was_stopped_stays_so_while_another_is_at_work() {
+    let world = world();
+    let (mut child, first) = begun(&world, "here");
+    assert!(command("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    // Stopped in order, it holds nobody up, wherever.
+    let (child, second) = begun(&world, "there");
+    for machine in ["here", "there", "elsewhere"] {
+        for what in ["--resume", "--abort"] {
+            run(&world, machine, &["restore", "app", what, &first])
+                .expect(11)
+                .says(&format!("restore {second} is being"));
+        }
+    }
+    fs::write(world.path("proof"), "").unwrap();
+    finish(child).expect(0);
+    run(&world, "elsewhere", &["restore", "app", "--abort", &first]).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_tells_machines_of_each_other() {
+    let (minio, versitygw) = (minio(), versitygw(true));
+    for (store, kind) in [(&minio, Bucket::Locked), (&versitygw, Bucket::Plain)] {
+        let world = prepared(World::bucket(&bucket(store, "restores", kind).await, 1));
+        let (child, id) = begun(&world, "here");
+        run(&world, "there", &["restore", "app", "waits"]).expect(11).says(&format!("--dead {id}"));
+        run(&world, "there", &["restore", "app", "shares", "--dead", &id]).expect(0);
+        finish(child).expect(1).says("is being carried out elsewhere");
+        let alone = ["restore", "app", "alone"];
+        for _ in 0..2 {
+            let both = ["here", "there"].map(|machine| on(&world, machine, &alone).spawn().unwrap()).map(finish);
+            assert!(both.iter().all(|ran| [0, 11].contains(&ran.code)), "{} {}", both[0].err, both[1].err);
+        }
+        run(&world, "there", &alone).expect(0);
+    }
 }
 
 #[test]
