@@ -1,9 +1,11 @@
 //! Child processes, the only place that starts them: no shell, no standard input unless it is fed, an own process group
-//! that is killed as a whole at the deadline, when the run is stopped, and when [`Running`] is dropped.
+//! that is killed as a whole at the deadline, when the run is stopped, and when [`Running`] is dropped. Of those that are
+//! started by [`Command::start_bound`] also when this process is killed.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_current_process_group, kill_process_group};
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus, Stdio};
@@ -14,6 +16,10 @@ use zeroize::Zeroizing;
 const TICK: Duration = Duration::from_millis(20);
 const PIECE: usize = 64 << 10;
 const STDERR_KEPT: usize = 4 << 10;
+/// Also when it was replaced by a newer one in the meantime.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+/// The first argument of this program when it is to [`supervise`] another.
+pub const SUPERVISE: &str = "supervise-program";
 
 /// What to run. It inherits the environment and gets `env` on top.
 pub struct Command {
@@ -59,12 +65,21 @@ pub struct Running {
 
 impl Command {
     pub fn start(self) -> Result<Running, ExecError> {
-        self.start_with(Stdio::null())
+        self.start_with(Stdio::null(), false)
+    }
+
+    /// So that it and all that it starts in its group end with this process, however that ends.
+    ///
+    /// This program itself, started once more ([`supervise`]), stands between: the pipe to it closes when nobody holds the
+    /// other end. The kernel's own way (a signal at the parent's death) is set between fork and exec, which takes unsafe code,
+    /// and reaches no grandchildren.
+    pub fn start_bound(self) -> Result<Running, ExecError> {
+        self.start_with(Stdio::piped(), true)
     }
 
     /// With a standard input that [`Running`] writes to, up to [`Running::close`].
     pub fn start_fed(self) -> Result<Running, ExecError> {
-        let mut running = self.start_with(Stdio::piped())?;
+        let mut running = self.start_with(Stdio::piped(), false)?;
         let (send, pieces) = bounded::<Vec<u8>>(4);
         let stdin = running.child.stdin.take();
         let feed = move || {
@@ -78,10 +93,14 @@ impl Command {
         Ok(running)
     }
 
-    fn start_with(self, stdin: Stdio) -> Result<Running, ExecError> {
+    fn start_with(self, stdin: Stdio, bound: bool) -> Result<Running, ExecError> {
         let fail = |source| ExecError::Start { program: self.program.clone(), source };
+        let program = if bound { OWN_PROGRAM } else { self.program.as_str() };
         #[expect(clippy::disallowed_methods, reason = "this is where child processes are started")]
-        let mut command = std::process::Command::new(&self.program);
+        let mut command = std::process::Command::new(program);
+        if bound {
+            command.args([SUPERVISE, &self.program]);
+        }
         command.args(&self.arguments).envs(self.env.iter().map(|(name, value)| (name, value.as_str())));
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(fail)?;
@@ -156,6 +175,28 @@ impl Command {
         running.wait()?;
         Ok(all)
     }
+}
+
+/// Runs the program that `words` name, and ends the whole process group when the standard input ends: nobody waits any more.
+/// Returns the exit code, as a shell gives it.
+pub fn supervise(mut words: impl Iterator<Item = OsString>) -> Result<u8, ExecError> {
+    let program = words.next().unwrap_or_default();
+    #[expect(clippy::disallowed_methods, reason = "this is where child processes are started")]
+    let mut command = std::process::Command::new(&program);
+    let fail = |source| ExecError::Start { program: program.display().to_string(), source };
+    let mut child = command.args(words).stdin(Stdio::null()).spawn().map_err(fail)?;
+    let watch = || {
+        // Nothing is ever written to it.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        let _ = kill_current_process_group(Signal::KILL);
+    };
+    if let Err(source) = std::thread::Builder::new().name("watch".into()).spawn(watch) {
+        let _ = child.kill(); // gone already
+        return Err(fail(source));
+    }
+    let status = child.wait().map_err(fail)?;
+    let code = status.code().or_else(|| Some(128 + status.signal()?));
+    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 impl Running {

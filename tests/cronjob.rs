@@ -61,6 +61,74 @@ fn what_kubernetes_would_refuse_is_refused() {
     assert!(with_schedule(&long[1..], "@hourly").is_ok());
 }
 
+/// Another region's copy, by somebody who has the agent's credentials neither here nor there.
+#[test]
+fn a_replica_is_kept_by_somebody_else() {
+    let store = |name: &str| {
+        format!(
+            "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: {name}}}\nspec:\n  url: s3://{name}-bucket/p\n  \
+             writerKey: {{file: /etc/lifeboat/keys/writer}}\n  s3:\n    credentials: {{accessKeyId: {{file: \
+             /etc/lifeboat/{name}/id}}, secretAccessKey: {{env: {name}_SECRET}}}}\n---\n"
+        )
+    };
+    let load = |replica: &str, tier: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "{}{}apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: data}}\nspec: {{files: {{path: /srv/data}}}}\n---\n\
+             apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {{name: often}}\nspec:\n  repository: main\n  \
+             tier: {tier}\n  cron: '*/2 * * * *'\n  maxDuration: 1m\n  sources: [data]\n  replica: {replica}\n",
+            store("main"),
+            store("far")
+        );
+        fs::write(directory.path().join("documents.yaml"), text).unwrap();
+        Config::load(&[directory.path().into()])
+    };
+    let config = load("{to: far, cron: '1-59/2 * * * *', maxDuration: 90s}", "critical").unwrap();
+    let schedule = &config.schedules["often"];
+    let [backup, made] = <[_; 2]>::try_from(cronjobs(&config, schedule, &TARGET).unwrap()).unwrap();
+    let backup = backup.manifest.to_string();
+    assert!(!backup.contains("far") && !backup.contains("replicate"), "{backup}");
+    assert!(made.unmounted.is_empty(), "what is backed up is nothing to it: {:?}", made.unmounted);
+    let manifest = &made.manifest;
+    let spec = &manifest["spec"]["jobTemplate"]["spec"];
+    let pod = &spec["template"]["spec"];
+    assert_eq!(
+        (&manifest["metadata"]["name"], &manifest["spec"]["schedule"]),
+        (&"lifeboat-replicate-often".into(), &"1-59/2 * * * *".into())
+    );
+    assert_eq!(
+        (&spec["activeDeadlineSeconds"], &pod["serviceAccountName"]),
+        (&150.into(), &"lifeboat-replicate".into())
+    );
+    let secrets: Vec<_> =
+        pod["volumes"].as_array().unwrap().iter().filter_map(|one| one["secret"]["secretName"].as_str()).collect();
+    assert_eq!(secrets, ["lifeboat-replicate-far", "lifeboat-replicate-main"], "it needs no writer key");
+    let environment = pod["containers"][0]["env"].as_array().unwrap();
+    assert!(
+        environment.len() == 2
+            && environment
+                .iter()
+                .all(|one| one["valueFrom"]["secretKeyRef"]["name"] == "lifeboat-replicate-environment")
+    );
+    let arguments: Vec<_> =
+        pod["containers"][0]["args"].as_array().unwrap().iter().filter_map(|word| word.as_str()).collect();
+    assert_eq!(arguments[2..], ["replicate", "--schedule=often"]);
+
+    let now = "2026-03-01T00:00:00Z".parse().unwrap();
+    assert_eq!(config.lint(now, |_| None), []);
+    let late = load("{to: far, cron: '*/10 * * * *'}", "critical").unwrap().lint(now, |_| None);
+    assert!(late.len() == 1 && late[0].message.contains("can fall further behind"), "{late:?}");
+    for (replica, says) in [
+        ("{to: main}", "cannot be a replica of itself"),
+        ("{to: fare}", "far"),
+        ("{to: far, cron: often}", "is not a timetable"),
+        ("{to: far, from: main}", "from"),
+    ] {
+        let mistakes = load(replica, "critical").unwrap_err();
+        assert!(mistakes.len() == 1 && mistakes[0].to_string().contains(says), "{replica}: {mistakes:?}");
+    }
+}
+
 /// kubectl reads YAML 1.1, where more words than true and false are booleans.
 #[test]
 fn names_stay_text() {

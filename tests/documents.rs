@@ -117,7 +117,7 @@ fn each_shipped_restore_plan_can_be_resolved() {
         chosen: BTreeMap::new(),
         plans: &config.plans,
         documents: config.known(),
-        needs: config.needs(),
+        ties: config.ties(),
         points: sources().map(|source| (source.name.clone(), vec![point(source.capture.field())])).collect(),
         history: BTreeMap::new(),
     };
@@ -223,7 +223,7 @@ fn unknown_fields_and_words_get_the_nearest_right_one() {
     insta::assert_snapshot!(mistakes(&complete(&schedule)), @r#"
     file.yaml:21: spec.tier: "standart" is not known; allowed: critical, standard, development; did you mean "standard"?
     file.yaml:25: spec.retention.dayly: unknown field; allowed: last, hourly, daily, weekly, monthly, yearly, within; did you mean "daily"?
-    file.yaml:26: spec.startdelay: unknown field; allowed: repository, tier, cron, timeZone, startDelay, maxDuration, sources, retention, suspend; did you mean "startDelay"?
+    file.yaml:26: spec.startdelay: unknown field; allowed: repository, tier, cron, timeZone, startDelay, maxDuration, sources, retention, suspend, replica; did you mean "startDelay"?
     "#);
 }
 

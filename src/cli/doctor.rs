@@ -123,8 +123,8 @@ async fn kept(context: &Context, opened: &Opened) -> Result<Option<String>, Fail
 
 /// Whether somebody would notice what a plan does not bring back.
 fn plans(config: &Config) -> Result<String, Failure> {
-    let needs = config.needs();
-    let found = config.plans.values().flat_map(|plan| lint(&config.plans, plan, &needs).warnings);
+    let ties = config.ties();
+    let found = config.plans.values().flat_map(|plan| lint(&config.plans, plan, &ties).warnings);
     let found: Vec<_> = found.map(|finding| finding.to_string()).collect();
     if found.is_empty() {
         return Ok(count(config.plans.len() as u64, "plan", "plans") + ", each step of which is looked at afterwards");

@@ -148,8 +148,8 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::Failed { hint, .. } => (Exit::Failed, hint.clone()),
         });
     }
-    if error.is::<Busy>() {
-        return Some((Exit::Busy, None));
+    if let Some(busy) = error.downcast_ref::<Busy>() {
+        return Some((Exit::Busy, Some(busy.hint())));
     }
     if error.is::<Unfit>() {
         let hint = "nothing was changed; see `lifeboat snapshots` for what there is";

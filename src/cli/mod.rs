@@ -32,6 +32,7 @@ mod status;
 mod store;
 mod verify;
 
+use crate::exec;
 use clap::{Parser, Subcommand};
 use context::Context;
 use fault::{Exit, Failure};
@@ -138,6 +139,15 @@ impl Command {
 #[must_use]
 pub fn main() -> ExitCode {
     forbid_core_dumps();
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == exec::SUPERVISE) {
+        // As a shell says that there is no such program; whoever started this one tells people why.
+        let refused = |error: exec::ExecError| {
+            eprintln!("{}", fault::chain(&error).join(": "));
+            127
+        };
+        return exec::supervise(words).unwrap_or_else(refused).into();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error).into(),

@@ -5,10 +5,11 @@ use super::fault::{Exit, Failure, Fault};
 use super::output::{bytes, clock, count, print, print_json, time};
 use super::progress::{self, Done};
 use super::reference::check_source;
-use crate::config;
+use crate::config::{self, Schedule};
 use crate::id::SourceName;
 use crate::policy::duration::Shown;
-use crate::repo::{Finding, Locking, Point, Replicated, Replicating, Replication, RepoError};
+use crate::repo::{Access, Finding, Locking, Point, Replicated, Replicating, Replication, RepoError};
+use crate::secret::SecretError;
 use crate::store::{Memory, Store};
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
@@ -21,24 +22,30 @@ const SOURCES: usize = 4;
 #[derive(clap::Args)]
 pub struct Args {
     /// The replica: a Repository document's name, or a URL; made if there is nothing
-    #[arg(long, value_name = "NAME|URL")]
-    to: String,
+    #[arg(long, value_name = "NAME|URL", required_unless_present = "schedule")]
+    to: Option<String>,
     /// Only these sources
     #[arg(value_name = "SOURCE")]
     sources: Vec<SourceName>,
+    /// The sources of this Schedule document, to the replica that it asks for
+    #[arg(long, value_name = "SCHEDULE", conflicts_with_all = ["to", "sources"])]
+    schedule: Option<String>,
     /// Say what would be copied, and copy nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let opened = context.open(Use::Read).await?;
-    let access = context.access(&opened)?;
-    let sources = if args.sources.is_empty() { opened.repository.sources().await? } else { args.sources };
-    for source in &sources {
-        check_source(&opened.repository, source).await?;
-    }
-    let target = context.settings_of(&args.to)?;
+    let schedule = args.schedule.as_deref().map(|name| context.schedule(name)).transpose()?;
+    let opened = context.open_for(schedule, Use::Read).await?;
+    let access = access(context, &opened)?;
+    let sources = sources(&opened, schedule, args.sources).await?;
+    let asked = schedule.and_then(|schedule| schedule.replica.as_ref()).map(|replica| &replica.to);
+    let Some(to) = args.to.as_ref().or(asked) else {
+        let message = format!("the schedule {} asks for no replica", args.schedule.unwrap_or_default());
+        return Err(Fault::usage(message, "add spec.replica to its document, or say --to").into());
+    };
+    let target = context.settings_of(to)?;
     if target.url == opened.settings.url && target.s3 == opened.settings.s3 {
         let hint = "name another place: a second bucket, region or provider";
         return Err(Fault::usage("a repository cannot be a replica of itself", hint).into());
@@ -73,6 +80,35 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     report(context, &opened, &target, args.dry_run, (root, &copied))?;
     let whole = root.findings.is_empty() && copied.iter().all(|(_, done)| done.findings.is_empty());
     Ok(if whole { Exit::Ok } else { Exit::Incomplete })
+}
+
+/// Copying needs no key: one that the documents name, and that whoever replicates does not have, is done without.
+fn access(context: &Context, opened: &Opened) -> Result<Access, Failure> {
+    let given = context.globals.identity.is_some() || context.globals.writer_key.is_some();
+    match context.access(opened) {
+        Err(failure) if !given && failure.is::<SecretError>() => Ok(Access::None),
+        other => other,
+    }
+}
+
+/// Those that were named, or all. What a schedule names may have no snapshots yet.
+async fn sources(
+    opened: &Opened,
+    schedule: Option<&Schedule>,
+    named: Vec<SourceName>,
+) -> Result<Vec<SourceName>, Failure> {
+    let mut all = opened.repository.sources().await?;
+    if let Some(schedule) = schedule {
+        all.retain(|source| schedule.sources.contains(source));
+        return Ok(all);
+    }
+    if named.is_empty() {
+        return Ok(all);
+    }
+    for source in &named {
+        check_source(&opened.repository, source).await?;
+    }
+    Ok(named)
 }
 
 /// Opens the place of the replica; a dry run makes none.

@@ -6,11 +6,12 @@ mod kept;
 mod live;
 mod options;
 mod plan;
+mod rivals;
 mod shown;
 mod world;
 
-pub use kept::Busy;
 pub use plan::Unfit;
+pub use rivals::Busy;
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};

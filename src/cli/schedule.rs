@@ -13,8 +13,9 @@ pub enum Command {
     /// Print schedules as Kubernetes CronJobs
     ///
     /// Their documents are expected in the ConfigMap lifeboat-documents, files that those name as /etc/lifeboat/NAME/KEY in
-    /// the Secret lifeboat-NAME, and environment variables in the Secret lifeboat-environment. A volume is a CronJob of its
-    /// own in the claim's namespace, and needs those there.
+    /// the Secret lifeboat-NAME, and environment variables in the Secret lifeboat-environment; those of whoever replicates in
+    /// the Secrets lifeboat-replicate-NAME and lifeboat-replicate-environment. A volume is a CronJob of its own in the claim's
+    /// namespace, and needs those there.
     Render(Render),
 }
 

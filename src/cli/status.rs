@@ -1,4 +1,6 @@
-//! `lifeboat status`: does every source keep its promise?
+//! `lifeboat status`: does every source keep its promise, here and at the replica?
+
+mod replica;
 
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, chain};
@@ -13,6 +15,7 @@ use crate::repo::{Access, Lineage, Newest, Selector, Snapshot, State};
 use crate::source::files::control_plane;
 use crate::source::kubernetes::escrow;
 use jiff::SignedDuration;
+use replica::{Copied, Replicas};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +27,9 @@ pub struct Args {
     /// Only these sources
     #[arg(value_name = "SOURCE")]
     sources: Vec<SourceName>,
+    /// Do not look at the replicas that schedules ask for
+    #[arg(long)]
+    no_replicas: bool,
 }
 
 /// What is said of one source.
@@ -36,6 +42,8 @@ struct Report {
     /// Change of the content's size over about a day.
     growth: Option<i64>,
     warnings: Vec<String>,
+    /// How far each replica is that schedules ask for.
+    replicas: Vec<Copied>,
     /// Snapshots that should be there are not, or are not sound.
     unsound: bool,
 }
@@ -44,9 +52,17 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
     let access = context.access(&opened)?;
     let mut memory = Memory::load(&opened);
+    let mut replicas = Replicas::default();
     let mut reports = Vec::new();
     for source in sources(context, &opened, &memory, &args).await? {
-        reports.push(look(context, &opened, &access, &mut memory, source).await?);
+        let mut report = look(context, &opened, &access, &mut memory, source).await?;
+        if !args.no_replicas {
+            let copies = replicas.look(context, &opened, &access, &report.source, report.newest.as_ref()).await?;
+            report.warnings.extend(copies.iter().filter_map(Copied::warning));
+            report.unsound |= copies.iter().any(|copy| copy.has_more);
+            report.replicas = copies;
+        }
+        reports.push(report);
     }
     if let Err(why) = memory.save() {
         tracing::warn!(
@@ -66,7 +82,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let any = |bad: fn(&Report) -> bool| reports.iter().any(bad);
     Ok(if any(|r| r.unsound) {
         Exit::Failed
-    } else if any(|r| r.tier.is_some() && r.objective.verdict != Verdict::Met) {
+    } else if any(|r| r.tier.is_some() && r.objective.verdict != Verdict::Met)
+        || any(|r| r.replicas.iter().any(|copy| !copy.keeps(r.tier)))
+    {
         Exit::Missed
     } else {
         Exit::Ok
@@ -137,7 +155,8 @@ async fn look(
     let unsound = vanished || !missing.is_empty() || !newest.stepped_over.is_empty();
     // Without a tier there is no objective; the age counts all the same.
     let objective = objective::judge(tier.unwrap_or(Tier::Development), point, clock());
-    Ok(Report { source, tier, newest: newest.snapshot, snapshots: listed.len(), objective, growth, warnings, unsound })
+    let (snapshots, replicas) = (listed.len(), Vec::new());
+    Ok(Report { source, tier, newest: newest.snapshot, snapshots, objective, growth, warnings, replicas, unsound })
 }
 
 /// Says that a snapshot does not hold what a control plane needs.
@@ -184,9 +203,17 @@ fn text(reports: &[Report]) -> String {
     let heading =
         ["SOURCE", "TIER", "RECOVERY POINT", ">AGE", ">OBJECTIVE", "VERDICT", ">SNAPSHOTS", ">SIZE", ">A DAY"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let copied = reports.iter().any(|report| !report.replicas.is_empty());
+    if copied {
+        rows[0].push("REPLICA".into());
+    }
     let mut notes = String::new();
     for report in reports {
-        rows.push(row(report));
+        let mut cells = row(report);
+        if copied {
+            cells.push(report.replicas.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+        }
+        rows.push(cells);
         for warning in &report.warnings {
             notes += &format!("! {}: {warning}\n", report.source);
         }
@@ -233,6 +260,7 @@ fn describe(report: &Report) -> Value {
         "number": report.newest.as_ref().map(|s| s.sequence().0),
         "state": report.newest.as_ref().map(|s| state(s.state())),
         "snapshots": report.snapshots,
+        "replicas": report.replicas.iter().map(|copy| copy.describe(report.tier)).collect::<Vec<_>>(),
         "bytes": catalogue.map(|c| c.bytes),
         "newBytes": catalogue.map(|c| c.new_bytes),
         "storedBytes": catalogue.map(|c| c.stored_bytes),

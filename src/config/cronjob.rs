@@ -1,9 +1,11 @@
-//! A schedule as Kubernetes CronJobs: one for each of its volumes, which can only be mounted in the claim's own namespace, and
-//! one for all its other sources.
+//! A schedule as Kubernetes CronJobs: one for each of its volumes, which can only be mounted in the claim's own namespace, one
+//! for all its other sources, and one for the replica that it asks for.
 //!
 //! Invariants: pure; the manifests name secrets and hold none. The documents come from the ConfigMap
 //! `lifeboat-documents`. A file that they name as /etc/lifeboat/NAME/KEY is the key KEY of the Secret `lifeboat-NAME`, an
 //! environment variable is a key of the Secret `lifeboat-environment`. Keys that a backup does not need are not mounted.
+//! Whoever replicates is somebody else, so that a stolen agent cannot reach the second copy: the same documents, with the
+//! Secrets `lifeboat-replicate-NAME` and `lifeboat-replicate-environment` in their places, and no key at all.
 //!
 //! A volume is mounted read-only into the container. Its pod prefers the node of the pods that the document names (`pods`): a
 //! volume that only one node can have is there. It only prefers it, so that the volume is backed up also when none of
@@ -13,13 +15,15 @@
 //! Deliberately absent: directories of nodes, and the choice of a node for those. Only the cluster's owner knows them; a
 //! kustomize patch adds them, and [`CronJob::unmounted`] says for which paths.
 
-use super::{Config, Schedule};
+use super::{Config, Repository, Schedule};
 use crate::id::SourceName;
+use crate::policy::schedule::Timetable;
 use crate::secret::SecretRef;
 use crate::source::{self, volume};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const HOME: &str = "/etc/lifeboat";
 const DOCUMENTS: &str = "documents";
@@ -59,101 +63,144 @@ pub enum CronJobError {
     Zone { schedule: String },
 }
 
-/// The volumes come last.
+/// What one CronJob does, and as whom.
+struct Work<'a> {
+    name: String,
+    namespace: &'a str,
+    /// `backup` or `replicate`; also the name of the container.
+    component: &'static str,
+    /// Before a Secret's name.
+    prefix: &'static str,
+    timetable: &'a Timetable,
+    max_duration: Duration,
+    arguments: Vec<String>,
+    needs: Needs,
+    volume: Option<&'a volume::Spec>,
+}
+
+/// The volumes come after the other sources, the replica last.
 ///
 /// # Errors
 /// Kubernetes would not take one of them.
 pub fn cronjobs(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Result<Vec<CronJob>, CronJobError> {
-    let pattern = schedule.timetable.pattern();
-    if !known_to_kubernetes(pattern) {
-        return Err(CronJobError::Pattern { schedule: schedule.name.clone(), pattern: pattern.to_owned() });
-    }
     let volume = |name: &SourceName| match config.sources.get(name).map(|source| &source.capture) {
         Some(source::Spec::Volume(spec)) => Some(spec),
         _ => None,
     };
     let (volumes, others): (Vec<_>, Vec<_>) = schedule.sources.iter().partition(|name| volume(name).is_some());
-    let mut jobs = Vec::new();
+    let mut all = Vec::new();
     if !others.is_empty() {
+        let work = Work::backup(config, schedule, target.namespace, &others);
         // Those that have a CronJob of their own are not this one's.
-        let named = if volumes.is_empty() { Vec::new() } else { others.clone() };
-        let pod = Pod { needs: Needs::of(config, schedule, &others), named, volume: None };
-        jobs.push(cronjob(schedule, target, format!("lifeboat-{}", schedule.name), pod)?);
+        all.push(if volumes.is_empty() { work } else { work.only(&others) });
     }
     for name in volumes {
         let Some(spec) = volume(name) else { continue };
-        let target = Target { namespace: &spec.namespace, ..*target };
-        let pod = Pod { needs: Needs::of(config, schedule, &[name]), named: vec![name], volume: Some(spec) };
-        jobs.push(cronjob(schedule, &target, format!("lifeboat-{}-{name}", schedule.name), pod)?);
+        let mut work = Work::backup(config, schedule, &spec.namespace, &[name]).only(&[name]);
+        (work.name, work.volume) = (format!("{}-{name}", work.name), Some(spec));
+        all.push(work);
     }
-    Ok(jobs)
+    all.extend(Work::replication(config, schedule, target.namespace));
+    all.into_iter().map(|work| work.cronjob(schedule, target.image)).collect()
 }
 
-fn cronjob(schedule: &Schedule, target: &Target<'_>, name: String, pod: Pod<'_>) -> Result<CronJob, CronJobError> {
-    if name.len() > LONGEST_NAME {
-        return Err(CronJobError::Name { schedule: schedule.name.clone(), name });
+impl<'a> Work<'a> {
+    fn backup(config: &Config, schedule: &'a Schedule, namespace: &'a str, sources: &[&SourceName]) -> Self {
+        Self {
+            name: format!("lifeboat-{}", schedule.name),
+            namespace,
+            component: "backup",
+            prefix: "lifeboat-",
+            timetable: &schedule.timetable,
+            max_duration: schedule.max_duration,
+            arguments: vec!["backup".into(), format!("--schedule={}", schedule.name)],
+            needs: Needs::of(config, schedule, sources),
+            volume: None,
+        }
     }
-    let Some(zone) = schedule.timetable.zone().iana_name() else {
-        return Err(CronJobError::Zone { schedule: schedule.name.clone() });
-    };
-    let labels = json!({
-        "app.kubernetes.io/name": "lifeboat",
-        "app.kubernetes.io/component": "backup",
-        "lifeboat.dev/schedule": schedule.name,
-        "lifeboat.dev/tier": schedule.tier,
-    });
-    let mut manifest = json!({
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": { "name": name, "namespace": target.namespace, "labels": labels },
-        "spec": {
-            "schedule": schedule.timetable.pattern(),
-            "timeZone": zone,
-            "suspend": schedule.suspend,
-            "concurrencyPolicy": "Forbid",
-            "startingDeadlineSeconds": schedule.start_delay.as_secs().max(SHORTEST_DEADLINE),
-            "successfulJobsHistoryLimit": 3,
-            "failedJobsHistoryLimit": 3,
-            "jobTemplate": {
-                "metadata": { "labels": labels },
-                "spec": {
-                    "activeDeadlineSeconds": schedule.max_duration.as_secs() + PATIENCE,
-                    "backoffLimit": 1,
-                    "template": { "metadata": { "labels": labels }, "spec": pod.manifest(schedule, target) },
+
+    /// Names the sources; without, all of the schedule are meant.
+    fn only(mut self, sources: &[&SourceName]) -> Self {
+        self.arguments.extend(sources.iter().map(ToString::to_string));
+        self
+    }
+
+    /// What keeps the replica that a schedule asks for up to date.
+    fn replication(config: &Config, schedule: &'a Schedule, namespace: &'a str) -> Option<Self> {
+        let replica = schedule.replica.as_ref()?;
+        let mut needs = Needs::default();
+        let both = [&schedule.repository, &replica.to];
+        both.into_iter().filter_map(|name| config.repositories.get(name)).for_each(|one| needs.store(one));
+        Some(Self {
+            name: format!("lifeboat-replicate-{}", schedule.name),
+            namespace,
+            component: "replicate",
+            prefix: "lifeboat-replicate-",
+            timetable: &replica.timetable,
+            max_duration: replica.max_duration,
+            arguments: vec!["replicate".into(), format!("--schedule={}", schedule.name)],
+            needs,
+            volume: None,
+        })
+    }
+
+    fn cronjob(self, schedule: &Schedule, image: &str) -> Result<CronJob, CronJobError> {
+        let pattern = self.timetable.pattern();
+        if self.name.len() > LONGEST_NAME {
+            return Err(CronJobError::Name { schedule: schedule.name.clone(), name: self.name });
+        }
+        if !known_to_kubernetes(pattern) {
+            return Err(CronJobError::Pattern { schedule: schedule.name.clone(), pattern: pattern.to_owned() });
+        }
+        let Some(zone) = self.timetable.zone().iana_name() else {
+            return Err(CronJobError::Zone { schedule: schedule.name.clone() });
+        };
+        let labels = json!({
+            "app.kubernetes.io/name": "lifeboat",
+            "app.kubernetes.io/component": self.component,
+            "lifeboat.dev/schedule": schedule.name,
+            "lifeboat.dev/tier": schedule.tier,
+        });
+        let mut manifest = json!({
+            "apiVersion": "batch/v1",
+            "kind": "CronJob",
+            "metadata": { "name": self.name, "namespace": self.namespace, "labels": labels },
+            "spec": {
+                "schedule": pattern,
+                "timeZone": zone,
+                "suspend": schedule.suspend,
+                "concurrencyPolicy": "Forbid",
+                "startingDeadlineSeconds": schedule.start_delay.as_secs().max(SHORTEST_DEADLINE),
+                "successfulJobsHistoryLimit": 3,
+                "failedJobsHistoryLimit": 3,
+                "jobTemplate": {
+                    "metadata": { "labels": labels },
+                    "spec": {
+                        "activeDeadlineSeconds": self.max_duration.as_secs() + PATIENCE,
+                        "backoffLimit": 1,
+                        "template": { "metadata": { "labels": labels }, "spec": self.pod(image) },
+                    },
                 },
             },
-        },
-    });
-    if pod.volume.is_some() {
-        manifest["spec"]["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] = json!(STAYS);
+        });
+        if self.volume.is_some() {
+            manifest["spec"]["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] = json!(STAYS);
+        }
+        Ok(CronJob { manifest, unmounted: self.needs.unmounted })
     }
-    Ok(CronJob { manifest, unmounted: pod.needs.unmounted })
-}
 
-struct Pod<'a> {
-    needs: Needs,
-    /// The sources that it captures; all of the schedule, if none is named.
-    named: Vec<&'a SourceName>,
-    volume: Option<&'a volume::Spec>,
-}
-
-impl Pod<'_> {
-    fn manifest(&self, schedule: &Schedule, target: &Target<'_>) -> Value {
+    fn pod(&self, image: &str) -> Value {
+        let Self { component, prefix, needs, .. } = self;
         let (volumes, mounts) = self.volumes();
-        let mut args = vec![
-            format!("--config={HOME}/{DOCUMENTS}"),
-            "--log-format=json".into(),
-            "backup".into(),
-            format!("--schedule={}", schedule.name),
-        ];
-        args.extend(self.named.iter().map(ToString::to_string));
-        let environment = self.needs.environment.iter().map(|name| {
-            json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": "lifeboat-environment", "key": name } } })
+        let mut arguments = vec![format!("--config={HOME}/{DOCUMENTS}"), "--log-format=json".to_owned()];
+        arguments.extend(self.arguments.iter().cloned());
+        let environment = needs.environment.iter().map(|name| {
+            json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": format!("{prefix}environment"), "key": name } } })
         });
         let mut container = json!({
-            "name": "backup",
-            "image": target.image,
-            "args": args,
+            "name": component,
+            "image": image,
+            "args": arguments,
             "env": environment.collect::<Vec<_>>(),
             "resources": {
                 "requests": { "cpu": "100m", "memory": "256Mi" },
@@ -179,8 +226,8 @@ impl Pod<'_> {
         }
         let mut pod = json!({
             "restartPolicy": "Never",
-            "serviceAccountName": "lifeboat-backup",
-            "automountServiceAccountToken": self.needs.account,
+            "serviceAccountName": format!("lifeboat-{component}"),
+            "automountServiceAccountToken": needs.account,
             "securityContext": user,
             "containers": [container],
             "volumes": volumes,
@@ -200,7 +247,7 @@ impl Pod<'_> {
         let mut mounts =
             vec![json!({ "name": DOCUMENTS, "mountPath": format!("{HOME}/{DOCUMENTS}"), "readOnly": true })];
         for name in &self.needs.secrets {
-            let secret = json!({ "secretName": format!("lifeboat-{name}"), "defaultMode": 0o440 });
+            let secret = json!({ "secretName": format!("{}{name}", self.prefix), "defaultMode": 0o440 });
             volumes.push(json!({ "name": name, "secret": secret }));
             mounts.push(json!({ "name": name, "mountPath": format!("{HOME}/{name}"), "readOnly": true }));
         }
@@ -231,11 +278,7 @@ impl Needs {
         let mut needs = Self::default();
         if let Some(repository) = config.repositories.get(&schedule.repository) {
             repository.writer_key.iter().for_each(|secret| needs.secret(secret));
-            if let Some(credentials) = repository.s3.as_ref().and_then(|s3| s3.credentials.as_ref()) {
-                needs.secret(&credentials.access_key_id);
-                needs.secret(&credentials.secret_access_key);
-                credentials.session_token.iter().for_each(|secret| needs.secret(secret));
-            }
+            needs.store(repository);
         }
         for source in sources.iter().filter_map(|name| config.sources.get(*name)) {
             let source::Needs { files, secrets, account } = source.capture.needs();
@@ -248,6 +291,14 @@ impl Needs {
             }
         }
         needs
+    }
+
+    fn store(&mut self, repository: &Repository) {
+        if let Some(credentials) = repository.s3.as_ref().and_then(|s3| s3.credentials.as_ref()) {
+            self.secret(&credentials.access_key_id);
+            self.secret(&credentials.secret_access_key);
+            credentials.session_token.iter().for_each(|secret| self.secret(secret));
+        }
     }
 
     fn secret(&mut self, secret: &SecretRef) {

@@ -22,15 +22,16 @@ pub use repository::{
     Compression, Credentials, Encryption, InvalidUrl, Limits, LockMode, ObjectLock, Repository, S3,
     ServerSideEncryption, Url,
 };
-pub use schedule::Schedule;
+pub use schedule::{Replica, Schedule};
 pub use source::Source;
 
 use crate::id::SourceName;
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::restore::plan::document::{Document, Doing, Plan};
-use crate::restore::plan::lint::{Needs, lint};
+use crate::restore::plan::lint::{Ties, lint};
 use crate::restore::plan::resolve::Known;
+use crate::source::Spec;
 use crate::source::target::Options;
 use decode::{Wrong, decode};
 use jiff::Timestamp;
@@ -106,10 +107,17 @@ impl Config {
         self.sources.values().map(|source| (source.name.clone(), known(source))).collect()
     }
 
-    /// What the sources need to be back before them.
+    /// How the sources hang together.
     #[must_use]
-    pub fn needs(&self) -> Needs {
-        self.sources.values().map(|source| (source.name.clone(), source.needs.iter().cloned().collect())).collect()
+    pub fn ties(&self) -> Ties {
+        let mut ties = Ties::default();
+        for source in self.sources.values() {
+            ties.needs.insert(source.name.clone(), source.needs.iter().cloned().collect());
+            if let Spec::Kubernetes(spec) = &source.capture {
+                ties.clusters.insert(source.name.clone(), spec.way());
+            }
+        }
+        ties
     }
 
     pub fn schedules_of(&self, source: &SourceName) -> impl Iterator<Item = &Schedule> {
@@ -135,6 +143,14 @@ impl Config {
                     worst.arithmetic(schedule.tier)
                 );
                 mistakes.push(at(&schedule.at, "spec", text));
+            }
+            if let Some(worst) = schedule.worst_lag(now).filter(|worst| !worst.meets(schedule.tier)) {
+                let text = format!(
+                    "schedule {}: its replica can fall further behind than its tier's RPO: {}",
+                    schedule.name,
+                    worst.arithmetic(schedule.tier)
+                );
+                mistakes.push(at(&schedule.at, "spec.replica", text));
             }
             let limit = self.repositories.get(&schedule.repository).map(|r| r.run_limit);
             if let Some(limit) = limit.filter(|limit| *limit < schedule.max_duration) {
@@ -359,6 +375,9 @@ impl Reader {
         if let Some(repository) = spec.get("repository") {
             refer("Repository", "spec.repository".into(), repository);
         }
+        if let Some(to) = spec.get("replica").and_then(|replica| replica.get("to")) {
+            refer("Repository", "spec.replica.to".into(), to);
+        }
         if let Some(node::Value::List(sources)) = spec.get("sources").map(|s| &s.value) {
             sources.iter().enumerate().for_each(|(n, source)| refer("Source", format!("spec.sources[{n}]"), source));
         }
@@ -371,8 +390,8 @@ impl Reader {
 
     /// What is wrong with plans that are right one by one: their order, and what they include.
     fn plans(&mut self) {
-        let (plans, needs) = (&self.config.plans, self.config.needs());
-        let found = plans.values().flat_map(|plan| lint(plans, plan, &needs).mistakes);
+        let (plans, ties) = (&self.config.plans, self.config.ties());
+        let found = plans.values().flat_map(|plan| lint(plans, plan, &ties).mistakes);
         self.mistakes.extend(found.map(|finding| Mistake {
             file: finding.file,
             line: Some(finding.line),

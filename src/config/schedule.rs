@@ -27,9 +27,27 @@ pub struct Schedule {
     pub sources: Vec<SourceName>,
     pub retention: retention::Policy,
     pub suspend: bool,
+    pub replica: Option<Replica>,
+}
+
+/// The second copy that a schedule's sources are to have.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Name of a `Repository`.
+    pub to: String,
+    pub timetable: Timetable,
+    pub max_duration: Duration,
 }
 
 impl Schedule {
+    /// How far behind the replica can fall while every run succeeds.
+    #[must_use]
+    pub fn worst_lag(&self, from: Timestamp) -> Option<WorstCase> {
+        let replica = self.replica.as_ref()?;
+        let interval = replica.timetable.longest_interval(from);
+        Some(WorstCase { interval, start_delay: self.start_delay, took: Took::Limit(replica.max_duration) })
+    }
+
     /// The worst case, reckoned with what runs took, or with what they may take.
     #[must_use]
     pub fn worst_case(&self, from: Timestamp, measured: Option<Duration>) -> WorstCase {
@@ -58,6 +76,17 @@ pub(super) struct Document {
     retention: retention::Policy,
     #[serde(default)]
     suspend: bool,
+    replica: Option<ReplicaDocument>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ReplicaDocument {
+    to: String,
+    /// Without it, the schedule's own.
+    cron: Option<String>,
+    #[serde(default, deserialize_with = "duration::text::optional")]
+    max_duration: Option<Duration>,
 }
 
 fn utc() -> String {
@@ -84,7 +113,7 @@ impl Document {
             say("spec.timeZone", format!("{:?} is not an IANA time zone; {hint}", self.time_zone));
             TimeZone::UTC
         });
-        let timetable = Timetable::new(&self.cron, zone);
+        let timetable = Timetable::new(&self.cron, zone.clone());
         if let Err(why) = &timetable {
             say("spec.cron", format!("{:?} is not a timetable: {why}", self.cron));
         }
@@ -100,6 +129,17 @@ impl Document {
                 Err(why) => say(&field, why.to_string()),
             }
         }
+        let replica = self.replica.and_then(|replica| {
+            if replica.to == self.repository {
+                say("spec.replica.to", "a repository cannot be a replica of itself".into());
+            }
+            let timetable = Timetable::new(replica.cron.as_ref().unwrap_or(&self.cron), zone);
+            if let (Err(why), Some(cron)) = (&timetable, &replica.cron) {
+                say("spec.replica.cron", format!("{cron:?} is not a timetable: {why}"));
+            }
+            let max_duration = replica.max_duration.unwrap_or(self.max_duration);
+            Some(Replica { to: replica.to, timetable: timetable.ok()?, max_duration })
+        });
         let Ok(timetable) = timetable else { return Err(wrong) };
         if !wrong.is_empty() {
             return Err(wrong);
@@ -115,6 +155,7 @@ impl Document {
             sources,
             retention: self.retention,
             suspend: self.suspend,
+            replica,
         })
     }
 }

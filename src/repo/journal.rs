@@ -10,7 +10,8 @@ use crate::repo::root::Root;
 use crate::repo::seal::{open_document, seal_document};
 use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use std::collections::BTreeSet;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const PLACE: &str = "_restores/";
@@ -106,12 +107,17 @@ impl Journals {
         Ok(records.into_iter().flatten().collect())
     }
 
-    /// The ids of all journals, in order.
-    pub async fn list(&self) -> Result<Vec<String>> {
-        let objects = list_all(self.store.as_ref(), PLACE).await?;
-        let ids = objects.iter().filter_map(|object| object.key.strip_prefix(PLACE)?.split('/').next());
-        let ids: BTreeSet<_> = ids.filter(|id| check(id).is_ok()).map(str::to_owned).collect();
-        Ok(ids.into_iter().collect())
+    /// The ids of all journals, and when the store took the newest record of each, by the store's own clock.
+    pub async fn list(&self) -> Result<BTreeMap<String, Timestamp>> {
+        let mut newest = BTreeMap::new();
+        for object in list_all(self.store.as_ref(), PLACE).await? {
+            let id = object.key.strip_prefix(PLACE).and_then(|rest| rest.split('/').next());
+            if let Some(id) = id.filter(|id| check(id).is_ok()) {
+                let known = newest.entry(id.to_owned()).or_insert(object.modified);
+                *known = object.modified.max(*known);
+            }
+        }
+        Ok(newest)
     }
 }
 
@@ -128,8 +134,7 @@ mod tests {
     async fn repository(store: &Arc<dyn Store>) -> (Repository, Identity) {
         let identity = Identity::generate();
         let recipient = Recipient { name: "ann".into(), role: Role::Recovery, key: identity.public() };
-        let (repository, _) =
-            Repository::create(store.clone(), vec![recipient], jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+        let (repository, _) = Repository::create(store.clone(), vec![recipient], Timestamp::UNIX_EPOCH).await.unwrap();
         (repository, identity)
     }
 
@@ -143,7 +148,7 @@ mod tests {
         assert_eq!(journals.write("r-1", 1, b"other").await.unwrap(), Written::Taken);
         assert_eq!(journals.write("r-1", 2, b"two").await.unwrap(), Written::Done);
         assert_eq!(journals.read("r-1").await.unwrap(), [b"one".to_vec(), b"two".to_vec()]);
-        assert_eq!(journals.list().await.unwrap(), ["r-1"]);
+        assert_eq!(journals.list().await.unwrap().into_keys().collect::<Vec<_>>(), ["r-1"]);
         assert!(repository.journals(&Identity::generate()).is_err());
         assert!(journals.write("../x", 1, b"").await.is_err());
         assert_eq!(repository.sources().await.unwrap(), []);

@@ -22,7 +22,7 @@ fn with_its_own_clock(world: &World, arguments: &[&str]) -> Command {
     program
 }
 
-fn at(world: &World, offset: &str, arguments: &[&str]) -> Ran {
+pub fn at(world: &World, offset: &str, arguments: &[&str]) -> Ran {
     fs::write(world.path("offset"), offset).unwrap();
     finish(with_its_own_clock(world, arguments).spawn().unwrap())
 }

@@ -299,7 +299,8 @@ fn a_restore_that_is_killed_goes_on_anywhere() {
         }
         let listed = world.as_owner(&["restore", "list"]).expect(0);
         assert!(listed.out.contains(&id), "{}", listed.out);
-        let resume = ["restore", "app", "--resume", &id];
+        // The other machine cannot know that the first one is gone.
+        let resume = ["restore", "app", "--resume", &id, "--dead", &id];
         let resumed = world.as_owner(&resume);
         if resumed.err.contains("is complete") {
             // Killed between its last record and its end.

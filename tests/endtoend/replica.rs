@@ -1,7 +1,9 @@
 //! A second copy of the repository on other stores: kept up to date, killed, restored from alone, healed both ways.
 
 use crate::agent::{documented, limited};
+use crate::clock;
 use crate::picture::{Picture, assert_same, picture};
+use crate::server::Server as Cluster;
 use crate::support::{Bucket, bucket, client, minio, versitygw};
 use crate::world::{World, kill, noise};
 use lifeboat::id::Sequence;
@@ -275,6 +277,91 @@ fn a_replica_is_pruned_by_its_own_keeper() {
     let third = world.path("third").display().to_string();
     world.run(&["-r", "main", "replicate", "--to", &third]).expect(0);
     world.as_owner(&["-r", &third, "verify"]).expect(0);
+}
+
+/// Asked for by a schedule, kept by the CronJob's own command without any key, and judged by `status`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_asks_for_a_replica_and_status_judges_it() {
+    let minio = minio();
+    let world = World::bucket(&bucket(&minio, "main", Bucket::Locked).await, 1);
+    replica_in(&world, &bucket(&minio, "replica", Bucket::Locked).await);
+    world.schedule("1m", "{last: 5}");
+    let text = fs::read_to_string(world.path("config/schedule.yaml")).unwrap();
+    let schedule = text.replace("standard", "critical").replace("*/10", "*/2");
+    let schedule = schedule.replace("retention:", "replica: {to: replica}, retention:");
+    // A source that has no snapshots yet keeps nobody from copying the others.
+    let other =
+        "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: later}\nspec: {files: {path: /srv}}\n";
+    world.document("schedule.yaml", &(schedule.replace("[docs]", "[docs, later]") + other));
+    let repository = fs::read_to_string(world.path("config/repository.yaml")).unwrap();
+    let key = "  writerKey: {file: /etc/lifeboat/keys/not-for-whoever-replicates}\n";
+    world.document("repository.yaml", &(repository + key));
+    let status = |code: i32| {
+        let ran = world.as_writer(&["-r", "main", "status", "docs", "--json"]).expect(code);
+        ran.json()["sources"][0]["replicas"][0].clone()
+    };
+    let rendered = world.run(&["schedule", "render", "--image", "example/lifeboat:1", "--json"]).expect(0).json();
+    let jobs = rendered["items"].as_array().unwrap();
+    assert_eq!(jobs.len(), 2);
+    let words = jobs[1]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap();
+    let words: Vec<_> =
+        words.iter().map(|word| word.as_str().unwrap()).filter(|word| !word.starts_with("--config")).collect();
+    let copy = || world.run(&words).expect(0);
+
+    world.file("a", noise(1, 1 << 20));
+    world.as_writer(&["-r", "main", "backup", "docs"]).expect(0);
+    assert_eq!((&status(4)["verdict"], &status(4)["number"]), (&"missed".into(), &Value::Null));
+    copy();
+    assert_eq!((&status(0)["verdict"], &status(0)["lagSeconds"]), (&"met".into(), &0.0.into()));
+    // The next one is of six minutes later, and is not copied.
+    world.file("b", noise(2, 1 << 20));
+    clock::at(&world, "+6m", &["--writer-key", "writer.key", "-r", "main", "backup", "docs"]).expect(0);
+    let behind = status(4);
+    assert_eq!((&behind["verdict"], &behind["number"]), (&"missed".into(), &1.into()), "{behind}");
+    assert!(behind["lagSeconds"].as_f64().unwrap() > 300.0, "{behind}");
+    let shown = world.as_writer(&["-r", "main", "status", "docs"]).expect(4).out;
+    assert!(shown.contains("REPLICA") && shown.contains("replica: 6 m"), "{shown}");
+    world.as_writer(&["-r", "main", "status", "docs", "--no-replicas"]).expect(0);
+    copy();
+    assert_eq!(status(0)["number"], 2);
+    // What is only there was removed here.
+    let s3 = client(&minio);
+    let gone = format!("some/prefix/docs/snapshots/{}", Sequence(2).object_name());
+    let versions = s3.list_object_versions().bucket("main").prefix(&gone).send().await.unwrap();
+    for version in versions.versions() {
+        let delete = s3.delete_object().bucket("main").key(&gone).bypass_governance_retention(true);
+        delete.set_version_id(version.version_id().map(str::to_owned)).send().await.unwrap();
+    }
+    let told = world.as_writer(&["-r", "main", "status", "docs"]).expect(1).out;
+    assert!(told.contains("only the replica replica has snapshot 2"), "{told}");
+    // Somebody else's repository in its place is no replica.
+    let other = World::local();
+    world.document("replica.yaml", &World::directory(&other.path("repository")).replace("name: main", "name: replica"));
+    let unknown = world.as_writer(&["-r", "main", "status", "docs", "--json"]);
+    assert_eq!(unknown.json()["sources"][0]["replicas"][0]["verdict"], "unknown");
+}
+
+/// A real API server takes what is rendered, and the identity that it names is one of its own.
+#[test]
+fn a_cluster_takes_the_rendered_replication() {
+    let (cluster, world) = (Cluster::start(), World::local());
+    replica_in_directory(&world);
+    world.schedule("1m", "{last: 5}");
+    let text = fs::read_to_string(world.path("config/schedule.yaml")).unwrap();
+    world.document(
+        "schedule.yaml",
+        &text.replace("retention:", "replica: {to: replica, cron: '1-59/10 * * * *'}, retention:"),
+    );
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/base");
+    cluster.kubectl(&["apply", "--kustomize", base.to_str().unwrap()]);
+    cluster.apply(&world.run(&["schedule", "render", "--image", "example/lifeboat:1"]).expect(0).out);
+    let get = |what: &[&str]| cluster.kubectl(&[&["--namespace", "lifeboat", "get"], what].concat());
+    let pod = "{.spec.schedule} {.spec.jobTemplate.spec.template.spec.serviceAccountName}";
+    let made = get(&["cronjob", "lifeboat-replicate-often", "-o", &format!("jsonpath={pod}")]);
+    assert_eq!(made, "1-59/10 * * * * lifeboat-replicate");
+    get(&["serviceaccount", "lifeboat-replicate"]);
+    let bound = cluster.kubectl(&["get", "clusterrolebindings", "-o", "jsonpath={.items[*].subjects[*].name}"]);
+    assert!(!bound.split(' ').any(|name| name == "lifeboat-replicate"), "it has rights in the cluster: {bound}");
 }
 
 /// Several sources at once, one of them alone, and one whose packs are larger than what is read at a time.

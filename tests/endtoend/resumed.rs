@@ -69,7 +69,7 @@ fn a_restore_goes_on_at_every_record_on_a_machine_that_has_nothing() {
         for (path, text) in all.iter().zip(&texts).take(length) {
             fs::write(path, text).unwrap();
         }
-        plain.resume(&[]).expect(0);
+        plain.resume(&["--dead", &id]).expect(0);
         assert_same(&picture(&world.path("out")), &plain.pictures, &format!("after {length} records"));
         assert!(fs::metadata(world.path("out.tar")).unwrap().len() > 0);
         assert!(!world.path("closed").exists());

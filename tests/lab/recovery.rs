@@ -141,7 +141,7 @@ impl Desk {
                 assert!(Instant::now() < deadline, "nothing is done any more");
                 std::thread::sleep(Duration::from_millis(5));
             };
-            // Only the program: what it started goes on, as it would.
+            // Only the program: what its steps were running ends with it.
             child.kill().unwrap();
             child.wait().unwrap();
             killed += 1;

@@ -3,11 +3,15 @@
 //! Invariants: a record is on this machine's disk before anything follows from it, and in the repository too unless that
 //! does not take it, which is warned of: a restore must not end because its log has no place. One process on this machine
 //! carries out an execution at a time (a lock); of two on different machines, one finds its next record's number taken.
+//! Executions of different ids: see [`super::rivals`].
 
+use super::rivals::{Busy, Where};
 use crate::cli::fault::{Failure, Fault, chain};
-use crate::cli::output::sync_name;
+use crate::cli::output::{clock, sync_name};
 use crate::cli::status::state_directory;
 use crate::repo::{Journals, RepoError, Written};
+use crate::restore::plan::between;
+use crate::restore::plan::execute::LEASE;
 use crate::restore::plan::journal::{Event, History, Journal, JournalError, Record};
 use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
@@ -36,7 +40,7 @@ pub struct Kept {
 /// What a record may hold a restore up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn directory() -> Result<PathBuf, Failure> {
+pub fn directory() -> Result<PathBuf, Failure> {
     let state = state_directory().ok_or_else(|| {
         Fault::usage(
             "there is no place for the journal",
@@ -63,8 +67,8 @@ impl Kept {
         let path = directory.join(format!("{id}.jsonl"));
         let disk = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
         let disk = disk.map_err(Fault::file("open the journal", &path))?;
-        if rustix::fs::flock(&disk, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Busy { id: id.into() }.into());
+        if !lock(&disk, Duration::from_millis(500)) {
+            return Err(Busy { id: id.into(), place: Where::Here, in_common: None }.into());
         }
         sync_name(&path).map_err(Fault::file("create", &path))?;
         let runtime = Handle::current();
@@ -96,8 +100,8 @@ impl Kept {
         }
     }
 
-    /// Opens the journal of an execution that was begun here or elsewhere.
-    pub async fn resume(id: &str, remote: Option<Journals>) -> Result<(Self, History), Failure> {
+    /// Opens the journal of an execution that was begun here or elsewhere. `dead`: whoever may be at it elsewhere is not.
+    pub async fn resume(id: &str, remote: Option<Journals>, dead: bool) -> Result<(Self, History), Failure> {
         let known = here().iter().any(|known| known == id);
         let (mut remote, mut far) = (remote, Vec::new());
         if let Some(journals) = &remote {
@@ -125,6 +129,9 @@ impl Kept {
         let common = near.len().min(far.len());
         if near[..common] != far[..common] {
             return Err(JournalError::Elsewhere { id: id.into(), number: common as u32 }.into());
+        }
+        if far.len() > near.len() && !dead {
+            is_free(id, &far)?;
         }
         if let Some(more) = far.get(near.len()..) {
             more.iter().try_for_each(|record| kept.write_disk(record))?;
@@ -189,7 +196,7 @@ impl Kept {
             let source = io::Error::other("a record before it could not be written");
             return Err(JournalError::Write { place: self.path.display().to_string(), source });
         }
-        if matches!(record.event, Event::Ended(_)) {
+        if matches!(record.event, Event::Ended(_) | Event::Left) {
             self.quiet_until = None;
         }
         if self.remote.is_some() {
@@ -216,15 +223,45 @@ fn lines(bytes: &[u8]) -> (Vec<Vec<u8>>, usize) {
     (lines.collect(), whole)
 }
 
-/// The journal of an execution that nobody goes on with now, to look at.
-pub async fn look(id: &str, remote: Option<&Journals>) -> Result<History, Failure> {
+/// Takes a lock. Somebody who only looks whether it is taken holds it for a moment.
+pub fn lock(file: &File, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
+    while rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+/// Whether a process of this machine is at an execution.
+pub fn is_at_work(id: &str) -> bool {
+    let file = directory().ok().and_then(|directory| File::open(directory.join(format!("{id}.jsonl"))).ok());
+    file.is_some_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+}
+
+/// Somebody on another machine wrote last. Whether they live is judged by their clock and ours: the store's is only asked
+/// where something is written.
+fn is_free(id: &str, records: &[Record]) -> Result<(), Failure> {
+    let history = History::of(id, records.to_vec())?;
+    let ago = between(history.last, clock());
+    if history.at_work && ago < LEASE {
+        return Err(Busy { id: id.into(), place: Where::There { ago }, in_common: None }.into());
+    }
+    Ok(())
+}
+
+/// The journal of an execution, to look at, and whether this machine has all of it: nobody elsewhere went on with it.
+pub async fn look(id: &str, remote: Option<&Journals>) -> Result<(History, bool), Failure> {
     let far = match remote {
         Some(journals) => read(id, &journals.read(id).await?)?,
         None => Vec::new(),
     };
     let path = directory()?.join(format!("{id}.jsonl"));
     let near = read(id, &lines(&std::fs::read(&path).unwrap_or_default()).0)?;
-    Ok(History::of(id, if near.len() > far.len() { near } else { far })?)
+    let here = near.len() >= far.len();
+    Ok((History::of(id, if near.len() > far.len() { near } else { far })?, here))
 }
 
 fn read(id: &str, lines: &[Vec<u8>]) -> Result<Vec<Record>, Failure> {
@@ -237,13 +274,6 @@ fn read(id: &str, lines: &[Vec<u8>]) -> Result<Vec<Record>, Failure> {
 /// What a history's first record is.
 pub fn first(history: &History) -> Record {
     Record { number: 1, at: history.began, event: Event::Resolved(Box::new(history.resolved.clone())) }
-}
-
-/// Another process of this machine is at it.
-#[derive(Debug, thiserror::Error)]
-#[error("restore {id} is being carried out by another process of this machine")]
-pub struct Busy {
-    id: String,
 }
 
 #[cfg(test)]

@@ -157,7 +157,13 @@ fn clock(tier: Option<Tier>, predicted: Duration, after: Duration) -> String {
 fn sentence(history: &History, record: &Record) -> Option<String> {
     let named = |task: usize| history.resolved.tasks[task].name.as_str();
     let text = match &record.event {
-        Event::Resolved(_) | Event::Noted { .. } | Event::Ended(_) => return None,
+        Event::Resolved(_)
+        | Event::Noted { .. }
+        | Event::Ended(_)
+        | Event::Alive
+        | Event::Resumed
+        | Event::Left
+        | Event::Displaced { .. } => return None,
         Event::Confirmed(targets) => {
             let targets: Vec<_> = targets.iter().map(String::as_str).collect();
             format!("confirmed: {}", targets.join(", "))
@@ -176,6 +182,7 @@ fn sentence(history: &History, record: &Record) -> Option<String> {
         }
         Event::Failed { task, text } => format!("{}: FAILED: {text}", named(*task)),
         Event::Opening { task } => format!("{}: letting go", named(*task)),
+        Event::Cleared { task, lines } => format!("{}: given up; {}", named(*task), lines.join("; ")),
         Event::Opened { task, lines } => format!("{}: let go; {}", named(*task), lines.join("; ")),
     };
     Some(name(text.as_bytes()))
@@ -209,6 +216,10 @@ fn event(history: &History, record: &Record) -> Value {
             line["error"] = json!(text);
         }
         Event::Opening { task } => put("opening", Some(*task)),
+        Event::Cleared { task, lines } => {
+            put("cleared", Some(*task));
+            line["lines"] = json!(lines);
+        }
         Event::Opened { task, lines } => {
             put("opened", Some(*task));
             line["lines"] = json!(lines);
@@ -216,6 +227,13 @@ fn event(history: &History, record: &Record) -> Value {
         Event::Ended(verdict) => {
             put("ended", None);
             line["verdict"] = json!(verdict);
+        }
+        Event::Alive => put("alive", None),
+        Event::Resumed => put("resumed", None),
+        Event::Left => put("left", None),
+        Event::Displaced { by } => {
+            put("displaced", None);
+            line["by"] = json!(by);
         }
     }
     line

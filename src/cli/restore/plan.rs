@@ -2,6 +2,7 @@
 
 use super::edge::{Edge, Keep};
 use super::kept::{self, Kept};
+use super::rivals::Turn;
 use super::shown::{self, Seen};
 use super::world;
 use crate::cli::context::{Context, Opened, Use};
@@ -44,6 +45,9 @@ pub struct Args {
     /// Give a restore up: let go what its fences hold back
     #[arg(long, value_name = "ID", conflicts_with_all = ["plan", "resume"])]
     abort: Option<String>,
+    /// This restore, which somebody seems to be at on another machine, is not: that machine is gone; repeatable
+    #[arg(long, value_name = "ID", conflicts_with = "dry_run")]
+    dead: Vec<String>,
     /// Do not ask whether targets may be overwritten; each must be named with --target-id
     #[arg(long, requires = "target_id")]
     yes: bool,
@@ -69,9 +73,9 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
     let opened = context.open(use_).await?;
     let journals = journals(context, &opened)?;
     if let Some(id) = args.resume.as_ref().or(args.abort.as_ref()) {
-        let (kept, history) = Kept::resume(id, journals).await?;
+        let (kept, history) = Kept::resume(id, journals.clone(), args.dead.contains(id)).await?;
         is_of(level, &history.resolved.plan, history.resolved.level)?;
-        return go_on(context, &opened, &args, kept, history);
+        return go_on(context, &opened, &args, (kept, journals), history);
     }
     let name = args.plan.as_deref().unwrap_or_default();
     let plan = context.plan(name)?;
@@ -206,6 +210,7 @@ fn begin(
     }
     // The clock starts when people have decided.
     history.began = clock();
+    let turn = tokio::task::block_in_place(Turn::take)?;
     let (id, mut kept) = begin.journal(&history)?;
     if !context.globals.json {
         let level = history.resolved.level;
@@ -214,21 +219,55 @@ fn begin(
             writeln!(io::stderr(), "This restore is {id}: `lifeboat restore {level} --resume {id}` goes on with it");
     }
     let worker = worker(context, opened, &id, &history, &edge)?;
-    carry_out(context, args, worker, &edge, &mut kept, history, confirmed)
+    let entry = Entry { turn, journals: begin.journals.as_ref(), dead: &args.dead, confirmed };
+    carry_out(context, args, worker, &edge, &mut kept, history, entry)
+}
+
+/// How an execution is entered.
+struct Entry<'a> {
+    turn: Turn,
+    journals: Option<&'a Journals>,
+    dead: &'a [String],
+    confirmed: BTreeSet<String>,
+}
+
+impl Entry<'_> {
+    /// Says that somebody is at it, and sees that nobody is at another that would get into its way.
+    fn pass(self, execution: &mut Execution<'_>, id: &str) -> Result<(), Failure> {
+        let new = execution.history.next == 2;
+        let written = if new { Ok(()) } else { execution.record(Event::Resumed) };
+        let known = self.confirmed.is_subset(&execution.history.confirmed);
+        let written =
+            written.and_then(|()| if known { Ok(()) } else { execution.record(Event::Confirmed(self.confirmed)) });
+        written.map_err(|error| unwritten(&error, &execution.history, id))?;
+        let others = self.turn.exclude(id, &execution.history, self.journals, self.dead);
+        let free = tokio::runtime::Handle::current().block_on(others);
+        if free.is_err() && new {
+            // It did nothing; nobody shall go on with it. Without that record it is forgotten after a while.
+            let _ = execution.record(Event::Ended(Verdict::Aborted));
+        } else if free.is_err() {
+            execution.leave();
+        }
+        free
+    }
 }
 
 fn go_on(
     context: &Context,
     opened: &Opened,
     args: &Args,
-    mut kept: Kept,
+    (mut kept, journals): (Kept, Option<Journals>),
     mut history: History,
 ) -> Result<Exit, Failure> {
     let edge = Edge::new(context, &args.answer, keep(context, opened, args)?);
+    let entry = |confirmed| {
+        let turn = tokio::task::block_in_place(Turn::take)?;
+        Ok::<_, Failure>(Entry { turn, journals: journals.as_ref(), dead: &args.dead, confirmed })
+    };
     let id = args.resume.as_ref().or(args.abort.as_ref()).cloned().unwrap_or_default();
     let worker = worker(context, opened, &id, &history, &edge)?;
     if args.abort.is_some() && (history.verdict != Some(Verdict::Complete) || !history.closed.is_empty()) {
-        return abort(context, args, &worker, &edge, &mut kept, history);
+        return abort(context, args, &worker, &edge, &mut kept, history, entry(BTreeSet::new())?);
     }
     if let Some(verdict @ (Verdict::Complete | Verdict::Aborted)) = history.verdict {
         let how = if verdict == Verdict::Complete { "is complete" } else { "was given up" };
@@ -251,7 +290,7 @@ fn go_on(
     }
     let seen = look(&worker, &left)?;
     let confirmed = confirm(context, args, &history, &seen, &edge)?;
-    carry_out(context, args, worker, &edge, &mut kept, history, confirmed)
+    carry_out(context, args, worker, &edge, &mut kept, history, entry(confirmed)?)
 }
 
 fn keep(context: &Context, opened: &Opened, args: &Args) -> Result<Option<Keep>, Failure> {
@@ -321,20 +360,17 @@ fn carry_out(
     edge: &Edge,
     kept: &mut Kept,
     history: History,
-    confirmed: BTreeSet<String>,
+    entry: Entry<'_>,
 ) -> Result<Exit, Failure> {
-    worker.confirmed.extend(confirmed.clone());
+    worker.confirmed.extend(entry.confirmed.clone());
     let id = worker.id.clone();
     let (end, history) = tokio::task::block_in_place(|| {
         let mut execution = Execution::new(history, kept, &worker);
-        let end = if confirmed.is_subset(&execution.history.confirmed) {
-            execution.run()
-        } else {
-            execution.record(Event::Confirmed(confirmed)).and_then(|()| execution.run())
-        };
+        let end = entry.pass(&mut execution, &id).map(|()| execution.run());
         (end, execution.history)
     });
     edge.end();
+    let end = end?;
     let report = Report::new(&id, &history);
     // How the restore ended is more important than that its report has no place.
     let written = args.report.as_ref().map_or(Ok(()), |directory| shown::write_report(directory, &report));
@@ -384,19 +420,21 @@ fn abort(
     edge: &Edge,
     kept: &mut Kept,
     history: History,
+    entry: Entry<'_>,
 ) -> Result<Exit, Failure> {
     let (failures, history) = tokio::task::block_in_place(|| {
         let mut execution = Execution::new(history, kept, worker);
-        (execution.abort(), execution.history)
+        let failures = entry.pass(&mut execution, &worker.id).map(|()| execution.abort());
+        (failures, execution.history)
     });
     edge.end();
-    let failures = failures?;
+    let failures = failures??;
     let report = Report::new(&worker.id, &history);
     if let Some(directory) = &args.report {
         shown::write_report(directory, &report)?;
     }
     if !failures.is_empty() {
-        let message = format!("fences could not be opened: {}", failures.join("; "));
+        let message = format!("the restore could not be given up as a whole: {}", failures.join("; "));
         let hint = "mend the cause and run the same command again".to_owned();
         return Err(Fault::Failed { message, hint: Some(hint) }.into());
     }

@@ -132,13 +132,13 @@ pub fn write_report(directory: &Path, report: &Report) -> Result<(), Failure> {
 pub async fn list(context: &Context, journals: Option<&Journals>) -> Result<Exit, Failure> {
     let mut ids: BTreeSet<String> = kept::here().into_iter().collect();
     if let Some(journals) = journals {
-        ids.extend(journals.list().await?);
+        ids.extend(journals.list().await?.into_keys());
     }
     let mut rows = vec![["ID", "PLAN", "BEGAN", "STATE", ">STEPS"].map(str::to_owned).to_vec()];
     let mut documents = Vec::new();
     for id in ids {
         let history = match kept::look(&id, journals).await {
-            Ok(history) => history,
+            Ok((history, _)) => history,
             Err(why) => {
                 tracing::warn!(id, error = why.as_ref() as &dyn std::error::Error, "a journal cannot be read");
                 continue;

@@ -32,7 +32,7 @@ pub async fn look<'a>(
         chosen: BTreeMap::new(),
         plans: &config.plans,
         documents: config.known(),
-        needs: config.needs(),
+        ties: config.ties(),
         points: BTreeMap::new(),
         history: history(&plan.name, journals).await,
     })
@@ -111,7 +111,7 @@ pub async fn lacking(context: &Context, opened: &Opened, resolved: &Resolved) ->
 async fn history(plan: &str, journals: Option<&Journals>) -> BTreeMap<(String, String), Took> {
     let mut ids: BTreeSet<String> = kept::here().into_iter().collect();
     if let Some(journals) = journals {
-        ids.extend(journals.list().await.unwrap_or_default());
+        ids.extend(journals.list().await.unwrap_or_default().into_keys());
     }
     let mine = |id: &&String| {
         id.strip_prefix(plan)
@@ -121,13 +121,13 @@ async fn history(plan: &str, journals: Option<&Journals>) -> BTreeMap<(String, S
     let newest: Vec<_> = ids.iter().filter(mine).rev().take(EARLIER).collect();
     let mut all = BTreeMap::new();
     for id in newest.into_iter().rev() {
-        if let Ok(history) = kept::look(id, journals).await {
+        if let Ok((history, _)) = kept::look(id, journals).await {
             if history.verdict.is_none() {
                 let (level, newest) = (history.resolved.level, history.last);
                 tracing::warn!(
                     id, %newest,
-                    "a restore of this plan has not ended: see that nobody is at it; `lifeboat restore {level} --resume {id}` \
-                     goes on with it, --abort {id} opens its fences"
+                    "a restore of this plan has not ended: `lifeboat restore {level} --resume {id}` goes on with it, --abort \
+                     {id} opens its fences"
                 );
             }
             all.extend(history.took());

@@ -18,6 +18,10 @@ const AT_ONCE: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(100);
+/// The journal is written to at least so often, so that others see that somebody is at it.
+const BEAT: Duration = Duration::from_secs(30);
+/// Whoever wrote nothing for so long is taken to be dead: four beats, of which a slow bucket may swallow two.
+pub const LEASE: Duration = Duration::from_mins(2);
 
 /// One attempt at one step.
 pub struct Attempt<'a> {
@@ -70,6 +74,9 @@ pub trait Hands: Sync {
     /// Opens a fence, given what it noted, for whoever gives the plan up.
     fn open(&self, fence: &Task, note: &Value, deadline: Instant) -> Result<Vec<String>, Failure>;
 
+    /// Removes what a step that did not reach its end left in its target, for whoever gives the plan up. Says what it did.
+    fn abandon(&self, index: usize, task: &Task) -> Result<Vec<String>, Failure>;
+
     fn clock(&self) -> Timestamp;
 
     /// Somebody asked for the end.
@@ -102,12 +109,13 @@ pub struct Execution<'a> {
     pub history: History,
     journal: &'a mut dyn Journal,
     hands: &'a dyn Hands,
+    beat: Instant,
 }
 
 impl<'a> Execution<'a> {
     /// From where `history` ends; its records are in the journal already.
     pub fn new(history: History, journal: &'a mut dyn Journal, hands: &'a dyn Hands) -> Self {
-        Self { history, journal, hands }
+        Self { history, journal, hands, beat: Instant::now() }
     }
 
     /// # Errors
@@ -115,6 +123,7 @@ impl<'a> Execution<'a> {
     pub fn record(&mut self, event: Event) -> Result<(), JournalError> {
         let record = Record { number: self.history.next, at: self.hands.clock(), event };
         self.journal.write(&record)?;
+        self.beat = Instant::now();
         self.history.take(&record);
         self.hands.watch(&self.history, &record);
         Ok(())
@@ -152,8 +161,12 @@ impl<'a> Execution<'a> {
                 if running == 0 {
                     break;
                 }
-                let Some(message) = receive(&inbox) else { continue };
-                if let Err(error) = self.hear(message, &tasks, &mut running, &mut ended, &mut stopped) {
+                let heard = match receive(&inbox) {
+                    Some(message) => self.hear(message, &tasks, &mut running, &mut ended, &mut stopped),
+                    None if trouble.is_none() && self.beat.elapsed() >= BEAT => self.record(Event::Alive),
+                    None => Ok(()),
+                };
+                if let Err(error) = heard {
                     let error = self.troubled(error);
                     trouble.get_or_insert(error);
                 }
@@ -162,9 +175,11 @@ impl<'a> Execution<'a> {
                 return Err(error);
             }
             if !stopped.is_empty() {
+                self.leave();
                 return Ok(End::Stopped(stopped));
             }
             if !left.is_empty() || ended.contains(&false) {
+                self.leave();
                 return Ok(End::Interrupted);
             }
             let whole = |task: &super::journal::Progress| task.state == State::Done && task.outcome.problems.is_empty();
@@ -174,6 +189,11 @@ impl<'a> Execution<'a> {
             }
             Ok(End::Ended(verdict))
         })
+    }
+
+    /// Says that nobody is at it any more. Without that, others wait for the lease to end.
+    pub fn leave(&mut self) {
+        let _ = self.record(Event::Left);
     }
 
     fn troubled(&self, error: JournalError) -> JournalError {
@@ -223,12 +243,28 @@ impl<'a> Execution<'a> {
         self.history.tasks[task.fence.unwrap_or(index)].note.clone()
     }
 
-    /// Gives the plan up: opens the fences that it closed, the last one first.
+    /// Gives the plan up: clears away what is half restored, then opens the fences that it closed, the last one first.
+    /// Returns what could not be done; if a target could not be cleared, the fences stay closed.
     ///
     /// # Errors
     /// The journal could not be written.
     pub fn abort(&mut self) -> Result<Vec<String>, JournalError> {
         let mut failures = Vec::new();
+        for (index, task) in self.history.resolved.tasks.clone().iter().enumerate() {
+            if self.history.tasks[index].state == State::Done {
+                continue;
+            }
+            match self.hands.abandon(index, task) {
+                Ok(lines) if lines.is_empty() => {}
+                Ok(lines) => self.record(Event::Cleared { task: index, lines })?,
+                Err(Failure::Interrupted) => failures.push(format!("{}: interrupted", task.name)),
+                Err(Failure::Failed(text) | Failure::Refused(text)) => failures.push(format!("{}: {text}", task.name)),
+            }
+        }
+        if !failures.is_empty() {
+            self.leave();
+            return Ok(failures);
+        }
         for fence in self.history.closed.clone().into_iter().rev() {
             let task = self.history.resolved.tasks[fence].clone();
             let note = self.history.tasks[fence].note.clone().unwrap_or_default();
@@ -242,6 +278,8 @@ impl<'a> Execution<'a> {
         }
         if failures.is_empty() {
             self.record(Event::Ended(Verdict::Aborted))?;
+        } else {
+            self.leave();
         }
         Ok(failures)
     }

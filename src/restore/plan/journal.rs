@@ -4,7 +4,7 @@
 //! [`Journal`], which is the plug point for where records are kept.
 
 use super::between;
-use super::document::Doing;
+use super::document::{Doing, Fence};
 use super::resolve::{Resolved, Took};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -48,12 +48,27 @@ pub enum Event {
     Opening {
         task: usize,
     },
+    /// What a step that is given up had left in its target was cleared away.
+    Cleared {
+        task: usize,
+        lines: Vec<String>,
+    },
     /// It was opened.
     Opened {
         task: usize,
         lines: Vec<String>,
     },
     Ended(Verdict),
+    /// Whoever carries it out lives, though nothing else happened.
+    Alive,
+    /// Somebody goes on with it.
+    Resumed,
+    /// It ended before its end, in order: nobody is at it.
+    Left,
+    /// The restore `by` took whoever was at this one to be dead: the next record of theirs finds its number taken.
+    Displaced {
+        by: String,
+    },
 }
 
 /// What a step did.
@@ -128,6 +143,8 @@ pub struct History {
     /// Fences that are closed, or might be.
     pub closed: Vec<usize>,
     pub verdict: Option<Verdict>,
+    /// Whoever wrote the newest record meant to go on.
+    pub at_work: bool,
     /// Of the next record.
     pub next: u32,
 }
@@ -137,7 +154,7 @@ impl History {
     pub fn new(resolved: Resolved, at: Timestamp) -> Self {
         let tasks = vec![Progress::default(); resolved.tasks.len()];
         let (confirmed, closed) = (BTreeSet::new(), Vec::new());
-        Self { resolved, began: at, last: at, confirmed, tasks, closed, verdict: None, next: 2 }
+        Self { resolved, began: at, last: at, confirmed, tasks, closed, verdict: None, at_work: true, next: 2 }
     }
 
     /// # Errors
@@ -162,12 +179,18 @@ impl History {
     fn fits(&self, event: &Event) -> bool {
         match event {
             Event::Resolved(_) => false,
-            Event::Confirmed(_) | Event::Ended(_) => true,
+            Event::Confirmed(_)
+            | Event::Ended(_)
+            | Event::Alive
+            | Event::Resumed
+            | Event::Left
+            | Event::Displaced { .. } => true,
             Event::Began { task, .. }
             | Event::Noted { task, .. }
             | Event::Done { task, .. }
             | Event::Failed { task, .. }
             | Event::Opening { task }
+            | Event::Cleared { task, .. }
             | Event::Opened { task, .. } => *task < self.tasks.len(),
         }
     }
@@ -175,8 +198,10 @@ impl History {
     /// Takes a record that follows.
     pub fn take(&mut self, record: &Record) {
         (self.next, self.last) = (record.number + 1, record.at);
+        self.at_work = !matches!(record.event, Event::Ended(_) | Event::Left | Event::Displaced { .. });
         match &record.event {
-            Event::Resolved(_) => {}
+            Event::Resolved(_) | Event::Alive | Event::Left | Event::Displaced { .. } => {}
+            Event::Resumed => self.verdict = None,
             Event::Confirmed(targets) => self.confirmed.extend(targets.clone()),
             Event::Began { task, attempt } => {
                 let progress = &mut self.tasks[*task];
@@ -201,6 +226,10 @@ impl History {
                 (progress.state, progress.ended) = (State::Failed(text.clone()), Some(record.at));
             }
             Event::Opening { task } => self.redo(*task),
+            Event::Cleared { task, .. } => {
+                self.redo(*task);
+                self.tasks[*task].note = None;
+            }
             Event::Opened { task, .. } => {
                 self.closed.retain(|fence| fence != task);
                 self.tasks[*task].note = None;
@@ -212,6 +241,24 @@ impl History {
                 }
             }
         }
+    }
+
+    /// What this restore and another would both change.
+    #[must_use]
+    pub fn in_common(&self, other: &Self) -> Option<String> {
+        if self.resolved.plan == other.resolved.plan {
+            return Some(format!("the plan {}", self.resolved.plan));
+        }
+        self.targets().intersection(&other.targets()).next().cloned()
+    }
+
+    fn targets(&self) -> BTreeSet<String> {
+        let places = self.resolved.tasks.iter().filter_map(|task| match &task.doing {
+            Doing::Restore(restore) => Some(restore.place()),
+            Doing::Fence(Fence { cluster: Some(cluster), .. }) => Some(format!("the system {cluster}")),
+            _ => None,
+        });
+        places.chain(self.confirmed.iter().cloned()).collect()
     }
 
     /// What was done is to be done again.

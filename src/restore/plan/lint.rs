@@ -1,14 +1,20 @@
 //! What documents alone show of plans: mistakes, which make a configuration unfit, and warnings. Pure.
 
 use super::Finding;
-use super::document::{Doing, Plan};
+use super::document::{Doing, Fence, Plan};
 use super::graph::{Graph, critical_path, finding};
 use crate::id::SourceName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// What each source needs to be back before it, as the Source documents say (`needs`).
-pub type Needs = BTreeMap<SourceName, BTreeSet<SourceName>>;
+/// How sources hang together, as their documents say.
+#[derive(Clone, Debug, Default)]
+pub struct Ties {
+    /// What each needs to be back before it.
+    pub needs: BTreeMap<SourceName, BTreeSet<SourceName>>,
+    /// Of clusters, the way to them: documents with the same way mean the same cluster.
+    pub clusters: BTreeMap<SourceName, String>,
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lint {
@@ -18,20 +24,21 @@ pub struct Lint {
 
 /// Looks at one plan and what it includes.
 #[must_use]
-pub fn lint(plans: &BTreeMap<String, Plan>, plan: &Plan, needs: &Needs) -> Lint {
+pub fn lint(plans: &BTreeMap<String, Plan>, plan: &Plan, ties: &Ties) -> Lint {
     let graph = match Graph::of(plans, plan) {
         Ok(graph) => graph,
         Err(mistakes) => return Lint { mistakes, warnings: Vec::new() },
     };
     let mut lint = Lint::default();
-    order(&graph, needs, &mut lint.mistakes);
+    order(&graph, &ties.needs, &mut lint.mistakes);
+    fences(&graph, ties, &mut lint);
     unseen(plan, &graph, &mut lint.warnings);
     budgets(plan, &graph, &mut lint.warnings);
     lint
 }
 
 /// Restores that get into each other's way, or come before what they need.
-fn order(graph: &Graph<'_>, needs: &Needs, mistakes: &mut Vec<Finding>) {
+fn order(graph: &Graph<'_>, needs: &BTreeMap<SourceName, BTreeSet<SourceName>>, mistakes: &mut Vec<Finding>) {
     let restores: Vec<_> = graph
         .nodes
         .iter()
@@ -54,6 +61,46 @@ fn order(graph: &Graph<'_>, needs: &Needs, mistakes: &mut Vec<Finding>) {
             if provided.peek().is_some() && !provided.any(|(at, ..)| graph.precedes(*at, *later)) {
                 let text = format!("{} needs {provider}, which this plan restores later or meanwhile", restore.source);
                 mistakes.push(finding(node.plan, Some(node.step), text));
+            }
+        }
+    }
+}
+
+/// Fences that hold the same back at the same time: the first that opens would let go what the other still holds.
+fn fences(graph: &Graph<'_>, ties: &Ties, lint: &mut Lint) {
+    let fences: Vec<_> = graph
+        .nodes
+        .iter()
+        .enumerate()
+        .filter_map(|(at, node)| match &node.step.doing {
+            Doing::Fence(Fence { cluster: Some(cluster), hold, .. }) => Some((at, node, cluster, hold)),
+            _ => None,
+        })
+        .collect();
+    let way = |cluster: &SourceName| ties.clusters.get(cluster).cloned().unwrap_or_else(|| cluster.to_string());
+    let opened_before = |fence: usize, then: usize| {
+        let mut opens = graph.nodes.iter().enumerate().filter(|(_, node)| node.fence == Some(fence));
+        opens.any(|(at, _)| graph.precedes(at, then))
+    };
+    for (later, node, cluster, hold) in &fences {
+        for (earlier, other, its, held) in fences.iter().filter(|(earlier, ..)| earlier < later) {
+            if way(cluster) != way(its) || opened_before(*earlier, *later) || opened_before(*later, *earlier) {
+                continue;
+            }
+            if let Some(what) = hold.in_common(held) {
+                let text = format!(
+                    "it and {} hold back {what} at the same time, and the first that opens lets it go: let one follow the \
+                     other's unfence step, or leave it to one of them",
+                    other.name
+                );
+                lint.mistakes.push(finding(node.plan, Some(node.step), text));
+            } else if hold.may_have_parents_in_common(held) {
+                let text = format!(
+                    "it and {} pause applications of one namespace at the same time: if these have a parent in common, the \
+                     first that opens lets it go",
+                    other.name
+                );
+                lint.warnings.push(finding(node.plan, Some(node.step), text));
             }
         }
     }

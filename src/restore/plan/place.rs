@@ -7,8 +7,10 @@
 //! takes an empty directory for a restored one.
 
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +19,7 @@ const LOST: &str = "lost+found";
 const NEW: &str = "new";
 const BEFORE: &str = "before";
 const CLEARED: &str = "cleared";
+const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// A target directory of one step of one execution.
 #[derive(Clone, Debug)]
@@ -62,6 +65,18 @@ impl Place {
             }
         }
         Ok(found)
+    }
+
+    /// What is mounted below it. A mount point cannot be renamed, and one further down would be moved along with what it is
+    /// in. The directory itself may be a mount point.
+    pub fn mounted(&self) -> io::Result<Vec<PathBuf>> {
+        let directory = match fs::canonicalize(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut mounts = mounts(&fs::read(MOUNTS)?);
+        mounts.retain(|path| *path != directory && path.starts_with(&directory));
+        Ok(mounts)
     }
 
     /// Whether what was staged is here, or was put in its place without anybody having written that down.
@@ -133,6 +148,36 @@ impl Place {
         Ok([&self.beside, &self.inside].into_iter().find(|path| path.exists()).cloned())
     }
 
+    /// Gives up what did not reach its end: what was moved aside comes back and the stage goes. If all that was there is
+    /// aside already, what was restored, which is whole then, takes its place. Says what was done.
+    pub fn abandon(&self) -> io::Result<Vec<String>> {
+        let shown = self.directory.display();
+        if self.is_cleared() {
+            self.swap()?;
+            let mut lines = vec![format!("what was restored is in its place, {shown}")];
+            lines.extend(self.finish()?.map(|before| format!("what was in {shown} is in {}", before.display())));
+            return Ok(lines);
+        }
+        if !self.stage.exists() {
+            return Ok(Vec::new());
+        }
+        let before = self.stage.join(BEFORE);
+        if before.exists() {
+            for entry in fs::read_dir(&before)? {
+                let entry = entry?;
+                let home = self.directory.join(entry.file_name());
+                if home.symlink_metadata().is_err() {
+                    fs::rename(entry.path(), home)?;
+                }
+            }
+        }
+        // What somebody else has taken the name of in the meantime.
+        self.put_aside(&before)?;
+        fs::remove_dir_all(&self.stage)?;
+        sync(&self.directory)?;
+        Ok(vec![format!("what was restored in part is removed from {shown}")])
+    }
+
     fn put_aside(&self, before: &Path) -> io::Result<()> {
         if !before.exists() {
             return Ok(());
@@ -143,6 +188,25 @@ impl Place {
         // Beside a mount point is another file system.
         fs::rename(before, &self.beside).or_else(|_| fs::rename(before, &self.inside))
     }
+}
+
+/// The places of a table of mounts (proc_pid_mountinfo(5)): its fifth column, in which four bytes are written in octal.
+fn mounts(table: &[u8]) -> Vec<PathBuf> {
+    let place = |line: &[u8]| {
+        let (mut rest, mut path) = (line.split(|byte| *byte == b' ').nth(4)?, Vec::new());
+        while let [first, after @ ..] = rest {
+            let digits = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+            if let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+                path.push(byte);
+                rest = &after[3..];
+            } else {
+                path.push(*first);
+                rest = after;
+            }
+        }
+        Some(PathBuf::from(OsString::from_vec(path)))
+    };
+    table.split(|byte| *byte == b'\n').filter_map(place).collect()
 }
 
 fn create_if_absent(directory: &Path) -> io::Result<()> {
@@ -216,6 +280,29 @@ impl Product {
     #[must_use]
     pub fn is_occupied(&self) -> bool {
         self.file.symlink_metadata().is_ok()
+    }
+
+    /// The file, if something is mounted on it: then nothing can take its place.
+    pub fn mounted(&self) -> io::Result<Vec<PathBuf>> {
+        let file = match fs::canonicalize(&self.file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut mounts = mounts(&fs::read(MOUNTS)?);
+        mounts.retain(|path| *path == file);
+        Ok(mounts)
+    }
+
+    /// Gives up what did not reach its end. Says what was done.
+    pub fn abandon(&self) -> io::Result<Vec<String>> {
+        if !self.partial.exists() {
+            return Ok(Vec::new());
+        }
+        if !self.is_occupied() && self.before.exists() {
+            fs::rename(&self.before, &self.file)?;
+        }
+        fs::remove_file(&self.partial)?;
+        Ok(vec![format!("{} is removed", self.partial.display())])
     }
 
     /// Puts the partial file, which is whole and durable, under its name. Returns where what was there is now.
@@ -310,6 +397,48 @@ mod tests {
         fs::set_permissions(place.stage.join(CLEARED), fs::Permissions::from_mode(0o750)).unwrap();
         fs::rename(place.stage.join("new/a"), at.path().join("data/a")).unwrap();
         check(at.path(), &place);
+    }
+
+    #[test]
+    fn what_is_given_up_leaves_no_trace() {
+        // Killed while it was restored, and after the first old file went aside.
+        for moved in [false, true] {
+            let at = tempfile::tempdir().unwrap();
+            let place = staged(at.path());
+            if moved {
+                fs::create_dir(place.stage.join(BEFORE)).unwrap();
+                fs::rename(at.path().join("data/a"), place.stage.join("before/a")).unwrap();
+            }
+            assert_eq!(place.abandon().unwrap().len(), 1);
+            assert_eq!(tree(&at.path().join("data")), of(&[("a", "old a"), ("b", "old b")]));
+            assert_eq!((tree(at.path()), place.abandon().unwrap()), (of(&[("data", "/")]), vec![]));
+        }
+        // Killed after all that was old went aside: the new is whole.
+        let at = tempfile::tempdir().unwrap();
+        let place = staged(at.path());
+        place.swap().unwrap();
+        fs::create_dir(place.stage.join(NEW)).unwrap();
+        fs::rename(at.path().join("data/c"), place.stage.join("new/c")).unwrap();
+        assert_eq!(place.abandon().unwrap().len(), 2);
+        assert_eq!(tree(&at.path().join("data")), of(&[("a", "new a"), ("c", "new c")]));
+        assert_eq!(tree(&at.path().join("data.before-x")), of(&[("a", "old a"), ("b", "old b")]));
+        // A file whose old content went aside comes back.
+        let at = tempfile::tempdir().unwrap();
+        let product = Product::new(&at.path().join("out"), "x");
+        fs::write(&product.before, "old").unwrap();
+        fs::write(&product.partial, "new").unwrap();
+        assert_eq!(product.abandon().unwrap().len(), 1);
+        assert_eq!(tree(at.path()), of(&[("out", "old")]));
+    }
+
+    #[test]
+    fn the_table_of_mounts_is_read() {
+        let table = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+            37 35 0:21 / /a\\040b\\134c rw - tmpfs tmpfs rw\n\nshort line\n";
+        assert_eq!(mounts(table), [PathBuf::from("/mnt2"), PathBuf::from("/a b\\c")]);
+        assert!(mounts(&fs::read(MOUNTS).unwrap()).contains(&PathBuf::from("/")));
+        let root = Place::new(Path::new("/"), "x");
+        assert!(!root.mounted().unwrap().is_empty(), "/proc is mounted");
     }
 
     #[test]

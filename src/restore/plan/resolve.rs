@@ -2,7 +2,7 @@
 
 use super::document::{Doing, Level, OnFailure, Plan, Restore};
 use super::graph::{Graph, Node, critical_path, finding};
-use super::lint::{Needs, lint};
+use super::lint::{Ties, lint};
 use super::{Finding, between, milliseconds};
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
@@ -57,7 +57,7 @@ pub struct World<'a> {
     pub chosen: BTreeMap<SourceName, Sequence>,
     pub plans: &'a BTreeMap<String, Plan>,
     pub documents: BTreeMap<SourceName, Known>,
-    pub needs: Needs,
+    pub ties: Ties,
     /// Recovery points of each source in the repository, newest first.
     pub points: BTreeMap<SourceName, Vec<Point>>,
     /// By plan and step.
@@ -134,7 +134,7 @@ pub fn resolve(plan: &str, world: &World<'_>) -> Result<Resolved, Vec<Finding>> 
         let text = "there is no RestorePlan document of this name".into();
         return Err(vec![Finding { file: "".into(), line: 0, what: plan.into(), text }]);
     };
-    let looked = lint(world.plans, plan, &world.needs);
+    let looked = lint(world.plans, plan, &world.ties);
     if !looked.mistakes.is_empty() {
         return Err(looked.mistakes);
     }

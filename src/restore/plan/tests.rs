@@ -3,7 +3,7 @@
 use super::document::{Document, Level, Plan};
 use super::execute::{Attempt, End, Execution, Failure, Hands};
 use super::journal::{Event, History, Journal, JournalError, Outcome, Record, State, Verdict};
-use super::lint::lint;
+use super::lint::{Ties, lint};
 use super::report::Report;
 use super::resolve::{Known, Point, Took, World, resolve};
 use super::{Doing, Resolved, Task};
@@ -56,11 +56,11 @@ fn look(name: &str) -> Value {
 }
 
 fn mistakes(all: &BTreeMap<String, Plan>, name: &str) -> Vec<String> {
-    lint(all, &all[name], &BTreeMap::new()).mistakes.iter().map(ToString::to_string).collect()
+    lint(all, &all[name], &Ties::default()).mistakes.iter().map(ToString::to_string).collect()
 }
 
 fn warnings(all: &BTreeMap<String, Plan>, name: &str) -> Vec<String> {
-    lint(all, &all[name], &BTreeMap::new()).warnings.iter().map(ToString::to_string).collect()
+    lint(all, &all[name], &Ties::default()).warnings.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -121,15 +121,54 @@ fn what_has_no_order_is_a_mistake() {
 #[test]
 fn a_consumer_comes_after_its_provider() {
     let needs = BTreeMap::from([(source("app"), BTreeSet::from([source("secrets")]))]);
+    let ties = Ties { needs, ..Ties::default() };
     let judge = |steps| {
         let all = plans(vec![plan("p", "app", steps)]);
-        lint(&all, &all["p"], &needs).mistakes.iter().map(|finding| finding.text.clone()).collect::<Vec<_>>()
+        lint(&all, &all["p"], &ties).mistakes.iter().map(|finding| finding.text.clone()).collect::<Vec<_>>()
     };
     assert_eq!(judge(json!([restore("a", "secrets"), restore("b", "app"), look("c")])), [""; 0]);
     let wrong = judge(json!([restore("b", "app"), restore("a", "secrets"), look("c")]));
     assert_eq!(wrong, ["app needs secrets, which this plan restores later or meanwhile"]);
     // What the plan does not restore is there already.
     assert_eq!(judge(json!([restore("b", "app"), look("c")])), [""; 0]);
+}
+
+#[test]
+fn what_two_fences_hold_back_at_once_is_a_mistake() {
+    let hold = |cluster: &str, hold: Value| {
+        let steps = json!([
+            { "name": "hold", "fence": { "cluster": cluster, "hold": hold } },
+            look("a"),
+            { "name": "go", "unfence": "hold" },
+        ]);
+        steps
+    };
+    let judge = |one: Value, other: Value, parallel: bool| {
+        let after = if parallel { json!([]) } else { json!(["one"]) };
+        let outer = json!([{ "name": "one", "plan": "one" }, { "name": "other", "after": after, "plan": "other" }]);
+        let all = plans(vec![
+            plan("one", "app", hold("a", one)),
+            plan("other", "app", hold("b", other)),
+            plan("both", "service", outer),
+        ]);
+        // Two documents of one cluster.
+        let clusters = ["a", "b"].map(|name| (source(name), "the pod's own".to_owned())).into();
+        let looked = lint(&all, &all["both"], &Ties { clusters, ..Ties::default() });
+        let apart = lint(&all, &all["both"], &Ties::default());
+        assert!(apart.mistakes.is_empty(), "{apart:?}");
+        (looked.mistakes, looked.warnings.into_iter().filter(|warning| warning.text.contains("parent")).count())
+    };
+    let suspend = || json!({ "suspend": [{ "namespace": "lifeboat" }] });
+    let scale = |names: Value| json!({ "scale": [{ "namespace": "shop", "names": names }] });
+    let pause = |name: &str| json!({ "pauseSync": [{ "namespace": "argocd", "names": [name] }] });
+    let (found, _) = judge(suspend(), suspend(), true);
+    assert!(found.len() == 1 && found[0].text.contains("one/hold hold back cronjob/* in lifeboat"), "{found:?}");
+    assert_eq!(judge(suspend(), suspend(), false).0, []);
+    assert_eq!(judge(scale(json!(["deployment/a"])), scale(json!(["deployment/b", "statefulset/a"])), true).0, []);
+    assert_eq!(judge(scale(json!(["deployment/a"])), scale(json!([])), true).0.len(), 1);
+    assert_eq!(judge(scale(json!(["deployment/*"])), scale(json!(["deployment/b"])), true).0.len(), 1);
+    assert_eq!(judge(pause("a"), pause("b"), true), (vec![], 1));
+    assert_eq!(judge(pause("a"), pause("a"), true).0.len(), 1);
 }
 
 #[test]
@@ -175,7 +214,7 @@ fn world<'a>(plans: &'a BTreeMap<String, Plan>, sources: &[&str]) -> World<'a> {
         chosen: BTreeMap::new(),
         plans,
         documents: sources.iter().map(|name| (source(name), known(name))).collect(),
-        needs: BTreeMap::new(),
+        ties: Ties::default(),
         points: sources
             .iter()
             .map(|name| (source(name), vec![point(2, "11:58", "new"), point(1, "11:50", "old")]))
@@ -354,6 +393,12 @@ impl Hands for Lab {
         Ok(vec!["three again".into()])
     }
 
+    fn abandon(&self, _: usize, task: &Task) -> Result<Vec<String>, Failure> {
+        let left = matches!(task.doing, Doing::Restore(_)) && self.log.lock().unwrap().contains(&task.name);
+        assert!(!left || self.closed.load(Ordering::SeqCst), "cleared while writers were at work");
+        Ok(left.then(|| "cleared".to_owned()).into_iter().collect())
+    }
+
     fn clock(&self) -> Timestamp {
         Timestamp::from_second(self.clock.fetch_add(1, Ordering::SeqCst)).unwrap()
     }
@@ -466,8 +511,8 @@ fn a_fence_that_was_opened_in_part_is_closed_before_anything_goes_on() {
         let (end, history) = go_on(&lab, &mut journal);
         assert_eq!(end.unwrap(), End::Stopped(vec![2]));
         if killed {
-            // Between its opening and the record of it.
-            journal.room = Some(journal.records.len() + 1);
+            // Between its opening and the record of it; one record more says that "b" was cleared away.
+            journal.room = Some(journal.records.len() + 2);
         } else {
             lab.broken.lock().unwrap().insert("open".into());
         }
@@ -554,6 +599,42 @@ fn records_of_something_else_are_refused() {
     let mut foreign = records;
     foreign[1].event = Event::Began { task: 99, attempt: 1 };
     assert!(History::of("x", foreign).is_err());
+}
+
+#[test]
+fn what_two_restores_have_in_common_is_found() {
+    let all = plans(vec![
+        plan("p", "app", json!([restore("a", "x"), restore("b", "y")])),
+        plan("q", "app", json!([restore("a", "y")])),
+        plan("r", "app", json!([restore("a", "z")])),
+    ]);
+    let world = world(&all, &["x", "y", "z"]);
+    let history = |name: &str| History::new(resolve(name, &world).unwrap(), at("12:00"));
+    let (p, q, mut r) = (history("p"), history("q"), history("r"));
+    assert_eq!(p.in_common(&p).as_deref(), Some("the plan p"));
+    assert_eq!(p.in_common(&q).as_deref(), Some("/restored/y"));
+    assert_eq!(p.in_common(&r), None);
+    // Two documents may lead to one system: what was confirmed tells it.
+    r.confirmed.insert("/restored/x".into());
+    assert_eq!(p.in_common(&r).as_deref(), Some("/restored/x"));
+}
+
+#[test]
+fn a_journal_tells_whether_somebody_is_at_it() {
+    let mut history = History::new(fenced(), at("12:00"));
+    for (event, at_work) in [
+        (Event::Began { task: 0, attempt: 1 }, true),
+        (Event::Left, false),
+        (Event::Resumed, true),
+        (Event::Displaced { by: "other".into() }, false),
+        (Event::Alive, true),
+        (Event::Ended(Verdict::Incomplete), false),
+        (Event::Resumed, true),
+    ] {
+        history.take(&Record { number: history.next, at: at("12:00"), event });
+        assert_eq!(history.at_work, at_work, "{history:?}");
+    }
+    assert_eq!(history.verdict, None);
 }
 
 #[test]

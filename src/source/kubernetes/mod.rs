@@ -73,6 +73,14 @@ pub enum ClusterScoped {
 }
 
 impl Spec {
+    /// How the cluster is reached: the same for two documents that mean the same cluster in the same way.
+    #[must_use]
+    pub fn way(&self) -> String {
+        let kubeconfig =
+            self.kubeconfig.as_ref().map_or_else(|| "the pod's own".into(), |path| path.display().to_string());
+        format!("{kubeconfig} {}", self.context.as_deref().unwrap_or_default())
+    }
+
     pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
         if self.context.is_some() && self.kubeconfig.is_none() {
             say("context", "a context is one of a kubeconfig: give kubeconfig too");

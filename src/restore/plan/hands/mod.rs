@@ -123,6 +123,10 @@ impl Hands for Worker<'_> {
         self.release(doing, note, &self.context(deadline))
     }
 
+    fn abandon(&self, index: usize, task: &Task) -> Result<Vec<String>, Failure> {
+        self.clear(index, task)
+    }
+
     fn clock(&self) -> Timestamp {
         self.outside.clock()
     }
@@ -332,7 +336,8 @@ impl Worker<'_> {
         let failed = |error: exec::ExecError| {
             if self.cancel.is_cancelled() { Failure::Interrupted } else { Failure::Failed(hide(told(&error))) }
         };
-        let mut running = command.start().map_err(failed)?;
+        // Whoever goes on with the restore must not meet what a killed process had begun.
+        let mut running = command.start_bound().map_err(failed)?;
         let (mut tail, mut buffer) = (VecDeque::new(), vec![0; 16 << 10]);
         loop {
             let length = running.read(&mut buffer).map_err(failed)?;

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,10 @@ impl Worker<'_> {
         let place = Place::new(to, &self.step_id(attempt.index));
         let failed =
             |what: &str, error: &io::Error| Failure::Failed(format!("{what} {}: {}", to.display(), told(error)));
+        let unhindered = || {
+            let mounted = place.mounted().map_err(|error| failed("look what is mounted in", &error))?;
+            hindered(&mounted).map_or(Ok(()), |why| Err(Failure::Refused(why)))
+        };
         let occupied = place.is_occupied().map_err(|error| failed("look into", &error))?;
         // What was staged on another machine is not here: it is restored anew.
         let noted = noted(attempt)?.filter(|noted| if noted.placed { occupied } else { place.is_staged() });
@@ -101,6 +105,7 @@ impl Worker<'_> {
             if attempt.noted.is_some() {
                 attempt.note(Value::Null)?; // it would vouch for a stage that is not whole yet
             }
+            unhindered()?;
             let reader = self.reader(choice, attempt.deadline)?;
             let stage = place.stage().map_err(|error| failed("prepare", &error))?;
             let outcome = self.fill(&reader, wanted, &stage, attempt.deadline)?;
@@ -119,6 +124,9 @@ impl Worker<'_> {
             staged
         };
         if !staged.placed {
+            if !place.is_cleared() {
+                unhindered()?;
+            }
             place.swap().map_err(|error| failed("put what was restored into", &error))?;
             staged.placed = true;
             attempt.note(json!(staged))?;
@@ -186,6 +194,10 @@ impl Worker<'_> {
         let product = Product::new(file, &self.step_id(attempt.index));
         let failed =
             |what: &str, error: &io::Error| Failure::Failed(format!("{what} {}: {}", file.display(), told(error)));
+        let mounted = product.mounted().map_err(|error| failed("look what is mounted on", &error))?;
+        if let Some(why) = hindered(&mounted) {
+            return Err(Failure::Refused(why));
+        }
         let noted = noted(attempt)?.filter(|noted| noted.mark.is_some_and(|mark| product.is_here(mark)));
         let mut outcome = if let Some(noted) = noted {
             noted.outcome
@@ -294,22 +306,18 @@ impl Worker<'_> {
         let mut facts = Facts::of(task, restore.system().map_or_else(|| restore.place(), ToString::to_string));
         let path = restore.to.as_ref().or(restore.export.as_ref());
         if let Some(path) = path {
-            let occupied = match &restore.to {
+            let (occupied, mounted) = if let Some(to) = &restore.to {
                 // What this restore left there when it was killed is nobody's data.
-                Some(to) => Place::new(to, &self.step_id(task)).is_occupied(),
-                None => Ok(Product::new(path, "").is_occupied()),
+                let place = Place::new(to, &self.step_id(task));
+                (place.is_occupied(), place.mounted())
+            } else {
+                let product = Product::new(path, "");
+                (Ok(product.is_occupied()), product.mounted())
             };
             facts.target = Some(path.display().to_string());
-            match occupied {
-                Ok(false) => facts.about.push("nothing is there".into()),
-                Ok(true) if restore.options.existing == Existing::Skip => {
-                    let text = "something is there; with options.existing: replace it would be moved aside";
-                    facts.refused = Some(text.into());
-                }
-                Ok(true) => {
-                    facts.about.push("what is there will be moved aside".into());
-                    facts.overwrites = true;
-                }
+            match occupied.and_then(|occupied| Ok((occupied, mounted?))) {
+                Ok((_, mounted)) if !mounted.is_empty() => facts.refused = hindered(&mounted),
+                Ok((occupied, _)) => Self::look_at_path(restore, occupied, &mut facts),
                 Err(error) => facts.refused = Some(told(&error)),
             }
             return facts;
@@ -322,6 +330,32 @@ impl Worker<'_> {
             Err(failure) => facts.about.push(unknown(failure)),
         }
         facts
+    }
+
+    fn look_at_path(restore: &Restore, occupied: bool, facts: &mut Facts) {
+        match (occupied, restore.options.existing) {
+            (false, _) => facts.about.push("nothing is there".into()),
+            (true, Existing::Skip) => {
+                let text = "something is there; with options.existing: replace it would be moved aside";
+                facts.refused = Some(text.into());
+            }
+            (true, _) => {
+                facts.about.push("what is there will be moved aside".into());
+                facts.overwrites = true;
+            }
+        }
+    }
+
+    /// Removes what a step that is given up left in its target, or ends what it had all but done.
+    pub(super) fn clear(&self, index: usize, task: &Task) -> Result<Vec<String>, Failure> {
+        let Doing::Restore(restore) = &task.doing else { return Ok(Vec::new()) };
+        let (id, path) = (self.step_id(index), restore.place());
+        let cleared = match (&restore.to, &restore.export) {
+            (Some(to), _) => Place::new(to, &id).abandon(),
+            (_, Some(file)) => Product::new(file, &id).abandon(),
+            (None, None) => return Ok(Vec::new()),
+        };
+        cleared.map_err(|error| Failure::Failed(format!("give up what is in {path}: {}", told(&error))))
     }
 
     /// The running system that a step restores into.
@@ -344,6 +378,15 @@ impl Worker<'_> {
 
 fn noted(attempt: &Attempt<'_>) -> Result<Option<Staged>, Failure> {
     attempt.noted.as_ref().filter(|note| !note.is_null()).map(read_note).transpose()
+}
+
+/// Why something mounted keeps a target from being restored.
+fn hindered(mounted: &[PathBuf]) -> Option<String> {
+    let first = mounted.first()?.display();
+    Some(format!(
+        "{first} is a mount point, which cannot be moved aside: unmount it first (what belongs on it is restored by a step of \
+         its own, with that directory as its target)"
+    ))
 }
 
 fn left_aside(path: &Path, before: &Path) -> String {

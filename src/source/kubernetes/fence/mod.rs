@@ -135,6 +135,46 @@ impl HeldObject {
 }
 
 impl Hold {
+    /// What this and another hold back both, if they are closed at once.
+    #[must_use]
+    pub fn in_common(&self, other: &Self) -> Option<String> {
+        let (own, theirs) = (self.parts(), other.parts());
+        let same = |one: &str, another: &str| one == another || one == "*" || another == "*";
+        let both = |(what, namespace, name): &&(What, &str, &str)| {
+            theirs.iter().any(|(its, where_, named)| (what, namespace) == (its, where_) && same(name, named))
+        };
+        let (what, namespace, name) = own.iter().find(both)?;
+        Some(format!("{}/{name} in {namespace}", what.word()))
+    }
+
+    /// Both pause syncs in one namespace; what manages the Applications is paused with them.
+    #[must_use]
+    pub fn may_have_parents_in_common(&self, other: &Self) -> bool {
+        self.pause_sync.iter().any(|one| other.pause_sync.iter().any(|another| one.namespace == another.namespace))
+    }
+
+    /// What is named, `*` for all.
+    fn parts(&self) -> Vec<(What, &str, &str)> {
+        fn named(names: &[String]) -> Vec<&str> {
+            if names.is_empty() { vec!["*"] } else { names.iter().map(String::as_str).collect() }
+        }
+        let mut parts = Vec::new();
+        for Scaled { namespace, names } in &self.scale {
+            if names.is_empty() {
+                parts.extend([What::Deployment, What::StatefulSet].map(|what| (what, namespace.as_str(), "*")));
+            }
+            let names = names.iter().filter_map(|name| look::workload(name));
+            parts.extend(names.map(|(what, name)| (what, namespace.as_str(), name)));
+        }
+        for Paused { namespace, names } in &self.pause_sync {
+            parts.extend(named(names).into_iter().map(|name| (What::Application, namespace.as_str(), name)));
+        }
+        for Suspended { namespace, names } in &self.suspend {
+            parts.extend(named(names).into_iter().map(|name| (What::CronJob, namespace.as_str(), name)));
+        }
+        parts
+    }
+
     /// Says what no type can.
     pub fn check(&self, say: &mut Say<'_>) {
         if self.scale.is_empty() && self.pause_sync.is_empty() && self.suspend.is_empty() {
