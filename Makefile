@@ -58,7 +58,7 @@ lab-status: ## what of the clusters is ready
 lab-test: ## back a cluster up by its own CronJob, lose it, and bring it back by one command, as root (minutes; the first time, half an hour)
 	tests/tools/setup test
 	tests/tools/setup lab
-	cargo test --locked --test lab
+	cargo test --locked --test lab -- --test-threads 1
 
 clean: ## remove what was built here (the cache stays)
 	cargo clean
