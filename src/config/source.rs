@@ -23,7 +23,7 @@ pub struct Source {
     pub needs: Vec<SourceName>,
 }
 
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "files",
     "alertmanager",
     "command",
