@@ -184,6 +184,13 @@ impl Restore {
     }
 }
 
+/// Whether two places, as [`Restore::place`] names them, are the same or one lies in the other.
+#[must_use]
+pub fn overlap(one: &str, other: &str) -> bool {
+    let below = |inner: &str, outer: &str| outer.starts_with('/') && Path::new(inner).starts_with(outer);
+    one == other || below(one, other) || below(other, one)
+}
+
 /// Holds something back until an `unfence` step: workloads, syncs and schedules of a cluster, or whatever a program does.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -4,7 +4,7 @@
 //! [`Journal`], which is the plug point for where records are kept.
 
 use super::between;
-use super::document::{Doing, Fence};
+use super::document::{Doing, Fence, overlap};
 use super::resolve::{Resolved, Took};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -249,7 +249,8 @@ impl History {
         if self.resolved.plan == other.resolved.plan {
             return Some(format!("the plan {}", self.resolved.plan));
         }
-        self.targets().intersection(&other.targets()).next().cloned()
+        let theirs = other.targets();
+        self.targets().into_iter().find(|target| theirs.iter().any(|its| overlap(target, its)))
     }
 
     fn targets(&self) -> BTreeSet<String> {

@@ -1,7 +1,7 @@
 //! What documents alone show of plans: mistakes, which make a configuration unfit, and warnings. Pure.
 
 use super::Finding;
-use super::document::{Doing, Fence, Plan};
+use super::document::{Doing, Fence, Plan, overlap};
 use super::graph::{Graph, critical_path, finding};
 use crate::id::SourceName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,7 +50,7 @@ fn order(graph: &Graph<'_>, needs: &BTreeMap<SourceName, BTreeSet<SourceName>>, 
         .collect();
     for (later, node, restore) in &restores {
         for (earlier, other, its) in restores.iter().filter(|(earlier, ..)| earlier < later) {
-            if restore.place() == its.place() && !graph.precedes(*earlier, *later) {
+            if overlap(&restore.place(), &its.place()) && !graph.precedes(*earlier, *later) {
                 let text = format!("it and {} restore into {} at the same time", other.name, restore.place());
                 mistakes.push(finding(node.plan, Some(node.step), text));
             }

@@ -109,6 +109,10 @@ fn what_has_no_order_is_a_mistake() {
             json!([restore("a", "x"), { "name": "b", "after": [], "restore": { "source": "y", "to": "/restored/x" } }]),
             "restore into /restored/x at the same time",
         ),
+        (
+            json!([restore("a", "x"), { "name": "b", "after": [], "restore": { "source": "y", "export": "/restored/x/y" } }]),
+            "restore into /restored/x/y at the same time",
+        ),
     ];
     for (steps, expected) in cases {
         let all = plans(vec![plan("p", "app", steps), plan("big", "region", json!([look("a")]))]);
@@ -615,8 +619,10 @@ fn what_two_restores_have_in_common_is_found() {
     assert_eq!(p.in_common(&q).as_deref(), Some("/restored/y"));
     assert_eq!(p.in_common(&r), None);
     // Two documents may lead to one system: what was confirmed tells it.
-    r.confirmed.insert("/restored/x".into());
+    r.confirmed.insert("/restored/x/below".into());
     assert_eq!(p.in_common(&r).as_deref(), Some("/restored/x"));
+    r.confirmed = BTreeSet::from(["/restored/xy".into()]);
+    assert_eq!(p.in_common(&r), None);
 }
 
 #[test]
