@@ -544,12 +544,11 @@ impl PackIndex {
             }
         };
         let aad = frame_aad(self.tail.pack, frame, seal.class);
-        decompress(place.codec, place.raw as usize, plain, |buffer| key.open(frame, &aad, bytes, buffer)).map_err(
-            |why| match frame_is_sound(seal, bytes) {
-                true => RepoError::damaged(name(), why),
-                false => RepoError::damaged(name(), UNSOUND),
-            },
-        )
+        let opened = decompress(place.codec, place.raw as usize, plain, |buffer| key.open(frame, &aad, bytes, buffer));
+        opened.map_err(|why| {
+            let reason = if frame_is_sound(seal, bytes) { why.to_string() } else { UNSOUND.to_owned() };
+            RepoError::damaged(name(), reason)
+        })
     }
 }
 

@@ -103,8 +103,23 @@ enum Job {
 /// The second thread; it ends with the walk.
 pub struct Ahead {
     jobs: Option<Sender<Job>>,
-    /// The directory that comes next, as it was asked for, and how many names the walk had seen then.
-    coming: Option<(Arc<OwnedFd>, CString, u64, Receiver<Option<Opened>>)>,
+    /// The directory that comes next.
+    coming: Option<Asked>,
+}
+
+/// A directory that was asked for.
+struct Asked {
+    above: Arc<OwnedFd>,
+    name: CString,
+    /// How many names the walk had seen then.
+    since: u64,
+    answer: Receiver<Option<Opened>>,
+}
+
+impl Asked {
+    fn is(&self, above: &Arc<OwnedFd>, name: &CStr) -> bool {
+        Arc::ptr_eq(&self.above, above) && *self.name == *name
+    }
 }
 
 impl Ahead {
@@ -139,23 +154,22 @@ impl Ahead {
         only: Option<(u32, u32)>,
         path: impl FnOnce() -> Vec<u8>,
     ) {
-        if self.coming.as_ref().is_some_and(|(at, expected, ..)| Arc::ptr_eq(at, above) && **expected == *name) {
+        if self.coming.as_ref().is_some_and(|asked| asked.is(above, name)) {
             return;
         }
         let Some(jobs) = self.idle() else { return };
-        let (answer, asked) = bounded(1);
+        let (tell, answer) = bounded(1);
         let coming = Coming { above: Arc::clone(above), name: name.to_owned(), path: path(), only };
         // Only the walk sends, and there is room.
-        if jobs.send(Job::Open(coming, answer)).is_ok() {
-            self.coming = Some((Arc::clone(above), name.to_owned(), now, asked));
+        if jobs.send(Job::Open(coming, tell)).is_ok() {
+            self.coming = Some(Asked { above: Arc::clone(above), name: name.to_owned(), since: now, answer });
         }
     }
 
     /// That directory, if it is this one and the walk has come here soon.
     pub fn take(&mut self, above: &Arc<OwnedFd>, name: &CStr, now: u64) -> Option<Opened> {
-        let is_it = |at: &Arc<OwnedFd>, expected: &CString| Arc::ptr_eq(at, above) && **expected == *name;
-        let (.., since, asked) = self.coming.take_if(|(at, expected, ..)| is_it(at, expected))?;
-        if now - since > STALE { None } else { asked.recv().ok().flatten() }
+        let Asked { since, answer, .. } = self.coming.take_if(|asked| asked.is(above, name))?;
+        if now - since > STALE { None } else { answer.recv().ok().flatten() }
     }
 }
 

@@ -381,6 +381,7 @@ impl Drop for Frozen<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!(…) is passed as it is")]
 mod tests {
     use super::*;
     use serde_json::json;
