@@ -219,6 +219,13 @@ fn what_keeps_a_capture_away_is_said() {
     let nowhere = Path::new("/no/such/directory");
     with("PATH", nowhere).expect(1).says("start sqlite3 (is it installed");
     with("TMPDIR", nowhere).expect(1).says("TMPDIR says where");
+    // The program falls while it copies.
+    fs::create_dir(world.path("bin")).unwrap();
+    let script =
+        "#!/bin/sh\ncase \"$*\" in *.backup*) head -c 100000 /dev/urandom >\"$TMPDIR\"/*/copy; kill -9 $$;; esac\n";
+    fs::write(world.path("bin/sqlite3"), script).unwrap();
+    fs::set_permissions(world.path("bin/sqlite3"), fs::Permissions::from_mode(0o755)).unwrap();
+    with("PATH", Path::new(&format!("{}:/usr/bin:/bin", world.path("bin").display()))).expect(1).says("signal 9");
     let listed = world.as_writer(&["snapshots", "--json"]).expect(0).json();
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0, "{listed}");
     with("TMPDIR", &tmp).expect(0);
