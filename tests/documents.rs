@@ -301,6 +301,17 @@ fn heads_of_documents() {
 }
 
 #[test]
+fn no_source_is_captured_after_itself() {
+    let after = |name: &str, earlier: &str| document("Source", name, &format!("{SOURCE}\ncaptureAfter: [{earlier}]"));
+    let circle = after("a", "b") + &after("b", "c") + &after("c", "b");
+    insta::assert_snapshot!(mistakes(&circle), @"
+    file.yaml:9: spec.captureAfter: b would be captured after itself
+    file.yaml:17: spec.captureAfter: c would be captured after itself
+    ");
+    insta::assert_snapshot!(mistakes(&after("a", "d")), @r#"file.yaml:7: spec.captureAfter[0]: there is no Source named "d"; allowed: a"#);
+}
+
+#[test]
 fn a_source_is_of_one_kind() {
     insta::assert_snapshot!(mistakes(&document("Source", "a", "tier: critical")), @"file.yaml:5: spec: expected exactly one of files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume");
     let two = "files: {path: /a}\ncommand: {argv: [], output: a/b, timeout: 1 hour}\nguard: {minimumShare: 50}";
@@ -311,7 +322,7 @@ fn a_source_is_of_one_kind() {
     file.yaml:7: spec.command.timeout: expected whole numbers with the units d, h, m or s, the largest first, such as "90s", "1h30m" or "7d"
     file.yaml:8: spec.guard.minimumShare: expected a number from 0 to 1
     "#);
-    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume, heldElsewhere, needs, guard");
+    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume, heldElsewhere, needs, captureAfter, guard");
     let globs = "files: {path: a, exclude: ['*.tmp', '[a']}";
     insta::assert_snapshot!(mistakes(&document("Source", "a", globs)), @"
     file.yaml:6: spec.files.exclude[1]: error parsing glob '[a': unclosed character class; missing ']'

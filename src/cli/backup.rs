@@ -15,10 +15,12 @@ use crate::repo::{Progress, Repository, State, WriterKey};
 use crate::source::{self, Cancel, Spec};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::watch;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -58,6 +60,8 @@ struct Job {
     guard: guard::Rules,
     accept: Option<Sequence>,
     max_duration: Option<Duration>,
+    /// What is captured first, if this run captures it.
+    after: Vec<SourceName>,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -83,15 +87,36 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             cancel.cancel();
         }
     });
-    let plans = jobs.into_iter().map(|job| plan(&opened, job, threads));
     let (repository, run) = (&opened.repository, Run { context, key: &key, cancel: &cancel });
-    let results: Vec<_> = futures_util::stream::iter(plans)
-        .map(|plan| one(repository, &run, plan))
+    let turns: BTreeMap<_, _> = jobs.iter().map(|job| (job.source.clone(), watch::Sender::new(false))).collect();
+    let (opened, run, turns) = (&opened, &run, &turns);
+    let results: Vec<_> = futures_util::stream::iter(in_order(jobs))
+        .map(|job| async move {
+            for earlier in job.after.iter().filter_map(|name| turns.get(name)) {
+                // The sender lives as long as the run.
+                let _ = earlier.subscribe().wait_for(|ended| *ended).await;
+            }
+            let result = one(repository, run, plan(opened, job, threads)).await;
+            turns[&result.0].send_replace(true);
+            result
+        })
         .buffer_unordered(at_once)
         .collect()
         .await;
     watcher.abort();
     finish(context, results)
+}
+
+/// What others wait for comes before them; else they stay as they were named. So whoever waits, waits for what has begun.
+fn in_order(mut jobs: Vec<Job>) -> Vec<Job> {
+    let mut ordered: Vec<Job> = Vec::new();
+    while !jobs.is_empty() {
+        let waits = |job: &Job| jobs.iter().any(|other| job.after.contains(&other.source));
+        // The documents have no circles.
+        let next = jobs.iter().position(|job| !waits(job)).unwrap_or(0);
+        ordered.push(jobs.remove(next));
+    }
+    ordered
 }
 
 /// Accepting concerns one source that somebody named.
@@ -323,13 +348,15 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
             guard: guard::Rules::default(),
             accept: None,
             max_duration: None,
+            after: Vec::new(),
         }]);
     }
     let config = context.config()?;
     let (names, max_duration) = names(context, args)?;
     let jobs = names.into_iter().map(|name| {
         let known = config.sources.get(&name).ok_or_else(|| unknown(config, &name))?;
-        Ok(Job { source: name, capture: known.capture.clone(), guard: known.guard, accept: None, max_duration })
+        let (capture, after) = (known.capture.clone(), known.capture_after.clone());
+        Ok(Job { source: name, capture, guard: known.guard, accept: None, max_duration, after })
     });
     jobs.collect()
 }

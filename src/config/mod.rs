@@ -38,7 +38,7 @@ use jiff::Timestamp;
 use mistake::allowed;
 use node::Node;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -78,6 +78,7 @@ impl Config {
             }
         }
         reader.references();
+        reader.order();
         if reader.mistakes.is_empty() {
             reader.plans();
         }
@@ -334,6 +335,9 @@ impl Reader {
                 for (index, needed) in source.needs.iter().enumerate() {
                     self.refer(place, "Source", format!("spec.needs[{index}]"), needed.as_str());
                 }
+                for (index, earlier) in source.capture_after.iter().enumerate() {
+                    self.refer(place, "Source", format!("spec.captureAfter[{index}]"), earlier.as_str());
+                }
                 if keep {
                     self.config.sources.insert(name, source);
                 }
@@ -397,6 +401,30 @@ impl Reader {
             line: Some(finding.line),
             field: String::new(),
             message: format!("{}: {}", finding.what, finding.text),
+        }));
+    }
+
+    /// No source can be captured after itself.
+    fn order(&mut self) {
+        let sources = &self.config.sources;
+        let comes_after = |source: &Source, wanted: &SourceName| {
+            let (mut seen, mut open) = (BTreeSet::new(), source.capture_after.iter().collect::<Vec<_>>());
+            while let Some(name) = open.pop() {
+                if name == wanted {
+                    return true;
+                }
+                if seen.insert(name) {
+                    open.extend(sources.get(name).into_iter().flat_map(|source| &source.capture_after));
+                }
+            }
+            false
+        };
+        let found = sources.values().filter(|source| comes_after(source, &source.name));
+        self.mistakes.extend(found.map(|source| Mistake {
+            file: source.at.file.clone(),
+            line: Some(source.at.line),
+            field: "spec.captureAfter".into(),
+            message: format!("{} would be captured after itself", source.name),
         }));
     }
 

@@ -21,6 +21,8 @@ pub struct Source {
     pub held_elsewhere: Vec<String>,
     /// The sources that a restore plan must bring back before it (an application's objects need its secrets).
     pub needs: Vec<SourceName>,
+    /// The sources that a run which captures them too captures first (rows before the files that they name).
+    pub capture_after: Vec<SourceName>,
 }
 
 const KINDS: [&str; 15] = [
@@ -65,6 +67,8 @@ pub(super) struct Document {
     held_elsewhere: Vec<String>,
     #[serde(default)]
     needs: Vec<SourceName>,
+    #[serde(default)]
+    capture_after: Vec<SourceName>,
     #[serde(default)]
     guard: Guard,
 }
@@ -124,8 +128,8 @@ impl Document {
         match kinds.pop() {
             Some(capture) if wrong.is_empty() => {
                 let guard = guard::Rules { minimum_share: share.unwrap_or(guard::Rules::default().minimum_share) };
-                let (tier, held_elsewhere, needs) = (self.tier, self.held_elsewhere, self.needs);
-                Ok(Source { name, at, tier, capture, guard, held_elsewhere, needs })
+                let Self { tier, held_elsewhere, needs, capture_after, .. } = self;
+                Ok(Source { name, at, tier, capture, guard, held_elsewhere, needs, capture_after })
             }
             _ => Err(wrong),
         }

@@ -27,6 +27,32 @@ fn one_failing_source_does_not_keep_the_others_from_being_safe() {
     assert!(lines.iter().any(|line| line["level"] == "error" && line["source"] == "broken"), "{lines:?}");
 }
 
+/// Rows before the files that they name, although both could be captured at once, and although the first named waits.
+#[test]
+fn a_source_is_captured_after_those_it_names() {
+    let world = World::with_repository();
+    let source = |name: &str, script: &str, after: &str| {
+        format!(
+            "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: {name}}}\nspec:\n  command: {{argv: [sh, -c, '{script}'], \
+             output: out}}\n  captureAfter: [{after}]\n---\n"
+        )
+    };
+    let marker = world.path("marker");
+    let marker = marker.display();
+    let both = source("files", &format!("cat {marker}"), "rows")
+        + &source("rows", &format!("sleep 1; echo captured | tee {marker}"), "");
+    world.document("both.yaml", &both);
+    let backup = ["--writer-key", "writer.key", "--config", "both.yaml", "backup", "files", "rows", "--parallel"];
+    for parallel in ["2", "1"] {
+        let _ = fs::remove_file(world.path("marker"));
+        world.run(&[&backup[..], &[parallel]].concat()).expect(0);
+    }
+    // Whatever becomes of the first, the second is captured.
+    world.document("both.yaml", &both.replace("sleep 1; ", "exit 1; "));
+    world.run(&[&backup[..], &["2"]].concat()).expect(3);
+    assert_eq!((world.manifests("files").len(), world.manifests("rows").len()), (3, 2));
+}
+
 #[test]
 fn an_empty_capture_is_a_failure_and_commits_nothing() {
     let world = World::with_repository();

@@ -36,8 +36,7 @@ fn an_application_is_lost_with_its_namespace_and_comes_back_by_one_command() {
     application.succeed(&["init", "--kit", "kit.txt", "--writer-key-out", &key]);
 
     let mut people = People::begin(&application.site());
-    let backup = ["backup", "--parallel", "1"];
-    application.succeed(&[&backup[..], &SOURCES].concat());
+    application.succeed(&[&["backup"][..], &SOURCES].concat());
     let given = people.given();
     people.go_on(20);
 
