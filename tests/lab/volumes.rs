@@ -233,7 +233,7 @@ impl Lab<'_> {
         let documents = repository(self.store, &credentials, &format!("{secrets}/writer-key"))
             + "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: shop-data}\nspec:\n  tier: standard\n  \
                volume: {namespace: shop, claim: data, pods: {app: shop}}\n\
-               ---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: main\n  \
+               ---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: platform\n  \
                tier: standard\n  cron: '* * * * *'\n  startDelay: 30s\n  maxDuration: 1m\n  sources: [shop-data]\n";
         self.owner.document("platform.yaml", &documents);
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/volume");

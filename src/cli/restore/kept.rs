@@ -130,7 +130,7 @@ impl Kept {
         if near[..common] != far[..common] {
             return Err(JournalError::Elsewhere { id: id.into(), number: common as u32 }.into());
         }
-        if far.len() > near.len() && !dead {
+        if !all_ours(&near, &far) && !dead {
             is_free(id, &far)?;
         }
         if let Some(more) = far.get(near.len()..) {
@@ -241,6 +241,17 @@ pub fn is_at_work(id: &str) -> bool {
     file.is_some_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
+/// Whether this machine wrote all that the repository has. A record is there before it is on the disk: the process may have
+/// been killed in between. Somebody who goes on elsewhere says so first.
+fn all_ours(near: &[Record], far: &[Record]) -> bool {
+    let Some((last, before)) = far.split_last() else { return true };
+    let of_others = matches!(
+        last.event,
+        Event::Resumed | Event::Displaced { .. } | Event::Opening { .. } | Event::Cleared { .. } | Event::Opened { .. }
+    );
+    near.len() >= far.len() || !near.is_empty() && near.len() == before.len() && !of_others
+}
+
 /// Somebody on another machine wrote last. Whether they live is judged by their clock and ours: the store's is only asked
 /// where something is written.
 fn is_free(id: &str, records: &[Record]) -> Result<(), Failure> {
@@ -260,7 +271,7 @@ pub async fn look(id: &str, remote: Option<&Journals>) -> Result<(History, bool)
     };
     let path = directory()?.join(format!("{id}.jsonl"));
     let near = read(id, &lines(&std::fs::read(&path).unwrap_or_default()).0)?;
-    let here = near.len() >= far.len();
+    let here = all_ours(&near, &far);
     Ok((History::of(id, if near.len() > far.len() { near } else { far })?, here))
 }
 
@@ -279,6 +290,19 @@ pub fn first(history: &History) -> Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_that_never_reached_the_disk_is_ours() {
+        let record = |number, event| Record { number, at: jiff::Timestamp::UNIX_EPOCH, event };
+        let began = |number| record(number, Event::Began { task: 0, attempt: 1 });
+        let near = [began(1), began(2)];
+        let with = |more: &[Record]| [&near[..], more].concat();
+        assert!(all_ours(&near, &[]) && all_ours(&near, &near[..1]) && all_ours(&near, &near));
+        assert!(all_ours(&near, &with(&[began(3)])), "killed between the repository and the disk");
+        assert!(!all_ours(&near, &with(&[began(3), began(4)])), "no more than one is on its way");
+        assert!(!all_ours(&near, &with(&[record(3, Event::Resumed)])), "somebody else goes on");
+        assert!(!all_ours(&[], &near[..1]), "nothing of it is known here");
+    }
 
     #[test]
     fn half_a_line_is_no_record() {
