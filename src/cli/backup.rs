@@ -96,7 +96,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 // The sender lives as long as the run.
                 let _ = earlier.subscribe().wait_for(|ended| *ended).await;
             }
-            let result = one(repository, run, plan(opened, job, threads)).await;
+            let result = Box::pin(one(repository, run, plan(opened, job, threads))).await;
             turns[&result.0].send_replace(true);
             result
         })
