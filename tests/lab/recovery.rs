@@ -119,21 +119,21 @@ impl Desk {
         finish(self.lifeboat(&["platform"]).spawn().unwrap(), 0)
     }
 
-    /// Killed whenever it has done a little more; `snapshot` is what it goes back to.
+    /// Killed whenever one more step is done, or several are; `snapshot` is what it goes back to.
     pub fn recover_though_killed(&self, snapshot: &str) -> Recovered {
         let known = self.journals();
         let mut child = self.lifeboat(&["platform", "--snapshot", snapshot]).spawn().unwrap();
         let mut killed = 0;
         loop {
-            let before = self.records(&known).map_or(0, |(_, records)| records);
+            let before = self.done(&known).map_or(0, |(_, done)| done);
             let deadline = Instant::now() + Duration::from_mins(6);
             let id = loop {
                 if child.try_wait().unwrap().is_some() {
                     return finish(child, killed);
                 }
                 // One that is complete cannot be resumed.
-                if let Some((id, records)) = self.records(&known)
-                    && records >= before + 3
+                if let Some((id, done)) = self.done(&known)
+                    && done > before
                     && !self.has_ended(&id)
                 {
                     break id;
@@ -162,11 +162,11 @@ impl Desk {
         fs::read_to_string(journal).unwrap().lines().last().unwrap().contains("\"ended\"")
     }
 
-    /// The id of the restore that is not `known`, and how many records its journal has.
-    fn records(&self, known: &[PathBuf]) -> Option<(String, usize)> {
+    /// The id of the restore that is not `known`, and how many steps are done by its journal.
+    fn done(&self, known: &[PathBuf]) -> Option<(String, usize)> {
         let path = self.journals().into_iter().find(|path| !known.contains(path))?;
-        let records = fs::read_to_string(&path).ok()?.lines().count();
-        Some((path.file_stem()?.to_str()?.to_owned(), records))
+        let done = fs::read_to_string(&path).ok()?.lines().filter(|line| line.contains("\"event\":{\"done\":")).count();
+        Some((path.file_stem()?.to_str()?.to_owned(), done))
     }
 }
 
