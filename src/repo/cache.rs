@@ -52,11 +52,6 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         Ok(value.clone())
     }
 
-    /// Bytes of the values that are kept.
-    pub fn held(&self) -> usize {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).held
-    }
-
     /// Drops a value that nobody will ask for again.
     pub fn forget(&self, key: K) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);

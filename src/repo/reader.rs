@@ -17,14 +17,15 @@ use crate::store::pool::{Pool, Pooled};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 /// Neighbouring frames are fetched together up to this many sealed bytes.
 const EXTENT: u64 = 2 << 20;
-/// Extents that are fetched before they are asked for, where a pack is read from start to end.
+/// Extents that are fetched before they are asked for, where a pack is read from start to end; and in all.
 const AHEAD: usize = 2;
+const MOST_AHEAD: usize = 8;
 /// Memory for fetched extents and for opened frames, bytes.
 const EXTENTS: usize = 48 << 20;
 const FRAMES: usize = 32 << 20;
@@ -77,9 +78,14 @@ struct OpenPack {
     keys: PackKeys,
     /// First frame of each extent.
     extents: Vec<u32>,
-    /// Of each extent, whether anybody has asked for it.
-    asked: Vec<AtomicBool>,
+    /// Of each extent, [`FETCHED`] or [`ASKED`].
+    marks: Vec<AtomicU8>,
 }
+
+/// An extent was fetched ahead.
+const FETCHED: u8 = 1;
+/// Somebody has asked for it.
+const ASKED: u8 = 2;
 
 impl OpenPack {
     /// Offset and length of an extent.
@@ -96,11 +102,11 @@ impl OpenPack {
     }
 
     fn is_read_to_the_end(&self) -> bool {
-        self.asked.last().is_some_and(|asked| asked.load(Ordering::Relaxed))
+        self.marks.last().is_some_and(|mark| mark.load(Ordering::Relaxed) == ASKED)
     }
 
     fn is_asked(&self, extent: usize) -> bool {
-        self.asked.get(extent).is_some_and(|asked| asked.load(Ordering::Relaxed))
+        self.marks.get(extent).is_some_and(|mark| mark.load(Ordering::Relaxed) == ASKED)
     }
 }
 
@@ -113,6 +119,8 @@ pub struct Reader {
     epoch: Arc<Epoch>,
     packs: Vec<OnceCell<OpenPack>>,
     extents: Arc<Cache<(u32, u32), Bytes>>,
+    /// Extents that were fetched ahead, and that nobody has asked for yet.
+    ahead: AtomicUsize,
     frames: Cache<(u32, u32), Pooled>,
     pool: Arc<Pool>,
 }
@@ -143,7 +151,8 @@ impl Reader {
         let packs = header.packs.iter().map(|_| OnceCell::new()).collect();
         let (runtime, pool) = (Handle::current(), Arc::default());
         let (extents, frames) = (Arc::new(Cache::new(EXTENTS)), Cache::new(FRAMES));
-        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, frames, pool })
+        let ahead = AtomicUsize::new(0);
+        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, ahead, frames, pool })
     }
 
     #[must_use]
@@ -194,8 +203,8 @@ impl Reader {
             let (id, source) = (self.lineage.root.id, &self.lineage.source);
             let keys = PackKeys::new(id, source, &index.tail, keys, self.epoch.private.as_ref());
             let extents = extents(&index);
-            let asked = extents.iter().map(|_| AtomicBool::new(false)).collect();
-            Ok(OpenPack { index, keys, extents, asked })
+            let marks = extents.iter().map(|_| AtomicU8::new(0)).collect();
+            Ok(OpenPack { index, keys, extents, marks })
         })
         .await
     }
@@ -239,21 +248,29 @@ impl Reader {
     }
 
     /// Has the extents behind this one fetched, if whoever reads it is the first and has come from the one before, and if
-    /// what is in memory does not wait to be read already. A failure is left to whoever needs them.
+    /// not too many wait to be read already. A failure is left to whoever needs them.
     fn fetch_ahead(&self, pack: u32, open: &OpenPack, extent: usize) {
-        let is_first = !open.asked[extent].swap(true, Ordering::Relaxed);
+        let before = open.marks[extent].swap(ASKED, Ordering::Relaxed);
+        if before == FETCHED {
+            self.ahead.fetch_sub(1, Ordering::Relaxed);
+        }
         let goes_on = || match (extent.checked_sub(1), pack.checked_sub(1)) {
             (Some(before), _) => open.is_asked(before),
             (None, Some(before)) => self.packs[before as usize].get().is_some_and(OpenPack::is_read_to_the_end),
             (None, None) => false,
         };
-        if !is_first || !goes_on() {
+        if before == ASKED || !goes_on() {
             return;
         }
-        for next in (extent + 1..open.extents.len()).take(AHEAD).filter(|next| !open.is_asked(*next)) {
-            if self.extents.held() > EXTENTS / 2 {
+        for next in (extent + 1..open.extents.len()).take(AHEAD) {
+            if self.ahead.load(Ordering::Relaxed) >= MOST_AHEAD {
                 return;
             }
+            let free = open.marks[next].compare_exchange(0, FETCHED, Ordering::Relaxed, Ordering::Relaxed);
+            if free.is_err() {
+                continue;
+            }
+            self.ahead.fetch_add(1, Ordering::Relaxed);
             let (extents, fetch) = (self.extents.clone(), self.fetch(open, next));
             self.runtime.spawn(async move { extents.get((pack, next as u32), || fetch).await.err() });
         }
