@@ -160,8 +160,6 @@ impl Known {
             .as_ref()
             .ok_or_else(|| RepoError::WrongKey { what: "writer key", object: base.manifest.object.clone() })?;
         let segments = catalogue.segments.clone();
-        let usable = (0..).zip(&base.manifest.header.packs).filter(|(i, _)| refresh.get(*i as usize) == Some(&false));
-        let packs: HashMap<PackId, u32> = usable.map(|(i, p)| (p.pack, i)).collect();
         let reader = Arc::new(Reader::open(lineage, base).await?);
         let hints = Arc::<HintTable>::default();
         let mut this = Self {
@@ -173,6 +171,8 @@ impl Known {
             chunks: Mutex::new(None),
             reader: Some(reader.clone()),
         };
+        let usable = (0..).zip(this.packs()).filter(|(i, _)| this.usable(*i));
+        let packs: HashMap<PackId, u32> = usable.map(|(i, p)| (p.pack, i)).collect();
         let places = segments.iter().map(|segment| segment.hints).collect();
         this.runtime.spawn(async move { hints.end(load_hints(&reader, places, &packs, &hints).await) });
         for segment in segments {

@@ -17,15 +17,11 @@ use crate::store::pool::{Pool, Pooled};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 /// Neighbouring frames are fetched together up to this many sealed bytes.
 const EXTENT: u64 = 2 << 20;
-/// Extents that are fetched before they are asked for, where a pack is read from start to end; and in all.
-const AHEAD: usize = 2;
-const MOST_AHEAD: usize = 8;
 /// Memory for fetched extents and for opened frames, bytes.
 const EXTENTS: usize = 48 << 20;
 const FRAMES: usize = 32 << 20;
@@ -78,36 +74,6 @@ struct OpenPack {
     keys: PackKeys,
     /// First frame of each extent.
     extents: Vec<u32>,
-    /// Of each extent, [`FETCHED`] or [`ASKED`].
-    marks: Vec<AtomicU8>,
-}
-
-/// An extent was fetched ahead.
-const FETCHED: u8 = 1;
-/// Somebody has asked for it.
-const ASKED: u8 = 2;
-
-impl OpenPack {
-    /// Offset and length of an extent.
-    fn extent(&self, number: usize) -> (u64, u64) {
-        let frames = &self.index.tail.frames;
-        let start = frames[self.extents[number] as usize].offset;
-        let last = &frames[self.end(number) - 1];
-        (start, last.offset + u64::from(last.sealed) - start)
-    }
-
-    /// The frame behind an extent's last.
-    fn end(&self, extent: usize) -> usize {
-        self.extents.get(extent + 1).map_or(self.index.tail.frames.len(), |next| *next as usize)
-    }
-
-    fn is_read_to_the_end(&self) -> bool {
-        self.marks.last().is_some_and(|mark| mark.load(Ordering::Relaxed) == ASKED)
-    }
-
-    fn is_asked(&self, extent: usize) -> bool {
-        self.marks.get(extent).is_some_and(|mark| mark.load(Ordering::Relaxed) == ASKED)
-    }
 }
 
 /// An open snapshot.
@@ -118,9 +84,7 @@ pub struct Reader {
     catalogue: Catalogue,
     epoch: Arc<Epoch>,
     packs: Vec<OnceCell<OpenPack>>,
-    extents: Arc<Cache<(u32, u32), Bytes>>,
-    /// Extents that were fetched ahead, and that nobody has asked for yet.
-    ahead: AtomicUsize,
+    extents: Cache<(u32, u32), Bytes>,
     frames: Cache<(u32, u32), Pooled>,
     pool: Arc<Pool>,
 }
@@ -150,9 +114,8 @@ impl Reader {
             .ok_or_else(|| RepoError::WrongKey { what: "key", object: snapshot.manifest.object.clone() })?;
         let packs = header.packs.iter().map(|_| OnceCell::new()).collect();
         let (runtime, pool) = (Handle::current(), Arc::default());
-        let (extents, frames) = (Arc::new(Cache::new(EXTENTS)), Cache::new(FRAMES));
-        let ahead = AtomicUsize::new(0);
-        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, ahead, frames, pool })
+        let (extents, frames) = (Cache::new(EXTENTS), Cache::new(FRAMES));
+        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, frames, pool })
     }
 
     #[must_use]
@@ -203,8 +166,7 @@ impl Reader {
             let (id, source) = (self.lineage.root.id, &self.lineage.source);
             let keys = PackKeys::new(id, source, &index.tail, keys, self.epoch.private.as_ref());
             let extents = extents(&index);
-            let marks = extents.iter().map(|_| AtomicU8::new(0)).collect();
-            Ok(OpenPack { index, keys, extents, marks })
+            Ok(OpenPack { index, keys, extents })
         })
         .await
     }
@@ -217,63 +179,33 @@ impl Reader {
     async fn frame(&self, pack: u32, frame: u32) -> Result<Arc<Pooled>> {
         let open = self.pack(pack).await?;
         let get = || async {
+            let extent = open.extents.partition_point(|first| *first <= frame) - 1;
+            let first = open.extents[extent];
             let bad = || RepoError::damaged(&open.index.object, format!("it has no frame {frame}"));
             let info = open.index.tail.frames.get(frame as usize).ok_or_else(bad)?;
-            let extent = open.extents.partition_point(|first| *first <= frame) - 1;
-            self.fetch_ahead(pack, open, extent);
-            let (start, _) = open.extent(extent);
-            let bytes = self.extents.get((pack, extent as u32), || self.fetch(open, extent)).await?;
+            let start = open.index.tail.frames[first as usize].offset;
+            let last = open.extents.get(extent + 1).map_or(open.index.tail.frames.len(), |next| *next as usize) - 1;
+            let fetch = || async {
+                let last = &open.index.tail.frames[last];
+                let length = last.offset + u64::from(last.sealed) - start;
+                let bytes = self.lineage.store.get_range(&open.index.object, start, length).await?;
+                let size = bytes.len();
+                Ok::<_, RepoError>((bytes, size))
+            };
+            let extent = (pack, extent as u32);
+            let bytes = self.extents.get(extent, fetch).await?;
             let at = (info.offset - start) as usize;
             let sealed = bytes.get(at..at + info.sealed as usize).ok_or_else(bad)?;
             let mut plain = self.pool.take();
             open.index.open_frame(frame, sealed, &open.keys, &mut plain)?;
-            if open.end(extent) == frame as usize + 1 {
+            if frame as usize == last {
                 // Whoever reads forward does not come back.
-                self.extents.forget((pack, extent as u32));
+                self.extents.forget(extent);
             }
             let size = plain.capacity();
             Ok((Pooled::new(plain, &self.pool), size))
         };
         self.frames.get((pack, frame), get).await
-    }
-
-    fn fetch(&self, open: &OpenPack, extent: usize) -> impl Future<Output = Result<(Bytes, usize)>> + Send + use<> {
-        let (start, length) = open.extent(extent);
-        let (store, object) = (self.lineage.store.clone(), open.index.object.clone());
-        async move {
-            let bytes = store.get_range(&object, start, length).await?;
-            let size = bytes.len();
-            Ok((bytes, size))
-        }
-    }
-
-    /// Has the extents behind this one fetched, if whoever reads it is the first and has come from the one before, and if
-    /// not too many wait to be read already. A failure is left to whoever needs them.
-    fn fetch_ahead(&self, pack: u32, open: &OpenPack, extent: usize) {
-        let before = open.marks[extent].swap(ASKED, Ordering::Relaxed);
-        if before == FETCHED {
-            self.ahead.fetch_sub(1, Ordering::Relaxed);
-        }
-        let goes_on = || match (extent.checked_sub(1), pack.checked_sub(1)) {
-            (Some(before), _) => open.is_asked(before),
-            (None, Some(before)) => self.packs[before as usize].get().is_some_and(OpenPack::is_read_to_the_end),
-            (None, None) => false,
-        };
-        if before == ASKED || !goes_on() {
-            return;
-        }
-        for next in (extent + 1..open.extents.len()).take(AHEAD) {
-            if self.ahead.load(Ordering::Relaxed) >= MOST_AHEAD {
-                return;
-            }
-            let free = open.marks[next].compare_exchange(0, FETCHED, Ordering::Relaxed, Ordering::Relaxed);
-            if free.is_err() {
-                continue;
-            }
-            self.ahead.fetch_add(1, Ordering::Relaxed);
-            let (extents, fetch) = (self.extents.clone(), self.fetch(open, next));
-            self.runtime.spawn(async move { extents.get((pack, next as u32), || fetch).await.err() });
-        }
     }
 
     /// One chunk, checked against its id.
