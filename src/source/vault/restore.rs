@@ -70,6 +70,26 @@ pub(super) fn detail<'a>(facts: &'a Facts, name: &str) -> &'a str {
     facts.details.get(name).map_or("", String::as_str)
 }
 
+/// The unseal keys that the document names, if they are as many as the captured Vault asks for to open `what`.
+pub(super) fn unseal_keys(
+    spec: &Spec,
+    client: &Client,
+    facts: &Facts,
+    attempt: &str,
+    what: &str,
+) -> Result<Vec<Zeroizing<String>>, SourceError> {
+    let keys = spec.restore.unseal_keys.iter().map(SecretRef::read).collect::<Result<Vec<_>, _>>()?;
+    let threshold = detail(facts, THRESHOLD).parse::<usize>().unwrap_or(1);
+    if keys.len() >= threshold {
+        return Ok(keys);
+    }
+    let (shares, named) = (detail(facts, SHARES), keys.len());
+    let text = format!(
+        "{what} opens with {threshold} of the captured Vault's {shares} unseal keys, and the document names {named}"
+    );
+    Err(client.error(attempt, text, "name them in restore.unsealKeys of the Source document"))
+}
+
 impl Target for Restoring {
     fn plan(&mut self, context: &Context, supply: &dyn Supply) -> Result<Plan, SourceError> {
         let facts = supply.facts();
@@ -157,7 +177,7 @@ impl Restoring {
         seal: &Seal,
         foreign: bool,
     ) -> Result<Vec<Zeroizing<String>>, SourceError> {
-        let (captured, threshold) = (detail(facts, SEAL), detail(facts, THRESHOLD).parse::<usize>().unwrap_or(1));
+        let captured = detail(facts, SEAL);
         if seal.kind != captured && !captured.is_empty() {
             let text = format!("it is sealed by {}, and the captured Vault was by {captured}", seal.kind);
             let need = "configure the target with the captured Vault's seal; otherwise it never unseals";
@@ -167,17 +187,11 @@ impl Restoring {
         if seal.kind != SHAMIR {
             return Ok(Vec::new());
         }
-        let keys = self.spec.restore.unseal_keys.iter().map(SecretRef::read).collect::<Result<Vec<_>, _>>()?;
         // The same Vault stays unsealed: its keys did not change with its data, unless it was rekeyed since.
-        if keys.len() >= threshold || (!foreign && keys.is_empty()) {
-            return Ok(keys);
+        if !foreign && self.spec.restore.unseal_keys.is_empty() {
+            return Ok(Vec::new());
         }
-        let shares = detail(facts, SHARES);
-        let text = format!(
-            "what is restored opens with {threshold} of the captured Vault's {shares} unseal keys, and the document names {}",
-            keys.len()
-        );
-        Err(client.error("restore into", text, "name them in restore.unsealKeys of the Source document"))
+        unseal_keys(&self.spec, client, facts, "restore into", "what is restored")
     }
 
     /// Asks the restored Vault what it holds.

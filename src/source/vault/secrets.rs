@@ -8,10 +8,9 @@
 use super::aside::Aside;
 use super::client::Client;
 use super::keyvalue::{Engine, Fields, Held, Settings, compared, same};
-use super::restore::{SHAMIR, detail};
-use super::{SEAL, SHARES, Spec, THRESHOLD};
+use super::restore::{SHAMIR, detail, unseal_keys};
+use super::{SEAL, Spec};
 use crate::entry::{Facts, Problem, Supply};
-use crate::secret::SecretRef;
 use crate::source::http::{self, Failure};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Context, SourceError};
@@ -150,17 +149,7 @@ impl Secrets {
             let need = "restore the whole snapshot into another Vault that has this seal, and copy the secrets";
             return Err(client.error("restore secrets into", text, need));
         }
-        let keys = self.spec.restore.unseal_keys.iter().map(SecretRef::read).collect::<Result<Vec<_>, _>>()?;
-        let threshold = detail(facts, THRESHOLD).parse::<usize>().unwrap_or(1);
-        if keys.len() >= threshold {
-            return Ok(keys);
-        }
-        let shares = detail(facts, SHARES);
-        let text = format!(
-            "the snapshot opens with {threshold} of the captured Vault's {shares} unseal keys, and the document names {}",
-            keys.len()
-        );
-        Err(client.error("restore secrets into", text, "name them in restore.unsealKeys of the Source document"))
+        unseal_keys(&self.spec, client, facts, "restore secrets into", "the snapshot")
     }
 
     /// What was asked for, out of the Vault that the snapshot was opened in.
