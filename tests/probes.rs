@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/collect.rs"]
-#[allow(dead_code, reason = "for its context")]
 mod collect;
 #[path = "support/mariadb.rs"]
 #[allow(dead_code, reason = "shared")]

@@ -17,13 +17,11 @@ mod support;
 #[allow(dead_code, reason = "shared with the end-to-end tests")]
 mod world;
 
-use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};
 use lifeboat::source::Spec;
 use lifeboat::source::git::Spec as Git;
 use lifeboat::source::target::{Action, Existing, Options};
 use serde_json::Value;
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -347,30 +345,6 @@ fn ids_by_sha256_are_kept() {
     assert_eq!(refs(&world.path("cloned")), there);
 }
 
-/// A snapshot without a repository around it.
-struct Held {
-    facts: Facts,
-    entries: Vec<(Entry, Vec<u8>)>,
-}
-
-impl Supply for Held {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
-        self.entries.iter().try_for_each(|(entry, bytes)| visit(entry, &Bytes(bytes)))
-    }
-}
-
-struct Bytes<'a>(&'a [u8]);
-
-impl Body for Bytes<'_> {
-    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        out.write_all(self.0)
-    }
-}
-
 fn spec(path: &Path) -> Spec {
     let refs = ["refs/heads/", "refs/tags/"].map(str::to_owned).into();
     Spec::Git(Git { url: path.display().to_string(), username: "git".into(), token: None, tls: None, ssh: None, refs })
@@ -384,7 +358,7 @@ fn what_is_pushed_between_plan_and_restore_is_kept() {
     let mut sink = collect::Collect::default();
     let facts = spec(&forge.bare).open().unwrap().capture(&collect::context(&runtime), &mut sink).unwrap();
     assert_eq!((sink.problems.len(), sink.failure), (0, None));
-    let held = Held { facts, entries: sink.entries };
+    let held = collect::Held { facts, entries: sink.entries };
     forge.commit("later.yaml", "later");
     forge.push();
     git(&forge.bare, &["update-ref", "-d", "refs/heads/staging"]);

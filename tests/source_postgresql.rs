@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/collect.rs"]
-#[allow(dead_code, reason = "contents are captured by the program itself")]
 mod collect;
 #[path = "support/etcd.rs"]
 #[allow(dead_code, reason = "for its certificates")]

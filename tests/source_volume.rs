@@ -8,15 +8,15 @@ mod collect;
 #[path = "support/kubernetes.rs"]
 mod kubernetes;
 
-use collect::{Collect, context, runtime};
+use collect::{Bytes, Collect, Held, context, runtime};
 use kubernetes::Server;
-use lifeboat::entry::{Body, Entry, Facts, Input, Kind, Problem, Sink, Stopped, Supply, Visit};
+use lifeboat::entry::{Entry, Facts, Input, Kind, Problem, Sink, Stopped};
 use lifeboat::source::target::{Action, Existing, Options, Plan};
 use lifeboat::source::volume::stream::{Report, Sender};
 use lifeboat::source::{self, SourceError, volume};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -60,31 +60,7 @@ fn names(sink: &Collect) -> Vec<String> {
     sink.entries.iter().map(|(entry, _)| String::from_utf8_lossy(&entry.path).into_owned()).collect()
 }
 
-/// A captured volume.
-struct Taken {
-    facts: Facts,
-    entries: Vec<(Entry, Vec<u8>)>,
-}
-
-struct Bytes<'a>(&'a [u8]);
-
-impl Body for Bytes<'_> {
-    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        out.write_all(self.0)
-    }
-}
-
-impl Supply for Taken {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
-        self.entries.iter().try_for_each(|(entry, content)| visit(entry, &Bytes(content)))
-    }
-}
-
-impl Taken {
+impl Held {
     fn of(spec: &source::Spec) -> Self {
         let mut sink = Collect::default();
         let facts = capture(spec, &mut sink).unwrap();
@@ -147,7 +123,7 @@ fn a_volume_is_captured_with_its_claim() {
     let root = TempDir::new().unwrap();
     build(root.path());
     let spec = spec(&server, "admin", root.path(), &json!({}));
-    let taken = Taken::of(&spec);
+    let taken = Held::of(&spec);
     let uid = server.kubectl(&["-n", "shop", "get", "pvc", "uploads", "-o", "jsonpath={.metadata.uid}"]);
     assert_eq!(taken.facts.system.as_deref(), Some(&*uid));
     assert_eq!(taken.facts.objects, Some(2), "two files; a further name is none");
@@ -226,7 +202,7 @@ fn pod(server: &Server, name: &str, annotations: &str) {
     ));
 }
 
-fn plans(server: &Server, spec: &source::Spec, taken: &Taken, uid: &str) {
+fn plans(server: &Server, spec: &source::Spec, taken: &Held, uid: &str) {
     let cluster = server.kubectl(&["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]);
     let replace = Options { existing: Existing::Replace, ..Options::default() };
     let Action::Conflict(why) = taken.action(spec, &Options::default()) else { panic!("the pod web uses it") };
@@ -238,7 +214,7 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Taken, uid: &str) {
     assert!(plan.overwrites());
     assert_eq!(taken.action(spec, &Options::default()), Action::Create, "whether it is empty is seen by the pod");
     let foreign =
-        Taken { facts: Facts { system: Some("other".into()), ..taken.facts.clone() }, entries: taken.entries.clone() };
+        Held { facts: Facts { system: Some("other".into()), ..taken.facts.clone() }, entries: taken.entries.clone() };
     assert!(matches!(foreign.action(spec, &replace), Action::Conflict(_)));
     let forced = Options { foreign: true, ..replace.clone() };
     assert_eq!(foreign.action(spec, &forced), Action::Replace);
@@ -257,7 +233,7 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Taken, uid: &str) {
     assert_eq!(taken.action(spec, &replace), Action::Create, "what it holds is that restore's own");
     let some: Vec<_> =
         taken.entries.iter().filter(|(entry, _)| entry.path == b"files/pictures/a.jpg").cloned().collect();
-    let some = Taken { facts: taken.facts.clone(), entries: some };
+    let some = Held { facts: taken.facts.clone(), entries: some };
     assert!(matches!(some.action(spec, &replace), Action::Conflict(_)), "the rest would be lost");
 
     server.kubectl(&["-n", "shop", "patch", "pvc", "uploads", "-p", r#"{"metadata":{"finalizers":null}}"#]);

@@ -1,11 +1,11 @@
 //! Argo CD with its real controllers: its syncs are paused, and all that it knows comes back.
 
+use crate::collect::{context, runtime};
 use crate::server::{Server, free_ports};
 use crate::support::{command, tool};
 use crate::world::World;
 use lifeboat::source::kubernetes::Spec;
 use lifeboat::source::kubernetes::fence::{Hold, Paused, What, hold, look, release};
-use lifeboat::source::{Cancel, Context};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -378,14 +378,8 @@ fn lose(argocd: &ArgoCd) {
 }
 
 fn syncs_are_paused(argocd: &ArgoCd) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let context = Context {
-        runtime: runtime.handle().clone(),
-        cancel: Cancel::default(),
-        started: jiff::Timestamp::UNIX_EPOCH,
-        begun: Instant::now(),
-        deadline: Instant::now() + Duration::from_mins(2),
-    };
+    let runtime = runtime();
+    let context = context(&runtime);
     let spec = Spec { kubeconfig: Some(argocd.server.directory.path().join("admin.conf")), ..Spec::default() };
     let names = ["web", "many-one"].map(str::to_owned).into();
     let wanted = Hold { pause_sync: vec![Paused { namespace: "argocd".into(), names }], ..Hold::default() };

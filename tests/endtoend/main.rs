@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../support/collect.rs"]
+mod collect;
 #[path = "../support/kubernetes.rs"]
 mod server;
 #[path = "../support/mod.rs"]

@@ -1,6 +1,6 @@
 //! Rot and loss in one copy of a repository, healed from another.
 
-use crate::replicate::{manifest, origin, prune, replicate, rot, sound, trees};
+use crate::replicate::{manifest, origin, prune, replicate, replicated, rot, sound, trees};
 use crate::world::{File, World, now, runtime};
 use jiff::SignedDuration;
 use lifeboat::id::Sequence;
@@ -28,9 +28,7 @@ async fn repair(here: Arc<dyn Store>, other: Arc<dyn Store>) -> Result<(Vec<Stri
 /// A repository with a recipient added, a key rotated and a snapshot pruned, and its replica.
 async fn two_copies() -> (World, Arc<Memory>, Arc<Memory>) {
     let trees = trees();
-    let (memory, world) = origin(&trees[..2]).await;
-    let replica = Arc::new(Memory::new());
-    replicate(&world, &replica).await;
+    let (memory, world, replica) = replicated(&trees[..2]).await;
     let drill = lifeboat::repo::Identity::generate();
     let drill =
         lifeboat::repo::Recipient { name: "drill".into(), role: lifeboat::repo::Role::Drill, key: drill.public() };
@@ -117,9 +115,7 @@ fn any_object_is_healed_in_both_directions() {
 fn everything_at_once_is_healed() {
     runtime().block_on(async {
         let trees = trees();
-        let (memory, world) = origin(&trees).await;
-        let replica = Arc::new(Memory::new());
-        replicate(&world, &replica).await;
+        let (memory, world, replica) = replicated(&trees).await;
         let before = all(&memory).await;
         for (key, _) in before.iter().filter(|(key, _)| !key.contains("epoch.json")) {
             rot(&memory, key).await;
@@ -136,9 +132,7 @@ fn everything_at_once_is_healed() {
 fn a_repair_cut_off_anywhere_is_taken_up_again() {
     runtime().block_on(async {
         let trees = trees();
-        let (memory, world) = origin(&trees).await;
-        let replica = Arc::new(Memory::new());
-        replicate(&world, &replica).await;
+        let (memory, _world, replica) = replicated(&trees).await;
         let before = all(&memory).await;
         let pack = list_all(memory.as_ref(), "data/packs/").await.unwrap().remove(0);
         for fault in [Fault::From, Fault::KilledAfter] {

@@ -59,6 +59,14 @@ pub async fn replicate_as(from: &Repository, to: Arc<dyn Store>, how: Replicatin
     Ok(all)
 }
 
+/// [`origin`], and a replica of it.
+pub async fn replicated(trees: &[Tree]) -> (Arc<Memory>, World, Arc<Memory>) {
+    let (memory, world) = origin(trees).await;
+    let replica = Arc::new(Memory::new());
+    replicate(&world, &replica).await;
+    (memory, world, replica)
+}
+
 pub async fn replicate(from: &World, to: &Arc<Memory>) -> Replicated {
     let store: Arc<dyn Store> = to.clone();
     replicate_as(&from.repository, store, how()).await.unwrap()
@@ -276,9 +284,7 @@ fn what_is_damaged_is_reported_and_the_rest_is_copied() {
 fn what_differs_is_a_finding_and_never_overwritten() {
     runtime().block_on(async {
         let trees = trees();
-        let (_, world) = origin(&trees[..1]).await;
-        let replica = Arc::new(Memory::new());
-        replicate(&world, &replica).await;
+        let (_, world, replica) = replicated(&trees[..1]).await;
         // Two histories: somebody backs up to the replica, and here it goes on too.
         let there = world.through(replica.clone()).await.unwrap();
         there.backup(&trees[2]).await.unwrap();
@@ -289,9 +295,7 @@ fn what_differs_is_a_finding_and_never_overwritten() {
         assert_eq!(contents(&there.read(&Selector::Number(Sequence(2))).await.unwrap()), contents(&trees[2]));
         // A root state, a key or a pack that is another one.
         for which in ["lifeboat.json", "data/keys/", "data/packs/"] {
-            let (_, world) = origin(&trees[..1]).await;
-            let replica = Arc::new(Memory::new());
-            replicate(&world, &replica).await;
+            let (_, world, replica) = replicated(&trees[..1]).await;
             let key = list_all(replica.as_ref(), which).await.unwrap().remove(0).key;
             let bytes = replica.get(&key).await.unwrap();
             replica.delete(&key).await.unwrap();
@@ -311,9 +315,7 @@ fn what_differs_is_a_finding_and_never_overwritten() {
 fn a_snapshot_that_vanished_where_it_came_from_is_told_and_stays() {
     runtime().block_on(async {
         let trees = trees();
-        let (memory, world) = origin(&trees).await;
-        let replica = Arc::new(Memory::new());
-        replicate(&world, &replica).await;
+        let (memory, world, replica) = replicated(&trees).await;
         for number in [2, 3] {
             memory.delete(&manifest(number)).await.unwrap();
         }
@@ -382,9 +384,7 @@ fn pruning_takes_nothing_from_the_replica_and_gaps_are_explained() {
 fn a_pruned_number_is_not_filled_again_at_a_replica() {
     runtime().block_on(async {
         let trees = trees();
-        let (memory, world) = origin(&trees).await;
-        let replica = Arc::new(Memory::new());
-        replicate(&world, &replica).await;
+        let (memory, world, replica) = replicated(&trees).await;
         prune(&world, &[1]).await;
         let (repository, keys) = world.repository.rotate_writer(&world.identity, now()).await.unwrap();
         let rotated = World { repository, keys, identity: world.identity.clone(), source: world.source.clone() };

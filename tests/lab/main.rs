@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+#[path = "../support/collect.rs"]
+mod collect;
 mod ledger;
 mod people;
 mod pictshare;

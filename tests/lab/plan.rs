@@ -1,10 +1,11 @@
 //! What restore plans do to a cluster whose pods really run.
 
 use crate::cluster::{Cluster, wait};
+use crate::collect::{context, runtime};
+use lifeboat::source::Context;
 use lifeboat::source::kubernetes::Spec;
 use lifeboat::source::kubernetes::fence::{Hold, Scaled, hold, look, release};
 use lifeboat::source::kubernetes::job::run_job;
-use lifeboat::source::{Cancel, Context};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -45,14 +46,8 @@ fn runs(cluster: &Cluster) {
 /// A fence is closed when no pod writes any more; a Job's end is told with what it said.
 pub fn holds_writers_and_runs_jobs(cluster: &Cluster) {
     writer(cluster);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let context = Context {
-        runtime: runtime.handle().clone(),
-        cancel: Cancel::default(),
-        started: jiff::Timestamp::UNIX_EPOCH,
-        begun: Instant::now(),
-        deadline: Instant::now() + Duration::from_mins(3),
-    };
+    let runtime = runtime();
+    let context = Context { deadline: Instant::now() + Duration::from_mins(3), ..context(&runtime) };
     let spec = Spec { kubeconfig: Some(cluster.etc().join("admin.conf")), ..Spec::default() };
     let wanted = Hold { scale: vec![Scaled { namespace: "held".into(), names: Vec::new() }], ..Hold::default() };
     let held = look(&context, &spec, &wanted).unwrap();

@@ -2,10 +2,11 @@
 //! whatever happens, destroyed, and filled again before the workload starts.
 
 use crate::cluster::{self, Cluster, wait};
+use crate::collect::{context, runtime};
 use crate::support::{ACCESS_KEY, SECRET_KEY, Server, command, minio_at};
 use crate::{IMAGE, Owner, output, repository};
 use lifeboat::entry::{Entry, Input, Problem, Sink, Stopped};
-use lifeboat::source::{self, Cancel, Context, SourceError};
+use lifeboat::source::{self, Context, SourceError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -310,14 +311,8 @@ impl Lab<'_> {
         let spec = json!({ "namespace": "shop", "claim": "data", "path": self.disk("a"),
             "kubeconfig": self.cluster.etc().join("admin.conf") });
         let spec = source::Spec::Volume(serde_json::from_value(spec).unwrap());
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let context = Context {
-            runtime: runtime.handle().clone(),
-            cancel: Cancel::default(),
-            started: jiff::Timestamp::UNIX_EPOCH,
-            begun: Instant::now(),
-            deadline: Instant::now() + Duration::from_mins(2),
-        };
+        let runtime = runtime();
+        let context = context(&runtime);
         let mut sink = Stopping { lab: self, context: &context, during: String::new(), kept: Vec::new() };
         let stopped = spec.open().unwrap().capture(&context, &mut sink);
         assert!(matches!(stopped, Err(SourceError::Stopped(_))), "{stopped:?}");

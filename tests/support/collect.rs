@@ -1,7 +1,9 @@
 //! A sink that keeps everything in memory.
+#![allow(dead_code, reason = "each test crate uses its part")]
 
-use lifeboat::entry::{Entry, Input, OnError, Problem, Sink, Stopped, Verdict};
+use lifeboat::entry::{Body, Entry, Facts, Input, OnError, Problem, Sink, Stopped, Supply, Verdict, Visit};
 use lifeboat::source::{Cancel, Context};
+use std::io;
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
@@ -38,7 +40,36 @@ impl Sink for Collect {
     }
 }
 
-fn drain(open: lifeboat::entry::Open, all: &mut Vec<u8>) -> std::io::Result<Verdict> {
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl Body for Bytes<'_> {
+    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(self.0)
+    }
+}
+
+/// A snapshot without a repository around it.
+pub struct Held {
+    pub facts: Facts,
+    pub entries: Vec<(Entry, Vec<u8>)>,
+}
+
+impl Supply for Held {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
+        supply(&self.entries, visit)
+    }
+}
+
+/// Gives captured entries to whoever restores them.
+pub fn supply(entries: &[(Entry, Vec<u8>)], visit: &mut Visit<'_>) -> io::Result<()> {
+    entries.iter().try_for_each(|(entry, content)| visit(entry, &Bytes(content)))
+}
+
+fn drain(open: lifeboat::entry::Open, all: &mut Vec<u8>) -> io::Result<Verdict> {
     let mut content = open()?;
     let mut buffer = vec![0; 100_000];
     loop {

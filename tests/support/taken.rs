@@ -1,8 +1,8 @@
 //! A captured snapshot of a cluster's objects, in memory, and bringing it back.
 #![allow(dead_code, reason = "each test crate uses its part")]
 
-use crate::collect::{Collect, context, runtime};
-use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};
+use crate::collect::{Collect, context, runtime, supply};
+use lifeboat::entry::{Facts, Supply, Visit};
 use lifeboat::source::kubernetes::Spec;
 use lifeboat::source::target::{Applied, Options, Plan};
 use lifeboat::source::{self, SourceError};
@@ -56,21 +56,12 @@ impl Taken {
     }
 }
 
-struct Bytes<'a>(&'a [u8]);
-
-impl Body for Bytes<'_> {
-    fn copy(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        out.write_all(self.0)
-    }
-}
-
 impl Supply for Taken {
     fn facts(&self) -> &Facts {
         &self.facts
     }
 
     fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
-        let mut visit = |(entry, content): &(Entry, Vec<u8>)| visit(entry, &Bytes(content));
-        self.sink.entries.iter().try_for_each(&mut visit)
+        supply(&self.sink.entries, visit)
     }
 }
