@@ -37,7 +37,6 @@ fn the_critical_schedule() {
         pki("ca.crt"),
         pki("healthcheck-client.crt"),
         pki("healthcheck-client.key"),
-        "/sources/pictshare-production/uploads".into(),
         "/var/lib/kubelet".into(),
     ];
     assert_eq!(made.unmounted.into_iter().collect::<Vec<_>>(), unmounted);

@@ -12,7 +12,7 @@ use collect::{Bytes, Collect, Held, context, runtime};
 use kubernetes::Server;
 use lifeboat::entry::{Entry, Facts, Input, Kind, Problem, Sink, Stopped};
 use lifeboat::source::target::{Action, Existing, Options, Plan};
-use lifeboat::source::volume::stream::{Report, Sender};
+use lifeboat::source::volume::stream::{Refusal, Report, Sender};
 use lifeboat::source::{self, SourceError, volume};
 use serde_json::{Value, json};
 use std::fs;
@@ -235,6 +235,16 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Held, uid: &str) {
         taken.entries.iter().filter(|(entry, _)| entry.path == b"files/pictures/a.jpg").cloned().collect();
     let some = Held { facts: taken.facts.clone(), entries: some };
     assert!(matches!(some.action(spec, &replace), Action::Conflict(_)), "the rest would be lost");
+    // What is half restored is no volume to be captured.
+    let half = told(capture(spec, &mut Collect::default()));
+    assert!(half.contains("a restore into it has not ended"), "{half}");
+    // A step of a plan knows what it has done, though it may replace what is there.
+    mark("filled", uid);
+    server.kubectl(&["-n", "shop", "annotate", "pvc", "uploads", "lifeboat.dev/filling-"]);
+    server.kubectl(&["-n", "shop", "annotate", "pvc", "uploads", &format!("lifeboat.dev/step={uid} p-1")]);
+    let step = |name: &str| Options { step: Some(name.into()), aside: true, ..replace.clone() };
+    assert_eq!((taken.action(spec, &step("p-1")), taken.action(spec, &step("p-2"))), (Action::Unchanged, Action::Replace));
+    trees(server, uid, &cluster);
 
     server.kubectl(&["-n", "shop", "patch", "pvc", "uploads", "-p", r#"{"metadata":{"finalizers":null}}"#]);
     server.kubectl(&["-n", "shop", "delete", "pvc", "uploads"]);
@@ -243,6 +253,8 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Held, uid: &str) {
     let expected = ["create persistentvolumeclaim shop/uploads", "create files of persistentvolumeclaim shop/uploads"];
     assert_eq!(changes, expected);
     assert!(plan.about.iter().any(|line| line.contains("--map-storage-class fast=OTHER")), "{:?}", plan.about);
+    // One that is made by then may get a volume that holds something.
+    assert!(taken.plan(spec, &replace).unwrap().overwrites());
     assert!(some.plan(spec, &Options::default()).unwrap_err().to_string().contains("claim.yaml"));
     let source::Spec::Volume(described) = spec else { panic!("it is a volume") };
     let imageless = source::Spec::Volume(volume::Spec { image: None, ..described.clone() });
@@ -250,6 +262,36 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Held, uid: &str) {
     let images = Options { images: [("a".into(), "b".into())].into(), ..Options::default() };
     assert!(spec.target(images).err().unwrap().to_string().contains("the option images"));
     server.apply(CLAIM);
+}
+
+/// What is no volume's snapshot, into a claim that somebody names.
+fn trees(server: &Server, uid: &str, cluster: &str) {
+    let (runtime, tree) = (runtime(), TempDir::new().unwrap());
+    fs::write(tree.path().join("PG_VERSION"), "15").unwrap();
+    let files = source::Spec::Files(serde_json::from_value(json!({"path": tree.path()})).unwrap());
+    let taken = Held::of(&files);
+    let spec: source::kubernetes::Spec =
+        serde_json::from_value(json!({"kubeconfig": server.directory.path().join("admin.conf")})).unwrap();
+    let plan = |name: &str, existing: Existing| {
+        let claim = json!({"cluster": "it", "namespace": "shop", "name": name, "image": "example/lifeboat:1"});
+        let claim: volume::Named = serde_json::from_value(claim).unwrap();
+        let options = Options { existing, step: Some("p-2".into()), ..Options::default() };
+        let mut target = volume::Restoring::named(&spec, &claim, ("files", "x@1".into(), true), options);
+        target.plan(&context(&runtime), &taken).unwrap()
+    };
+    let there = plan("uploads", Existing::Replace);
+    assert_eq!(there.target, format!("{cluster}/shop/uploads"));
+    assert!(there.overwrites(), "whose claim it is does not matter: {:?}", there.changes);
+    assert!(!plan("uploads", Existing::Skip).overwrites());
+    let missing = plan("none", Existing::Replace);
+    assert!(missing.overwrites() && missing.changes.len() == 1, "{:?}", missing.changes);
+    assert!(missing.about.iter().any(|line| line.contains("a step before must bring it back")), "{:?}", missing.about);
+    for (name, of) in [("filled", "x@1"), ("step", "p-2")] {
+        server.kubectl(&[
+            "-n", "shop", "annotate", "--overwrite", "pvc", "uploads", &format!("lifeboat.dev/{name}={uid} {of}"),
+        ]);
+    }
+    assert_eq!(plan("uploads", Existing::Replace).changes[0].action, Action::Unchanged);
 }
 
 /// Ends the API server when the first file is read.
@@ -348,7 +390,7 @@ fn what_is_sent_arrives_with_all_that_it_had() {
     let volume = pod.path().join("files");
     fs::create_dir(&volume).unwrap();
     let report = receive(pod.path(), &[], &bytes).unwrap();
-    assert_eq!((report.occupied, report.entries, report.problems), (None, 7, Vec::new()));
+    assert_eq!((report.refused, report.entries, report.problems), (None, 7, Vec::new()));
     assert_eq!(listing(&volume), listing(from.path()));
     let inode = |name: &str| fs::metadata(volume.join("pictures").join(name)).unwrap().ino();
     assert_eq!(inode("a.jpg"), inode("b.jpg"));
@@ -358,10 +400,10 @@ fn what_is_sent_arrives_with_all_that_it_had() {
     }
 
     // It holds something now.
-    assert!(receive(pod.path(), &["--look"], b"").unwrap().occupied.is_some());
+    assert!(matches!(receive(pod.path(), &["--look"], b"").unwrap().refused, Some(Refusal::Occupied(_))));
     fs::write(volume.join("younger"), b"x").unwrap();
     let refused = receive(pod.path(), &[], &bytes).unwrap();
-    assert!(refused.occupied.is_some() && refused.entries == 0, "{refused:?}");
+    assert!(matches!(refused.refused, Some(Refusal::Occupied(_))) && refused.entries == 0, "{refused:?}");
     assert!(volume.join("younger").exists());
     let exists = receive(pod.path(), &["--existing", "beside"], &bytes).unwrap_err();
     assert!(exists.contains("exists already"), "{exists}");
@@ -372,6 +414,88 @@ fn what_is_sent_arrives_with_all_that_it_had() {
     // Its removal changed the root's time.
     let without_root = |root: &Path| listing(root).split_off(1);
     assert_eq!(without_root(&volume), without_root(from.path()));
+}
+
+/// What a volume held before is in a directory of it, however often the restore is broken off; and comes back if it is given
+/// up.
+#[test]
+fn what_a_volume_held_is_moved_aside_once() {
+    let (from, pod) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::write(from.path().join("new"), b"restored").unwrap();
+    fs::set_permissions(from.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let bytes = stream(from.path());
+    let volume = pod.path().join("files");
+    let hold = || {
+        fs::create_dir_all(volume.join("lost+found")).unwrap();
+        fs::create_dir_all(volume.join(".lifeboat-before-another")).unwrap();
+        for name in ["a", "b"] {
+            fs::write(volume.join(name), name).unwrap();
+        }
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o700)).unwrap();
+    };
+    let names = |path: &Path| {
+        let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| !["lost+found", ".lifeboat-before-another"].contains(&&**name)).collect();
+        names.sort();
+        names
+    };
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let broken = |length: usize| receive(pod.path(), &["--aside", "p-1"], &bytes[..length]).unwrap_err();
+    let aside = volume.join(".lifeboat-before-p-1");
+
+    // Broken off, again, and again when the first of what was there had been moved.
+    hold();
+    fs::create_dir(volume.join(".lifeboat-before-p-1.moving")).unwrap();
+    fs::rename(volume.join("a"), volume.join(".lifeboat-before-p-1.moving/a")).unwrap();
+    broken(bytes.len() - 1);
+    assert_eq!((names(&volume), names(&aside)), (vec![".lifeboat-before-p-1".into(), "new".into()], vec!["a".into(), "b".into()]));
+    assert_eq!(mode(&aside), 0o700, "nobody may read there who could not before");
+    fs::write(volume.join("half"), "restored").unwrap();
+    broken(40);
+    assert_eq!((names(&volume), names(&aside)), (vec![".lifeboat-before-p-1".to_owned()], vec!["a".into(), "b".into()]));
+    // Given up: also when that is broken off, and done twice.
+    fs::write(volume.join("half"), "restored").unwrap();
+    assert_eq!(receive(pod.path(), &["--back", "p-1"], b"").unwrap().aside.as_deref(), Some(".lifeboat-before-p-1"));
+    assert_eq!((names(&volume), mode(&volume)), (vec!["a".to_owned(), "b".into()], 0o700));
+    fs::create_dir(volume.join(".lifeboat-before-p-1.moving")).unwrap();
+    fs::rename(volume.join("b"), volume.join(".lifeboat-before-p-1.moving/b")).unwrap();
+    receive(pod.path(), &["--back", "p-1"], b"").unwrap();
+    assert_eq!(names(&volume), ["a", "b"]);
+    assert_eq!(receive(pod.path(), &["--back", "p-1"], b"").unwrap().aside, None);
+    assert_eq!(names(&volume), ["a", "b"]);
+    // To its end.
+    let report = receive(pod.path(), &["--aside", "p-1"], &bytes).unwrap();
+    assert_eq!(report.aside.as_deref(), Some(".lifeboat-before-p-1"));
+    assert_eq!((names(&volume), names(&aside)), (vec![".lifeboat-before-p-1".into(), "new".into()], vec!["a".into(), "b".into()]));
+    assert_eq!(mode(&volume), 0o755);
+    // What others have moved aside is nobody's to remove, nor in the way, nor the volume's.
+    receive(pod.path(), &["--existing", "clear"], &bytes).unwrap();
+    assert_eq!(names(&aside), ["a", "b"]);
+    assert!(volume.join(".lifeboat-before-another").exists() && volume.join("lost+found").exists());
+    fs::remove_file(volume.join("new")).unwrap();
+    let report = receive(pod.path(), &["--aside", "p-2"], &bytes).unwrap();
+    assert_eq!((report.refused, report.aside), (None, None), "nothing was there");
+    assert_eq!(names(&volume), [".lifeboat-before-p-1", "new"]);
+}
+
+#[test]
+fn what_has_no_room_is_not_begun() {
+    let pod = TempDir::new().unwrap();
+    let volume = pod.path().join("files");
+    fs::create_dir(&volume).unwrap();
+    let needs = format!("--needs={}", u64::MAX / 2);
+    for existing in ["--existing=refuse", "--existing=clear", "--existing=beside", "--aside=p-1"] {
+        fs::remove_file(volume.join("a")).ok();
+        if existing != "--existing=refuse" {
+            fs::write(volume.join("a"), "precious").unwrap();
+        }
+        for more in [&["--look"][..], &[]] {
+            let report = receive(pod.path(), &[&[existing, &needs], more].concat(), b"").unwrap();
+            let Some(Refusal::Short(room)) = report.refused else { panic!("{existing}: {report:?}") };
+            assert!(room > 0, "{existing}");
+        }
+        assert_eq!(volume.join("a").exists(), existing != "--existing=refuse");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::backup::{self, ACCEPTED, BackupError, Plan, Report};
 use crate::config::{Config, Schedule, nearest};
 use crate::id::{Sequence, SourceName};
 use crate::policy::guard;
-use crate::repo::{Progress, Repository, State, WriterKey};
+use crate::repo::{Access, Progress, Repository, State, WriterKey};
 use crate::source::{self, Cancel, Spec};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
@@ -19,8 +19,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// Between two looks whether another run has captured something.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -96,6 +99,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 // The sender lives as long as the run.
                 let _ = earlier.subscribe().wait_for(|ended| *ended).await;
             }
+            let begun = Instant::now();
+            if let Some(schedule) = schedule {
+                for earlier in job.after.iter().filter(|name| !turns.contains_key(name)) {
+                    captured_elsewhere(opened, run, schedule, earlier).await;
+                }
+            }
+            let mut job = job;
+            job.max_duration = job.max_duration.map(|limit| limit.saturating_sub(begun.elapsed()));
             let result = Box::pin(one(repository, run, plan(opened, job, threads))).await;
             turns[&result.0].send_replace(true);
             result
@@ -105,6 +116,40 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         .await;
     watcher.abort();
     finish(context, results)
+}
+
+/// Waits until another run of the schedule has captured `earlier`: a volume's CronJob is its own, and the rows that name its
+/// files are another's. For half of a run's time at most, since one that comes too early is better than none.
+async fn captured_elsewhere(opened: &Opened, run: &Run<'_>, schedule: &Schedule, earlier: &SourceName) {
+    let Some(turn) = schedule.timetable.last_at_or_before(clock()).filter(|_| schedule.sources.contains(earlier)) else {
+        return;
+    };
+    let lineage = opened.lineage(earlier, &Access::Writer(run.key.clone()));
+    let limit = Instant::now() + schedule.max_duration / 2;
+    let mut told = false;
+    loop {
+        let newest = match lineage.back_to(|_| true).await {
+            Ok((newest, _)) => newest.into_iter().next(),
+            // Perhaps these credentials are for the source's own lineage.
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(earlier = earlier.as_str(), error, "whether it was captured first cannot be seen");
+                return;
+            }
+        };
+        let started = newest.and_then(|snapshot| Some(snapshot.catalogue?.started_ms));
+        if started.is_some_and(|started| started >= turn.as_millisecond()) || run.cancel.is_cancelled() {
+            return;
+        }
+        if Instant::now() >= limit {
+            tracing::warn!(earlier = earlier.as_str(), "it was to be captured first, and was not yet: going on without");
+            return;
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!(earlier = earlier.as_str(), "waiting until another run has captured what comes first");
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// What others wait for comes before them; else they stay as they were named. So whoever waits, waits for what has begun.

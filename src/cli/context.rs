@@ -53,7 +53,10 @@ impl Context {
         if let Some(config) = self.config.get() {
             return Ok(config);
         }
-        let config = Config::load(&self.globals.config).map_err(Fault::Mistakes)?;
+        let mut config = Config::load(&self.globals.config).map_err(Fault::Mistakes)?;
+        if let Some(path) = self.globals.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            config.sources.values_mut().for_each(|source| source.capture.reach_by(path));
+        }
         Ok(self.config.get_or_init(|| config))
     }
 

@@ -3,8 +3,8 @@
 
 use super::fault::{Exit, Failure};
 use super::output::print;
-use crate::restore::receive::{look, receive};
-use crate::source::volume::stream::Standing;
+use crate::restore::receive::{give_back, look, receive};
+use crate::source::volume::stream::{Standing, Terms};
 use std::io;
 use std::path::PathBuf;
 
@@ -12,12 +12,21 @@ use std::path::PathBuf;
 pub struct Args {
     /// The volume is mounted as `files` below it
     root: PathBuf,
-    /// Only say what it holds
+    /// Only say whether it would be taken
     #[arg(long)]
     look: bool,
     /// What becomes of what it holds
     #[arg(long, value_enum, default_value = "refuse")]
     existing: Existing,
+    /// What it holds is moved aside, by the step of this name
+    #[arg(long, value_name = "STEP", conflicts_with = "existing")]
+    aside: Option<String>,
+    /// Bytes that will come
+    #[arg(long, default_value_t = 0)]
+    needs: u64,
+    /// Give up what the step of this name did not bring to its end
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["look", "existing", "aside"])]
+    back: Option<String>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -27,13 +36,19 @@ enum Existing {
     Beside,
 }
 
-pub fn run(args: &Args) -> Result<Exit, Failure> {
-    let standing = match args.existing {
-        Existing::Refuse => Standing::Refuse,
-        Existing::Clear => Standing::Clear,
-        Existing::Beside => Standing::Beside,
+pub fn run(args: Args) -> Result<Exit, Failure> {
+    let standing = match (args.aside, args.existing) {
+        (Some(step), _) => Standing::Aside(step),
+        (None, Existing::Refuse) => Standing::Refuse,
+        (None, Existing::Clear) => Standing::Clear,
+        (None, Existing::Beside) => Standing::Beside,
     };
-    let report = if args.look { look(&args.root)? } else { receive(&args.root, standing, &mut io::stdin().lock())? };
+    let terms = Terms { standing, needs: args.needs };
+    let report = match args.back {
+        Some(step) => give_back(&args.root, &step)?,
+        None if args.look => look(&args.root, &terms)?,
+        None => receive(&args.root, &terms, &mut io::stdin().lock())?,
+    };
     print(&serde_json::to_string(&report)?)?;
     Ok(Exit::Ok)
 }

@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(value_name = "PATH")]
     paths: Vec<OsString>,
     /// The directory to restore into; made if it is not there
-    #[arg(long, value_name = "DIR", required_unless_present = "into")]
+    #[arg(long, value_name = "DIR", required_unless_present = "system")]
     to: Option<PathBuf>,
     /// The directory may hold something already; nothing in it is overwritten
     #[arg(long, requires = "to")]

@@ -114,6 +114,7 @@ impl Config {
         let mut ties = Ties::default();
         for source in self.sources.values() {
             ties.needs.insert(source.name.clone(), source.needs.iter().cloned().collect());
+            ties.after.insert(source.name.clone(), source.capture_after.iter().cloned().collect());
             if let Spec::Kubernetes(spec) = &source.capture {
                 ties.clusters.insert(source.name.clone(), spec.way());
             }

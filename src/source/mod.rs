@@ -102,7 +102,7 @@ impl Spec {
             Self::PostgresqlDump(spec) => Some(Box::new(postgresql_dump::Restoring::new(spec.clone(), options)?)),
             Self::Terraform(spec) => Some(Box::new(terraform::Restoring::new(spec.clone(), options))),
             Self::Vault(spec) => Some(vault::target(spec, options)),
-            Self::Volume(spec) => Some(Box::new(volume::Restoring::new(spec.clone(), options))),
+            Self::Volume(spec) => Some(Box::new(volume::Restoring::new(spec, options))),
         })
     }
 
@@ -126,6 +126,17 @@ impl Spec {
             Self::Vault(spec) => spec.check(directory, say),
             Self::Volume(spec) => spec.check(directory, say),
         }
+    }
+
+    /// Reaches the cluster by this kubeconfig, if the document names none.
+    pub fn reach_by(&mut self, kubeconfig: &Path) {
+        let own = match self {
+            Self::Kubernetes(spec) => &mut spec.kubeconfig,
+            Self::Terraform(terraform::Spec { backend: terraform::Backend::Kubernetes(cluster) }) => &mut cluster.kubeconfig,
+            Self::Volume(spec) => &mut spec.kubeconfig,
+            _ => return,
+        };
+        own.get_or_insert_with(|| kubeconfig.to_owned());
     }
 
     /// What capturing needs; what only restoring needs is not for whoever captures.

@@ -3,10 +3,11 @@
 //! One look, no waiting: whoever waits looks again. A look changes nothing.
 
 use super::http::{self, Tls};
+use super::kubernetes::service::Service;
 use super::{Context, Say, SourceError, Spec, etcd, kubernetes, mariadb, postgresql, redis, vault};
 use crate::exec;
 use crate::id::SourceName;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub enum Probe {
 pub struct Http {
     pub url: String,
     pub tls: Option<Tls>,
+    /// A Source document of kind kubernetes: the URL is of one of its services, which is asked through the API server.
+    pub cluster: Option<SourceName>,
     #[serde(default = "ok")]
     pub status: u16,
     /// A text that the answer holds.
@@ -108,7 +111,8 @@ impl Probe {
     #[must_use]
     pub fn document(&self) -> Option<&SourceName> {
         match self {
-            Self::Http(_) | Self::Tcp(_) | Self::Command(_) => None,
+            Self::Tcp(_) | Self::Command(_) => None,
+            Self::Http(http) => http.cluster.as_ref(),
             Self::Source(source) => Some(source),
             Self::Sql(sql) => Some(&sql.source),
             Self::Redis(key) => Some(&key.source),
@@ -141,6 +145,9 @@ impl Probe {
         match self {
             Self::Http(probe) => {
                 http::check_address(&probe.url, "http.url", say);
+                if probe.cluster.is_some() && (Service::parse(&probe.url).is_none() || probe.tls.is_some()) {
+                    say("http.url", "expected http(s)://SERVICE.NAMESPACE.svc, without tls: the API server asks it");
+                }
                 if let Some(tls) = &mut probe.tls {
                     tls.check(directory, &mut |field, text| say(&format!("http.{field}"), text));
                 }
@@ -168,7 +175,8 @@ impl Probe {
     /// Says what was seen. `document` is what [`Probe::document`] names. Blocks.
     pub fn look(&self, context: &Context, document: Option<&Spec>) -> Result<String, SourceError> {
         match (self, document) {
-            (Self::Http(probe), _) => probe.look(context),
+            (Self::Http(probe), Some(Spec::Kubernetes(spec))) => probe.look_through(context, spec),
+            (Self::Http(probe), None) if probe.cluster.is_none() => probe.look(context),
             (Self::Tcp(probe), _) => probe.look(context),
             (Self::Command(words), _) => command(context, words),
             (Self::Source(name), Some(spec)) => {
@@ -209,12 +217,27 @@ impl Http {
         let answer = http::answer(context, server.request(Method::GET, &self.url[path..]).timeout(LOOK))?;
         let answer = answer.map_err(|failure| unlike(&self.url, failure.text))?;
         let status = answer.status();
+        self.judge(status, || {
+            Ok(http::whole(context, answer)?.map_err(|failure| unlike(&self.url, failure.text))?.to_vec())
+        })
+    }
+
+    fn look_through(&self, context: &Context, cluster: &kubernetes::Spec) -> Result<String, SourceError> {
+        let service = Service::parse(&self.url).ok_or_else(|| unlike(&self.url, "it is no service's"))?;
+        let (status, body) = service.fetch(context, cluster)?;
+        self.judge(status, || Ok(body))
+    }
+
+    fn judge(
+        &self,
+        status: StatusCode,
+        body: impl FnOnce() -> Result<Vec<u8>, SourceError>,
+    ) -> Result<String, SourceError> {
         if status.as_u16() != self.status {
             return Err(unlike(&self.url, format!("it answers {status}, and should {}", self.status)));
         }
         let Some(text) = &self.contains else { return Ok(format!("{} answers {status}", self.url)) };
-        let body = http::whole(context, answer)?.map_err(|failure| unlike(&self.url, failure.text))?;
-        if String::from_utf8_lossy(&body).contains(text) {
+        if String::from_utf8_lossy(&body()?).contains(text) {
             Ok(format!("{} answers {status}, with {text:?} in it", self.url))
         } else {
             Err(unlike(&self.url, format!("it answers {status}, without {text:?} in it")))

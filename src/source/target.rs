@@ -40,6 +40,12 @@ pub struct Options {
     /// Secrets of a Vault that are brought back, if not all of it: API paths (`secret/data/NAME`), of folders with a slash
     /// at their end.
     pub vault_paths: Vec<String>,
+    /// Names what is done; the same when it is done again.
+    #[serde(skip)]
+    pub step: Option<String>,
+    /// A target that can move aside what it replaces does so, under the step's name.
+    #[serde(skip)]
+    pub aside: bool,
 }
 
 /// A change of the objects of one kind before they are brought back.
@@ -187,4 +193,14 @@ pub trait Target: Send {
     /// Carries out `plan`, which this target made just before. Doing it again after it was interrupted ends in the same
     /// state.
     fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError>;
+
+    /// Whether it can itself keep what it replaces ([`Options::aside`]). If not, that must be captured first.
+    fn keeps(&self) -> bool {
+        false
+    }
+
+    /// Undoes what its step did not bring to its end, as far as it can. Says what it did.
+    fn abandon(&mut self, _context: &Context) -> Result<Vec<String>, SourceError> {
+        Ok(Vec::new())
+    }
 }

@@ -3,7 +3,7 @@
 use crate::world::World;
 use serde_json::Value;
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -51,6 +51,41 @@ fn a_source_is_captured_after_those_it_names() {
     world.document("both.yaml", &both.replace("sleep 1; ", "exit 1; "));
     world.run(&[&backup[..], &["2"]].concat()).expect(3);
     assert_eq!((world.manifests("files").len(), world.manifests("rows").len()), (3, 2));
+}
+
+/// A volume's CronJob is a run of its own, and waits for that of the rows.
+#[test]
+fn a_run_waits_for_what_another_run_of_its_schedule_captures_first() {
+    let world = World::with_repository();
+    let source = |name: &str, script: &str, more: &str| {
+        format!(
+            "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: {name}}}\nspec:\n  command: {{argv: [sh, -c, '{script}'], \
+             output: out}}\n{more}---\n"
+        )
+    };
+    let marker = world.path("marker");
+    let marker = marker.display();
+    let url = world.path("repository");
+    let url = url.display();
+    let documents = format!("apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec: {{url: {url}}}\n---\n")
+        + &source("files", &format!("cat {marker}"), "  captureAfter: [rows]\n")
+        + &source("rows", &format!("echo captured | tee {marker}"), "")
+        + "apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: yearly}\nspec:\n  repository: main\n  \
+           tier: standard\n  cron: '@yearly'\n  maxDuration: 10m\n  sources: [rows, files]\n";
+    world.document("both.yaml", &documents);
+    let backup = ["--writer-key", "writer.key", "--config", "both.yaml", "backup", "--schedule", "yearly"];
+    let mut waiting = world.command(&[&backup[..], &["files"]].concat()).spawn().unwrap();
+    let mut line = String::new();
+    let mut said = BufReader::new(waiting.stderr.take().unwrap());
+    while !line.contains("waiting until another run") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it did not wait");
+    }
+    world.run(&[&backup[..], &["rows"]].concat()).expect(0);
+    assert!(waiting.wait().unwrap().success());
+    // They are there for this turn.
+    let again = world.run(&[&backup[..], &["files"]].concat()).expect(0);
+    assert!(!again.err.contains("waiting"), "{}", again.err);
 }
 
 #[test]

@@ -79,6 +79,11 @@ impl Ledger {
 }
 
 impl Book {
+    /// Whose numbers come after this one.
+    pub fn after(used: u32) -> Self {
+        Self { given: used, ..Self::default() }
+    }
+
     /// A number for one more record, as long as something is written.
     pub fn give(&mut self) -> Option<u32> {
         self.given += u32::from(!self.closed);

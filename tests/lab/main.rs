@@ -3,6 +3,7 @@
 //! says what a machine lacks.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod claims;
 mod cluster;
 #[path = "../support/collect.rs"]
 mod collect;
@@ -169,8 +170,8 @@ fn a_node_may_not_do_what_it_likes(cluster: &Cluster) {
 }
 
 /// Who holds every key, outside of any cluster.
-struct Owner<'a> {
-    home: &'a Path,
+pub struct Owner<'a> {
+    pub home: &'a Path,
 }
 
 impl Owner<'_> {
@@ -192,7 +193,7 @@ impl Owner<'_> {
         self.lifeboat(&["init", "--kit", "kit.txt", "--writer-key-out", "writer.key"]);
     }
 
-    fn document(&self, name: &str, text: &str) {
+    pub fn document(&self, name: &str, text: &str) {
         fs::write(self.home.join(name), text).unwrap();
     }
 

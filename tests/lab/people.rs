@@ -60,9 +60,9 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 }
 
 impl People {
-    /// Begin to upload at `site`, and wait for the first pictures.
-    pub fn begin(site: &str) -> Self {
-        let book = Arc::new(Mutex::new(Book::default()));
+    /// Begin to upload at `site`, with the numbers after `used`, and wait for the first pictures.
+    pub fn begin(site: &str, used: u32) -> Self {
+        let book = Arc::new(Mutex::new(Book::after(used)));
         let (list, site) = (book.clone(), site.to_owned());
         let uploading = std::thread::spawn(move || {
             run(async {
@@ -140,6 +140,10 @@ impl Pictures {
         }
         for file in fs::read_dir(uploads).unwrap() {
             let name = file.unwrap().file_name().into_string().unwrap();
+            // What a restore has moved aside.
+            if name.starts_with(".lifeboat-before-") {
+                continue;
+            }
             let number = name.parse().unwrap_or_else(|_| panic!("{name} among the pictures"));
             if !found.whole.contains(&number) && !found.torn.contains_key(&number) {
                 found.without_row.insert(number);
@@ -147,9 +151,4 @@ impl Pictures {
         }
         found
     }
-}
-
-/// One picture more, under a number that nobody else has.
-pub fn upload_one(site: &str, number: u32) {
-    run(async { upload(&client(), site, number).await.unwrap() });
 }

@@ -1,12 +1,12 @@
-//! An application is lost with its namespace: its objects, its database and its pictures. The shipped plan brings it back by
-//! one command.
+//! An application is lost with its namespace: its objects, its database and its pictures. Later its database is dropped, and
+//! at last Vault is overwritten with garbage. The shipped plans bring each back by one command, from an operator's desk.
 
 use crate::cluster::{Cluster, wait};
-use crate::people::{People, Pictures, upload_one};
-use crate::recovery::{Recovered, finish};
+use crate::people::{People, Pictures};
+use crate::recovery::{Recovered, finish, though_killed};
 use crate::secrets::{Vault, certificate, certificate_secret};
-use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, bucket, command, minio_at, tool};
-use crate::{in_tree, output, repository, text};
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, minio_at, tool};
+use crate::{IMAGE, in_tree, output, repository, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,17 @@ use std::time::Duration;
 
 const NAMESPACE: &str = "pictshare-production";
 const VOLUMES: [&str; 2] = ["database", "uploads"];
-/// In the order of their capture: the rows before the files, so that each row that is captured has its file.
-const SOURCES: [&str; 4] =
-    ["critical-objects", "pictshare-production-database", "pictshare-production-uploads", "vault"];
+const ROWS: &str = "pictshare-production-database";
+const FILES: &str = "pictshare-production-uploads";
+/// By a run of their own, as in a cluster.
+const OTHERS: [&str; 3] = ["critical-objects", ROWS, "vault"];
+/// Of the volume.
+const CRONJOB: &str = "lifeboat-critical-pictshare-production-uploads";
 /// In Vault.
 const PASSWORDS: &str = "secret/pictshare-production/database";
-/// A number that nobody else comes to.
-const LATER: u32 = 100_000_000;
 
 #[test]
-fn an_application_is_lost_with_its_namespace_and_comes_back_by_one_command() {
+fn an_application_and_what_it_needs_are_lost_and_come_back_by_one_command() {
     let cluster = Cluster::up("test-c");
     let application = Application::install(&cluster);
     let store = minio_at(&cluster.address(1));
@@ -34,33 +35,43 @@ fn an_application_is_lost_with_its_namespace_and_comes_back_by_one_command() {
     application.document("repository.yaml", &repository(&store, credentials, &key));
     application.documents();
     application.succeed(&["init", "--kit", "kit.txt", "--writer-key-out", &key]);
+    application.schedule_uploads(&store);
 
-    let mut people = People::begin(&application.site());
-    application.succeed(&[&["backup"][..], &SOURCES].concat());
+    let mut people = People::begin(&application.site(), 0);
+    // It waits for the rows, however early it comes.
+    application.begin_to_back_up_uploads("first");
+    application.back_up_others();
+    application.uploads_are_backed_up("first");
     let given = people.given();
     people.go_on(20);
-
     application.lose();
     people.end();
-    let recovered = application.recover();
-    recovered.tell();
-    let report = &recovered.report;
-    assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
-    for source in &SOURCES[..3] {
-        let part = recovered.part(source);
-        assert!(part["lossMs"].as_u64() < part["rpoMs"].as_u64(), "{part}");
-    }
-
-    let site = application.site();
-    let pictures = Pictures::look(&site, &application.volume("uploads"));
-    assert!(pictures.torn.is_empty(), "rows without their pictures: {:?}", pictures.torn);
-    let [rows, files] = [SOURCES[1], SOURCES[2]].map(|source| recovered.moment(source));
-    let loss = people.judge(&pictures, rows.min(files), given);
-    eprintln!("lab: of the pictures {loss:?}; {} files without a row", pictures.without_row.len());
-    assert!(loss.records > 0, "nothing was uploaded after the snapshot");
-    upload_one(&site, LATER);
-    assert!(Pictures::look(&site, &application.volume("uploads")).whole.contains(&LATER));
+    application.is_back(&application.recover(), &people, given);
     application.is_as_it_was();
+
+    let mut people = People::begin(&application.site(), people.given());
+    application.back_up_others();
+    application.begin_to_back_up_uploads("second");
+    application.uploads_are_backed_up("second");
+    let given = people.given();
+    people.go_on(20);
+    application.drop_database();
+    people.end();
+    let recovered = application.recover_though_killed();
+    application.is_back(&recovered, &people, given);
+    assert!(recovered.killed >= 3, "it was killed {} times only", recovered.killed);
+    // What was there, without its database, is still to be had.
+    let aside = text(&recovered.report["toDo"][0]).to_owned();
+    assert!(aside.contains("persistentvolumeclaim pictshare-production/database held"), "{:#}", recovered.report);
+    let pictures = People::begin(&application.site(), people.given());
+    drop(pictures);
+
+    application.vault.corrupt();
+    application.vault.replace();
+    let recovered = application.recover_vault();
+    recovered.tell();
+    application.vault.sings();
+    application.succeed(&["backup", "vault"]);
 }
 
 struct Application<'a> {
@@ -74,7 +85,7 @@ impl<'a> Application<'a> {
     fn install(cluster: &'a Cluster) -> Self {
         let home = tempfile::tempdir().unwrap();
         let application = Self { cluster, vault: Vault::install(cluster, &home.path().join("secrets/vault")), home };
-        application.load_image();
+        application.load_images();
         application.make_volumes();
         application.make_secrets();
         application.define_argo_cd();
@@ -97,7 +108,11 @@ impl<'a> Application<'a> {
         self.cluster.state().join("volumes").join(NAMESPACE).join(name)
     }
 
-    fn load_image(&self) {
+    fn load_images(&self) {
+        let archive = self.path("lifeboat.tar");
+        output(command(in_tree("lifeboat-image")).arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&archive));
+        self.cluster.lab("load", &[archive.to_str().unwrap()]);
+        fs::remove_file(archive).unwrap();
         let archive = self.path("pictshare.tar");
         let packages = output(command(in_tree("layer")).arg(in_tree("pictshare/packages")));
         let mut make = command(in_tree("image"));
@@ -193,36 +208,94 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// The shipped ones, with the paths of this machine.
+    /// The shipped ones, with the paths and the image of this machine.
     fn documents(&self) {
-        let (secrets, volumes) = (self.path("secrets"), self.cluster.state().join("volumes"));
-        let (secrets, volumes) = (secrets.display(), volumes.display());
-        let namespaces = "    namespaces: [argocd, vault, pictshare-production]\n";
-        let here = [
-            (namespaces, format!("    kubeconfig: {}\n{namespaces}", self.kubeconfig().display())),
-            ("{role: lifeboat-backup}", format!("{{role: lifeboat-backup, token: {secrets}/vault/account}}")),
-            ("/etc/lifeboat", secrets.to_string()),
-            ("/sources", volumes.to_string()),
-        ];
+        let secrets = self.path("secrets").display().to_string();
+        let image = ("registry.example.org/lifeboat:VERSION", IMAGE.to_owned());
+        let token = format!("{{role: lifeboat-backup, token: {secrets}/vault/account}}");
+        let here = [("{role: lifeboat-backup}", token), ("/etc/lifeboat", secrets.clone()), image.clone()];
         self.document("critical.yaml", &shipped("schedules/critical.yaml", &here));
-        let plan = shipped(&format!("restore-plans/{NAMESPACE}.yaml"), &[("/restore", volumes.to_string())]);
-        self.document("plan.yaml", &plan);
+        self.document("plan.yaml", &shipped(&format!("restore-plans/{NAMESPACE}.yaml"), &[image]));
+        let here = [("/etc/lifeboat", secrets.clone()), ("/secure", secrets)];
+        self.document("secrets.yaml", &shipped("restore-plans/secrets.yaml", &here));
     }
 
-    /// On the node, which has the volumes, and the names of the services.
-    fn lifeboat(&self, arguments: &[&str]) -> Command {
-        let home = self.home.path();
-        let mut lifeboat = command(in_tree("node"));
-        lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(home).arg(env!("CARGO_BIN_EXE_lifeboat"));
-        lifeboat.args(["--config", "documents", "-r", "platform", "--json"]).args(arguments);
-        lifeboat.env("TEST_KEY", ACCESS_KEY).env("TEST_SECRET", SECRET_KEY).env("XDG_STATE_HOME", home.join("state"));
-        lifeboat.env("LIFEBOAT_LAB", self.cluster.state().parent().unwrap());
+    /// What the shipped schedule becomes in the application's namespace, with the rights of `deploy/volume` and no more.
+    fn schedule_uploads(&self, store: &Server) {
+        let home = self.path("in-the-cluster");
+        fs::create_dir_all(home.join("documents")).unwrap();
+        output(command("cp").arg("-r").arg(in_tree("../../deploy/volume")).arg(&home));
+        let secrets = "/etc/lifeboat/repository";
+        let credentials =
+            format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");
+        let platform = repository(store, &credentials, &format!("{secrets}/writer-key"));
+        fs::write(home.join("documents/repository.yaml"), platform).unwrap();
+        fs::write(home.join("documents/critical.yaml"), shipped("schedules/critical.yaml", &[])).unwrap();
+        for (name, value) in [("key-id", ACCESS_KEY), ("secret-key", SECRET_KEY)] {
+            fs::write(home.join(name), value).unwrap();
+        }
+        fs::copy(self.path("writer.key"), home.join("writer-key")).unwrap();
+        let overlay = format!(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: {NAMESPACE}\nresources: [volume]\n\
+             generatorOptions: {{disableNameSuffixHash: true}}\nconfigMapGenerator:\n  - name: lifeboat-documents\n    \
+             files: [documents/repository.yaml, documents/critical.yaml]\nsecretGenerator:\n  - name: lifeboat-repository\n    \
+             files: [key-id, secret-key, writer-key]\n"
+        );
+        fs::write(home.join("kustomization.yaml"), overlay).unwrap();
+        self.cluster.kubectl(&["apply", "-k", home.to_str().unwrap()]);
+        let mut render = command(env!("CARGO_BIN_EXE_lifeboat"));
+        render.arg("--config").arg(home.join("documents")).args(["--json", "schedule", "render", "--image", IMAGE]);
+        let rendered: Value = serde_json::from_str(&output(&mut render)).unwrap();
+        let mut all = rendered["items"].as_array().unwrap().iter();
+        let mut cronjob = all.find(|cronjob| cronjob["metadata"]["name"] == CRONJOB).unwrap().clone();
+        // Its turns would come at any time.
+        cronjob["spec"]["suspend"] = json!(true);
+        self.cluster.apply(&cronjob);
+    }
+
+    /// By their CronJob.
+    fn begin_to_back_up_uploads(&self, job: &str) {
+        let from = format!("--from=cronjob/{CRONJOB}");
+        self.cluster.kubectl(&["-n", NAMESPACE, "create", "job", job, &from]);
+    }
+
+    /// Everything else, by another run.
+    fn back_up_others(&self) {
+        self.succeed(&[&["backup", "--schedule", "critical"][..], &OTHERS].concat());
+    }
+
+    fn uploads_are_backed_up(&self, job: &str) {
+        wait(Duration::from_mins(2), "the backup of the uploads", || {
+            self.cluster.finished_jobs(NAMESPACE).into_iter().find(|ended| ended.1 == job)
+        });
+    }
+
+    /// With the documents, the keys and a kubeconfig.
+    fn dressed(&self, mut lifeboat: Command, arguments: &[&str]) -> Command {
+        lifeboat.args(["--config", "documents", "-r", "platform", "--json", "--kubeconfig"]).arg(self.kubeconfig());
+        lifeboat.args(arguments).env("TEST_KEY", ACCESS_KEY).env("TEST_SECRET", SECRET_KEY);
+        lifeboat.env("XDG_STATE_HOME", self.path("state"));
         lifeboat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         lifeboat
     }
 
+    /// On the node, where services have their names, as for a pod.
+    fn lifeboat(&self, arguments: &[&str]) -> Command {
+        let mut lifeboat = command(in_tree("node"));
+        lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(self.home.path()).arg(env!("CARGO_BIN_EXE_lifeboat"));
+        lifeboat.env("LIFEBOAT_LAB", self.cluster.state().parent().unwrap());
+        self.dressed(lifeboat, arguments)
+    }
+
     fn succeed(&self, arguments: &[&str]) -> String {
         output(&mut self.lifeboat(arguments))
+    }
+
+    /// At an operator's desk: of the cluster, it sees the API server.
+    fn desk(&self, arguments: &[&str]) -> Command {
+        let mut lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
+        lifeboat.current_dir(self.home.path());
+        self.dressed(lifeboat, arguments)
     }
 
     /// The namespace, and all that was on its volumes.
@@ -236,20 +309,66 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// By one command, after a look at what it would do.
+    /// While people use it, and everything else is well.
+    fn drop_database(&self) {
+        let pod = ["-n", NAMESPACE, "exec", "pictshare-database-0", "--"];
+        let superuser = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "psql", "-c"];
+        self.cluster.kubectl(&[&pod[..], &superuser, &["DROP DATABASE pictshare WITH (FORCE)", "postgres"]].concat());
+    }
+
+    /// What `restore` needs to be told after a look at what it would do.
+    fn named(&self, look: Command) -> Vec<String> {
+        let seen: Value = serde_json::from_str(&output(&mut { look })).unwrap();
+        let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
+        ids.flat_map(|id| ["--target-id".to_owned(), id.to_owned()]).collect()
+    }
+
     fn recover(&self) -> Recovered {
         let restore = ["--identity", "kit.txt", "restore", "app", NAMESPACE];
-        let seen: Value = serde_json::from_str(&self.succeed(&[&restore[..], &["--dry-run"]].concat())).unwrap();
-        let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
-        let named: Vec<_> = ids.flat_map(|id| ["--target-id", id]).collect();
-        finish(self.lifeboat(&[&restore[..], &["--yes"], &named].concat()).spawn().unwrap(), 0)
+        let named = self.named(self.desk(&[&restore[..], &["--dry-run"]].concat()));
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        finish(self.desk(&[&restore[..], &["--yes"], &named].concat()).spawn().unwrap(), 0)
+    }
+
+    fn recover_though_killed(&self) -> Recovered {
+        let restore = |arguments: &[&str]| self.desk(&[&["--identity", "kit.txt", "restore", "app"], arguments].concat());
+        let named = self.named(restore(&[NAMESPACE, "--dry-run"]));
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        though_killed(&self.path("state"), &[&[NAMESPACE, "--yes"], &named[..]].concat(), restore)
+    }
+
+    /// On the node, since it is asked by its name.
+    fn recover_vault(&self) -> Recovered {
+        let restore = ["--identity", "kit.txt", "restore", "service", "secrets"];
+        let named = self.named(self.lifeboat(&[&restore[..], &["--dry-run"]].concat()));
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        let answered = ["--answer", "keys", "--yes"];
+        finish(self.lifeboat(&[&restore[..], &answered, &named].concat()).spawn().unwrap(), 0)
+    }
+
+    /// Within its tier's objectives, and every picture that was acknowledged before is served.
+    fn is_back(&self, recovered: &Recovered, people: &People, given: u32) {
+        recovered.tell();
+        let report = &recovered.report;
+        assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
+        for source in ["critical-objects", ROWS, FILES] {
+            let part = recovered.part(source);
+            assert!(part["lossMs"].as_u64() < part["rpoMs"].as_u64(), "{part}");
+        }
+        let pictures = Pictures::look(&self.site(), &self.volume("uploads"));
+        assert!(pictures.torn.is_empty(), "rows without their pictures: {:?}", pictures.torn);
+        assert!(recovered.moment(ROWS) <= recovered.moment(FILES), "{report:#}");
+        let loss = people.judge(&pictures, recovered.moment(ROWS), given);
+        eprintln!("lab: of the pictures {loss:?}; {} files without a row", pictures.without_row.len());
+        assert!(loss.records > 0, "nothing was uploaded after the snapshot");
     }
 
     /// Objects, Helm's release, Argo CD's sync.
     fn is_as_it_was(&self) {
         let compare = ["--identity", "kit.txt", "restore", "snapshot", "critical-objects@latest"];
         let into = ["--into", "critical-objects", "--existing", "update", "--dry-run"];
-        let compared: Value = serde_json::from_str(&self.succeed(&[compare, into].concat())).unwrap();
+        let compared = output(&mut self.desk(&[&compare[..], &into].concat()));
+        let compared: Value = serde_json::from_str(&compared).unwrap();
         let changes = compared["changes"].as_array().unwrap();
         let differing: Vec<_> = changes.iter().filter(|change| change["action"] != "unchanged").collect();
         assert!(!changes.is_empty() && differing.is_empty(), "{differing:#?}");

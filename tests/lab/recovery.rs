@@ -121,36 +121,48 @@ impl Desk {
 
     /// Killed whenever one more step is done, or several are; `snapshot` is what it goes back to.
     pub fn recover_though_killed(&self, snapshot: &str) -> Recovered {
-        let known = self.journals();
-        let mut child = self.lifeboat(&["platform", "--snapshot", snapshot]).spawn().unwrap();
-        let mut killed = 0;
-        loop {
-            let before = self.done(&known).map_or(0, |(_, done)| done);
-            let deadline = Instant::now() + Duration::from_mins(6);
-            let id = loop {
-                if child.try_wait().unwrap().is_some() {
-                    return finish(child, killed);
-                }
-                // One that is complete cannot be resumed.
-                if let Some((id, done)) = self.done(&known)
-                    && done > before
-                    && !self.has_ended(&id)
-                {
-                    break id;
-                }
-                assert!(Instant::now() < deadline, "nothing is done any more");
-                std::thread::sleep(Duration::from_millis(5));
-            };
-            // Only the program: what its steps were running ends with it.
-            child.kill().unwrap();
-            child.wait().unwrap();
-            killed += 1;
-            child = self.lifeboat(&["--resume", &id]).spawn().unwrap();
-        }
+        let begin = ["platform", "--snapshot", snapshot];
+        though_killed(&self.home.path().join("state"), &begin, |arguments| self.lifeboat(arguments))
     }
+}
 
-    fn journals(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.home.path().join("state/lifeboat/restores")) else { return Vec::new() };
+/// A restore that is killed whenever one more step is done, or several are. `state` has its journal.
+pub fn though_killed(state: &Path, begin: &[&str], restore: impl Fn(&[&str]) -> Command) -> Recovered {
+    let journals = Journals(state.join("lifeboat/restores"));
+    let known = journals.all();
+    let mut child = restore(begin).spawn().unwrap();
+    let mut killed = 0;
+    loop {
+        let before = journals.done(&known).map_or(0, |(_, done)| done);
+        let deadline = Instant::now() + Duration::from_mins(6);
+        let id = loop {
+            if child.try_wait().unwrap().is_some() {
+                return finish(child, killed);
+            }
+            // One that is complete cannot be resumed.
+            if let Some((id, done)) = journals.done(&known)
+                && done > before
+                && !journals.has_ended(&id)
+            {
+                break id;
+            }
+            assert!(Instant::now() < deadline, "nothing is done any more");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        // Only the program: what its steps were running ends with it.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        killed += 1;
+        child = restore(&["--resume", &id]).spawn().unwrap();
+    }
+}
+
+/// The directory of them.
+struct Journals(PathBuf);
+
+impl Journals {
+    fn all(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.0) else { return Vec::new() };
         entries
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
@@ -158,13 +170,13 @@ impl Desk {
     }
 
     fn has_ended(&self, id: &str) -> bool {
-        let journal = self.home.path().join(format!("state/lifeboat/restores/{id}.jsonl"));
+        let journal = self.0.join(format!("{id}.jsonl"));
         fs::read_to_string(journal).unwrap().lines().last().unwrap().contains("\"ended\"")
     }
 
     /// The id of the restore that is not `known`, and how many steps are done by its journal.
     fn done(&self, known: &[PathBuf]) -> Option<(String, usize)> {
-        let path = self.journals().into_iter().find(|path| !known.contains(path))?;
+        let path = self.all().into_iter().find(|path| !known.contains(path))?;
         let done = fs::read_to_string(&path).ok()?.lines().filter(|line| line.contains("\"event\":{\"done\":")).count();
         Some((path.file_stem()?.to_str()?.to_owned(), done))
     }

@@ -6,7 +6,7 @@ use crate::support::{command, tool};
 use crate::{in_tree, output};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const IMAGE: &str = "lifeboat.lab/vault:1";
@@ -30,8 +30,13 @@ disable_mlock = true
 /// What backs up may read snapshots, and nothing else.
 const POLICY: &str = r#"policy=path "sys/storage/raft/snapshot" { capabilities = ["read"] }"#;
 
+/// What tells that it is the same again.
+const CANARY: &str = "secret/lifeboat-canary";
+
 pub struct Vault<'a> {
     cluster: &'a Cluster,
+    /// Keys, tokens, its authority.
+    files: PathBuf,
 }
 
 /// `ca.crt`, and a certificate of these names with its key, `tls.crt` and `tls.key`.
@@ -57,25 +62,73 @@ pub fn certificate_secret(directory: &Path, namespace: &str, name: &str) -> Valu
 }
 
 impl<'a> Vault<'a> {
-    /// Initialised and unsealed. `files` keeps what reaches it: its authority, and the token of who backs up.
+    /// Initialised and unsealed. `files` keeps what reaches it, its authority and the token of who backs up; and what its
+    /// holders keep.
     pub fn install(cluster: &'a Cluster, files: &Path) -> Self {
         load_image(cluster, files);
         certificate(files, &["vault.vault.svc"]);
         cluster.apply(&manifest(files));
-        let vault = Self { cluster };
-        let made = wait(Duration::from_mins(2), "Vault", || {
-            vault.try_ask(&["operator", "init", "-key-shares=3", "-key-threshold=2", "-format=json"]).ok()
-        });
-        let made: Value = serde_json::from_str(&made).unwrap();
-        for key in &made["unseal_keys_b64"].as_array().unwrap()[..2] {
-            vault.ask(&["operator", "unseal", key.as_str().unwrap()]);
+        let vault = Self { cluster, files: files.to_owned() };
+        let (keys, token) = vault.open();
+        for (number, key) in (1..).zip(keys) {
+            fs::write(files.join(format!("unseal-key-{number}")), key).unwrap();
         }
-        vault.ask(&["login", "-no-print", made["root_token"].as_str().unwrap()]);
+        fs::write(files.join("token-of-the-captured-vault"), token).unwrap();
         wait(Duration::from_mins(1), "an active Vault", || {
-            vault.try_ask(&["secrets", "enable", "-path=secret", "kv"]).ok()
+            vault.try_ask(&["secrets", "enable", "-path=secret", "-version=2", "kv"]).ok()
         });
         vault.admit(files);
+        // A new engine is not ready at once.
+        wait(Duration::from_mins(1), "the canary", || vault.try_ask(&["kv", "put", CANARY, "it=sings"]).ok());
         vault
+    }
+
+    /// Initialises and unseals it, and logs in. Gives its unseal keys and its token.
+    fn open(&self) -> ([String; 2], String) {
+        let made = wait(Duration::from_mins(2), "Vault", || {
+            self.try_ask(&["operator", "init", "-key-shares=3", "-key-threshold=2", "-format=json"]).ok()
+        });
+        let made: Value = serde_json::from_str(&made).unwrap();
+        let keys = [0, 1].map(|number| made["unseal_keys_b64"][number].as_str().unwrap().to_owned());
+        for key in &keys {
+            self.ask(&["operator", "unseal", key]);
+        }
+        let token = made["root_token"].as_str().unwrap().to_owned();
+        self.ask(&["login", "-no-print", &token]);
+        (keys, token)
+    }
+
+    /// Garbage in the place of its databases: its keys do not open it any more.
+    pub fn corrupt(&self) {
+        let uid = self.cluster.get(&["-n", "vault", "pod", "vault-0", "-o", "jsonpath={.metadata.uid}"]);
+        let data = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/data");
+        let garbage = "for file; do dd if=/dev/urandom of=$file bs=4k count=$(($(stat -c %s $file) / 4096)) conv=notrunc; done";
+        let files = [format!("{data}/vault.db"), format!("{data}/raft/raft.db")];
+        self.cluster.lab("node", &["sh", "-euc", garbage, "garbage", &files[0], &files[1]]);
+        // It may fall over what it finds there.
+        let _ = self.try_ask(&["operator", "seal"]);
+        for key in ["unseal-key-1", "unseal-key-2"] {
+            let _ = self.try_ask(&["operator", "unseal", &fs::read_to_string(self.files.join(key)).unwrap()]);
+        }
+        assert!(self.try_ask(&["kv", "get", CANARY]).is_err(), "garbage does not harm it");
+    }
+
+    /// An empty one in its place, initialised and unsealed with keys of its own.
+    pub fn replace(&self) {
+        self.cluster.kubectl(&["-n", "vault", "delete", "pod", "vault-0", "--timeout=60s"]);
+        let (_, token) = self.open();
+        fs::write(self.files.join("token-of-the-fresh-vault"), token).unwrap();
+    }
+
+    /// It is the captured one, by its holders' keys.
+    pub fn sings(&self) {
+        self.ask(&["login", "-no-print", &fs::read_to_string(self.files.join("token-of-the-captured-vault")).unwrap()]);
+        assert_eq!(self.read(CANARY, "it"), "sings");
+        self.ask(&["operator", "seal"]);
+        for key in ["unseal-key-1", "unseal-key-2"] {
+            self.ask(&["operator", "unseal", &fs::read_to_string(self.files.join(key)).unwrap()]);
+        }
+        wait(Duration::from_mins(1), "an active Vault", || self.try_ask(&["kv", "get", CANARY]).ok());
     }
 
     /// Who backs up logs in by its service account.

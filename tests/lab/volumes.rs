@@ -1,6 +1,7 @@
 //! A volume of a cluster whose pods really run: captured by its own CronJob beside the pod that writes, held still and let go
 //! whatever happens, destroyed, and filled again before the workload starts.
 
+use crate::claims;
 use crate::cluster::{self, Cluster, wait};
 use crate::collect::{context, runtime};
 use crate::support::{ACCESS_KEY, SECRET_KEY, Server, command, minio_at};
@@ -16,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const OUTSIDE: &str = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
-const MINUTE: Duration = Duration::from_mins(1);
+pub const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
 fn a_volume_is_held_still_captured_destroyed_and_filled_before_its_workload_starts() {
@@ -41,27 +42,28 @@ fn a_volume_is_held_still_captured_destroyed_and_filled_before_its_workload_star
     lab.restored(&expected);
     lab.again(&expected);
     lab.refuses_what_is_not_empty();
+    claims::takes_trees_into_claims(&lab);
     lab.restored_by_a_plan(&expected);
     lab.works_on();
     drop(cluster);
     cluster::assert_nothing_is_left("test-b");
 }
 
-struct Lab<'a> {
-    cluster: &'a Cluster,
-    owner: Owner<'a>,
+pub struct Lab<'a> {
+    pub cluster: &'a Cluster,
+    pub owner: Owner<'a>,
     store: &'a Server,
 }
 
 /// How a command ended and what it said.
-struct Said {
+pub struct Said {
     code: Option<i32>,
     text: String,
 }
 
 impl Said {
     #[track_caller]
-    fn expect(self, code: i32, part: &str) -> String {
+    pub fn expect(self, code: i32, part: &str) -> String {
         assert!(
             self.code == Some(code) && self.text.contains(part),
             "{:?} and not {code}, {part:?}: {}",
@@ -73,9 +75,9 @@ impl Said {
 }
 
 /// Everything about every file: what a restore must bring back.
-type Picture = BTreeMap<String, String>;
+pub type Picture = BTreeMap<String, String>;
 
-fn picture(root: &Path) -> Picture {
+pub fn picture(root: &Path) -> Picture {
     let (mut all, mut left) = (Picture::new(), vec![root.to_owned()]);
     while let Some(path) = left.pop() {
         let seen = fs::symlink_metadata(&path).unwrap();
@@ -111,7 +113,7 @@ fn picture(root: &Path) -> Picture {
 
 impl Lab<'_> {
     /// Where the volume of that name is on the node.
-    fn disk(&self, name: &str) -> PathBuf {
+    pub fn disk(&self, name: &str) -> PathBuf {
         self.cluster.state().join("volumes").join(name)
     }
 
@@ -136,14 +138,19 @@ impl Lab<'_> {
         let mut items = vec![class("first"), class("other")];
         for (name, class) in [("a", "first"), ("b", "other"), ("c", "other"), ("d", "other")] {
             fs::create_dir(self.disk(name)).unwrap();
-            items.push(json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": name },
-                "spec": { "capacity": { "storage": "64Mi" }, "accessModes": ["ReadWriteOnce"], "storageClassName": class,
-                    "persistentVolumeReclaimPolicy": "Retain", "local": { "path": self.disk(name) },
-                    "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
-                        { "key": "kubernetes.io/hostname", "operator": "In", "values": [self.cluster.name] }] }] } } } }));
+            items.push(self.volume_of(name, class));
         }
         self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": items }));
         build(&self.disk("a"));
+    }
+
+    /// A directory of the node.
+    pub fn volume_of(&self, name: &str, class: &str) -> Value {
+        json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": name },
+            "spec": { "capacity": { "storage": "64Mi" }, "accessModes": ["ReadWriteOnce"], "storageClassName": class,
+                "persistentVolumeReclaimPolicy": "Retain", "local": { "path": self.disk(name) },
+                "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [
+                    { "key": "kubernetes.io/hostname", "operator": "In", "values": [self.cluster.name] }] }] } } } })
     }
 
     fn deployment(&self) {
@@ -205,7 +212,7 @@ impl Lab<'_> {
         self.owner.document("outside.yaml", &text);
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
         lifeboat
             .args(["--config", "outside.yaml", "--writer-key", "writer.key", "--identity", "kit.txt"])
@@ -215,7 +222,7 @@ impl Lab<'_> {
         lifeboat
     }
 
-    fn lifeboat(&self, arguments: &[&str]) -> Said {
+    pub fn lifeboat(&self, arguments: &[&str]) -> Said {
         let output = self.command(arguments).output().unwrap();
         let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         Said { code: output.status.code(), text }
@@ -457,7 +464,7 @@ const STUCK: &str = "    hooks:\n      annotations: false\n      post:\n        
 const UNFIT: &str =
     "    hooks:\n      annotations: false\n      pre:\n        - {command: [sleep, '20'], timeout: 1s}\n";
 
-fn claim(name: &str, class: &str) -> Value {
+pub fn claim(name: &str, class: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim",
         "metadata": { "name": name, "namespace": "shop", "labels": { "app": "shop" } },
         "spec": { "accessModes": ["ReadWriteOnce"], "storageClassName": class,

@@ -137,8 +137,12 @@ impl Outside for Edge {
         if answered?.trim() == task { Ok(()) } else { Err(Failure::Refused("not confirmed".into())) }
     }
 
+    fn keeps(&self) -> bool {
+        self.keep.is_some()
+    }
+
     fn keep(&self, system: &SourceName, deadline: Instant) -> Result<String, Failure> {
-        let Some(keep) = &self.keep else { return Ok("what was there was not captured (--no-safety-snapshot)".into()) };
+        let keep = self.keep.as_ref().ok_or_else(|| Failure::Refused("nothing is kept".into()))?;
         let without = "; to go on without it, add --no-safety-snapshot";
         let source = keep.sources.get(system).ok_or_else(|| Failure::Refused(format!("no document names {system}")))?;
         // A lineage of its own: what is overwritten must not become what the next restore takes.

@@ -1,4 +1,5 @@
-//! `lifeboat restore snapshot REF --into SOURCE`: into the running system that a Source document describes.
+//! `lifeboat restore snapshot REF --into SOURCE`: into the running system that a Source document describes; `--claim`: its
+//! files into a PersistentVolumeClaim.
 //!
 //! What would happen is found out and shown first. Before anything is lost that is there now, a person repeats what the
 //! target is called, at the prompt or on the command line.
@@ -10,12 +11,13 @@ use crate::cli::output::{clock, count, name, print, print_json};
 use crate::cli::reference::{Reference, open_reader};
 use crate::cli::snapshots;
 use crate::config::nearest;
-use crate::id::SourceName;
+use crate::id::{InvalidId, SourceName};
 use crate::repo::{Reader, State};
 use crate::restore::supply::Supplied;
 use crate::restore::{RestoreError, Selection};
-use crate::source::target::{Action, Applied, Change, Plan, Target, summary};
-use crate::source::{self, Cancel, SourceError};
+use crate::source::target::{Action, Applied, Change, Options, Plan, Target, summary};
+use crate::source::volume::{self, Named};
+use crate::source::{self, Cancel, SourceError, Spec};
 use serde_json::{Value, json};
 use std::io::{self, BufRead as _};
 use std::sync::Arc;
@@ -29,18 +31,25 @@ const LISTED: usize = 50;
 #[derive(clap::Args)]
 pub struct SystemArgs {
     /// Instead of a directory: the running system that this Source document describes
-    #[arg(long, value_name = "SOURCE", conflicts_with = "to")]
+    #[arg(long, value_name = "SOURCE", group = "system", conflicts_with = "to")]
     into: Option<SourceName>,
+    /// Instead of a directory: a PersistentVolumeClaim of the cluster that this Source document describes
+    #[arg(long, value_name = "CLUSTER/NAMESPACE/NAME", value_parser = named, group = "system", conflicts_with = "to",
+          requires = "image")]
+    claim: Option<Named>,
+    /// Lifeboat's own image, of the pod by which the claim is filled
+    #[arg(long, value_name = "NAME", requires = "claim")]
+    image: Option<String>,
     /// Say what would happen, and change nothing
-    #[arg(long, requires = "into")]
+    #[arg(long, requires = "system")]
     dry_run: bool,
     #[command(flatten)]
     options: OptionArgs,
     /// Do not ask; the target must be named with --target-id
-    #[arg(long, requires_all = ["into", "target_id"])]
+    #[arg(long, requires_all = ["system", "target_id"])]
     yes: bool,
     /// The target's identity, as --dry-run shows it
-    #[arg(long, value_name = "ID", requires = "into")]
+    #[arg(long, value_name = "ID", requires = "system")]
     target_id: Option<String>,
 }
 
@@ -68,10 +77,8 @@ pub async fn run(
     selection: Selection,
     args: SystemArgs,
 ) -> Result<Exit, Failure> {
-    let Some(into) = &args.into else {
-        return Err(Fault::usage("it is not said where to restore to", "give --to DIR or --into SOURCE").into());
-    };
-    let target = target(context, into, &args)?;
+    // What is wrong with the documents is said before anything is opened.
+    let system = args.into.as_ref().map(|into| target(context, into, &args)).transpose()?;
     let (_, reader) = open_reader(context, reference).await?;
     reader.check_access()?;
     let what = format!("{}@{}", reference.source, reader.snapshot().sequence());
@@ -80,11 +87,23 @@ pub async fn run(
         let state = snapshots::state(state);
         tracing::warn!(snapshot = what, state, "the snapshot itself is not good: see `lifeboat show`");
     }
-    let (captured, kind) = (reader.catalogue().kind.clone(), context.config()?.sources[into].capture.field());
-    if captured != kind {
-        let message = format!("{what} is a snapshot of kind {captured}, and {into} is of kind {kind}");
-        return Err(Fault::usage(message, "name the Source document of a system of the same kind").into());
-    }
+    let captured = reader.catalogue().kind.clone();
+    let (into, target) = match (&args.into, &args.claim, system) {
+        (Some(into), _, Some(target)) => {
+            let kind = context.config()?.sources[into].capture.field();
+            if captured != kind {
+                let message = format!("{what} is a snapshot of kind {captured}, and {into} is of kind {kind}");
+                return Err(Fault::usage(message, "name the Source document of a system of the same kind").into());
+            }
+            (into.to_string(), target)
+        }
+        (_, Some(claim), _) => {
+            let id = format!("{what} of {}", reader.snapshot().recovery_point());
+            claimed(context, claim, (&captured, id, selection.is_all()), &args)?
+        }
+        _ => return Err(Fault::usage("it is not said where to restore to", "give --to, --into or --claim").into()),
+    };
+    let into = into.as_str();
     let cancel = Cancel::default();
     let world = source::Context {
         runtime: tokio::runtime::Handle::current(),
@@ -134,6 +153,39 @@ fn target(context: &Context, into: &SourceName, args: &SystemArgs) -> Result<Box
     })
 }
 
+/// CLUSTER/NAMESPACE/NAME
+fn named(text: &str) -> Result<Named, String> {
+    let [cluster, namespace, name] = text.split('/').collect::<Vec<_>>()[..] else {
+        return Err("expected CLUSTER/NAMESPACE/NAME".into());
+    };
+    let cluster = cluster.parse().map_err(|why: InvalidId| why.to_string())?;
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
+    let named = Named { cluster, namespace, name, image: "set later".into() };
+    let mut mistakes = Vec::new();
+    named.check(&mut |field, why| mistakes.push(format!("{field}: {why}")));
+    if mistakes.is_empty() { Ok(named) } else { Err(mistakes.join("; ")) }
+}
+
+fn claimed(
+    context: &Context,
+    claim: &Named,
+    snapshot: (&str, String, bool),
+    args: &SystemArgs,
+) -> Result<(String, Box<dyn Target>), Failure> {
+    let options = args.options.options()?;
+    if options != (Options { existing: options.existing, ..Options::default() }) {
+        return Err(Fault::usage("files are restored as they are", "with --claim, only --existing has a meaning").into());
+    }
+    let cluster = context.config()?.sources.get(&claim.cluster).map(|source| &source.capture);
+    let Some(Spec::Kubernetes(cluster)) = cluster else {
+        let message = format!("there is no Source document of kind kubernetes named {}", claim.cluster);
+        return Err(Fault::usage(message, "give the document that describes the cluster with --config FILE").into());
+    };
+    let claim = Named { image: args.image.clone().unwrap_or_default(), ..claim.clone() };
+    let into = format!("{}/{}/{}", claim.cluster, claim.namespace, claim.name);
+    Ok((into, Box::new(volume::Restoring::named(cluster, &claim, snapshot, options))))
+}
+
 /// Runs what blocks; an interrupt asks it to end and waits for that.
 async fn blocking<T: Send + 'static>(
     context: &Context,
@@ -175,7 +227,7 @@ fn exit(changes: &[Change], problems: bool) -> Exit {
 
 /// # Errors
 /// Nobody said that this target is meant.
-fn confirm(context: &Context, what: &str, into: &SourceName, plan: &Plan, args: &SystemArgs) -> Result<(), Failure> {
+fn confirm(context: &Context, what: &str, into: &str, plan: &Plan, args: &SystemArgs) -> Result<(), Failure> {
     if args.yes && args.target_id.is_some() {
         return Ok(());
     }
@@ -207,7 +259,7 @@ fn list(changes: &[Change]) -> String {
     text
 }
 
-fn describe(what: &str, into: &SourceName, plan: &Plan) -> String {
+fn describe(what: &str, into: &str, plan: &Plan) -> String {
     let mut text = format!("{what} into {into}, which is {}\n", plan.target);
     for line in &plan.about {
         text += &format!("  {}\n", name(line.as_bytes()));
@@ -219,10 +271,10 @@ fn in_json(changes: &[Change]) -> Vec<Value> {
     changes.iter().map(|change| json!({"what": change.what, "action": change.action.to_string()})).collect()
 }
 
-fn say_plan(context: &Context, what: &str, into: &SourceName, plan: &Plan) -> Result<(), Failure> {
+fn say_plan(context: &Context, what: &str, into: &str, plan: &Plan) -> Result<(), Failure> {
     if context.globals.json {
         return print_json(&json!({
-            "snapshot": what, "into": into.as_str(), "target": plan.target, "about": plan.about,
+            "snapshot": what, "into": into, "target": plan.target, "about": plan.about,
             "overwrites": plan.overwrites(), "changes": in_json(&plan.changes),
         }));
     }
@@ -232,7 +284,7 @@ fn say_plan(context: &Context, what: &str, into: &SourceName, plan: &Plan) -> Re
 fn say_applied(
     context: &Context,
     what: &str,
-    into: &SourceName,
+    into: &str,
     applied: &Applied,
     took: Duration,
 ) -> Result<(), Failure> {
@@ -240,7 +292,7 @@ fn say_applied(
     if context.globals.json {
         let problems = problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
         return print_json(&json!({
-            "snapshot": what, "into": into.as_str(), "seconds": took.as_secs_f64(), "changes": in_json(changes),
+            "snapshot": what, "into": into, "seconds": took.as_secs_f64(), "changes": in_json(changes),
             "problems": problems.collect::<Vec<_>>(), "checked": checked, "toDo": to_do,
         }));
     }

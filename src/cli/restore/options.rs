@@ -8,37 +8,37 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 pub struct OptionArgs {
     /// What becomes of objects that are there and differ
-    #[arg(long, value_enum, default_value_t = Choice::Skip, requires = "into")]
+    #[arg(long, value_enum, default_value_t = Choice::Skip, requires = "system")]
     existing: Choice,
     /// Go on although the target is another system than the one that was captured
-    #[arg(long, requires = "into")]
+    #[arg(long, requires = "system")]
     foreign: bool,
     /// Restore a namespace under another name
-    #[arg(long, value_name = "FROM=TO", value_parser = pair, requires = "into")]
+    #[arg(long, value_name = "FROM=TO", value_parser = pair, requires = "system")]
     map_namespace: Vec<(String, String)>,
     /// Give volumes and claims another storage class
-    #[arg(long, value_name = "FROM=TO", value_parser = pair, requires = "into")]
+    #[arg(long, value_name = "FROM=TO", value_parser = pair, requires = "system")]
     map_storage_class: Vec<(String, String)>,
     /// Take images from another place, such as docker.io=registry.example.org/mirror
-    #[arg(long, value_name = "PREFIX=PREFIX", value_parser = pair, requires = "into")]
+    #[arg(long, value_name = "PREFIX=PREFIX", value_parser = pair, requires = "system")]
     map_image: Vec<(String, String)>,
     /// Only these objects: RESOURCE (deployments.apps) or NAMESPACE/RESOURCE/NAME, with wildcards
-    #[arg(long, value_name = "PATTERN", requires = "into")]
+    #[arg(long, value_name = "PATTERN", requires = "system")]
     include: Vec<String>,
     /// Not these objects
-    #[arg(long, value_name = "PATTERN", requires = "into")]
+    #[arg(long, value_name = "PATTERN", requires = "system")]
     exclude: Vec<String>,
     /// Only objects with these labels, as kubectl get -l takes them
-    #[arg(long, value_name = "LABELS", requires = "into")]
+    #[arg(long, value_name = "LABELS", requires = "system")]
     selector: Option<String>,
     /// Change objects before they are restored: a YAML list of {kind, name, patch}, with JSON patches
-    #[arg(long, value_name = "FILE", requires = "into")]
+    #[arg(long, value_name = "FILE", requires = "system")]
     patches: Option<PathBuf>,
     /// Give custom objects that are made the status back that they had
-    #[arg(long, requires = "into")]
+    #[arg(long, requires = "system")]
     status: bool,
     /// Only this secret of a Vault (secret/data/NAME), or all below a folder (secret/data/FOLDER/)
-    #[arg(long = "path", value_name = "PATH", requires = "into")]
+    #[arg(long = "path", value_name = "PATH", requires = "system")]
     vault_paths: Vec<String>,
 }
 
@@ -78,6 +78,7 @@ impl OptionArgs {
             patches: self.patches.as_deref().map(patches).transpose()?.unwrap_or_default(),
             status: self.status,
             vault_paths: self.vault_paths.clone(),
+            ..Options::default()
         };
         let mut mistakes = Vec::new();
         options.check(&mut |field, why| mistakes.push(format!("{field}: {why}")));

@@ -9,6 +9,7 @@ use crate::id::SourceName;
 use crate::repo::{Access, Journals, Selector, Snapshot, State};
 use crate::restore::plan::resolve::{Took, sources};
 use crate::restore::plan::{Finding, Plan, Point, Resolved, World};
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::path::PathBuf;
@@ -41,11 +42,25 @@ pub async fn look<'a>(
 /// Reads the recovery points of the sources that the plan restores, as far back as they are needed.
 pub async fn fill(context: &Context, opened: &Opened, plan: &Plan, world: &mut World<'_>) -> Result<(), Failure> {
     let access = context.access_to_contents(opened)?;
-    for source in sources(world.plans, plan) {
+    let wanted = sources(world.plans, plan);
+    let follows = |source: &SourceName| world.ties.after.get(source).is_some_and(|earlier| !earlier.is_empty());
+    // What is captured after others comes first: of those, one that goes with it is looked for.
+    let (later, earlier): (Vec<_>, Vec<_>) = wanted.into_iter().partition(follows);
+    for source in later.into_iter().chain(earlier) {
         let points = points(opened, &access, &source, world).await?;
         world.points.insert(source, points);
     }
     Ok(())
+}
+
+/// The moment of the oldest that will be chosen of those that are captured after `source`.
+fn followed(world: &World<'_>, source: &SourceName) -> Option<Timestamp> {
+    let after = world.ties.after.iter().filter(|(_, earlier)| earlier.contains(source));
+    let oldest = |points: &Vec<Point>| {
+        let good = points.iter().filter(|point| point.state != State::Quarantined);
+        good.filter(|point| world.at.is_none_or(|at| point.moment <= at)).map(|point| point.moment).max()
+    };
+    after.filter_map(|(name, _)| oldest(world.points.get(name)?)).min()
 }
 
 async fn points(
@@ -55,10 +70,12 @@ async fn points(
     world: &World<'_>,
 ) -> Result<Vec<Point>, Failure> {
     let lineage = opened.lineage(source, access);
+    let followed = followed(world, source);
     let enough = |snapshot: &Snapshot| {
         let run = snapshot.catalogue.as_ref().map(|catalogue| &catalogue.run);
         snapshot.state() != State::Quarantined
             && world.at.is_none_or(|at| snapshot.recovery_point() <= at)
+            && followed.is_none_or(|moment| snapshot.recovery_point() <= moment)
             && world.run.as_ref().is_none_or(|wanted| run == Some(wanted))
     };
     let (mut snapshots, stepped_over) = lineage.back_to(enough).await?;

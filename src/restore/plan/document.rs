@@ -10,6 +10,7 @@ use crate::source::kubernetes::fence::Hold;
 use crate::source::kubernetes::job;
 use crate::source::probe::Probe;
 use crate::source::target::{Existing, Options};
+use crate::source::volume;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -145,8 +146,8 @@ pub enum Doing {
     Ask(String),
 }
 
-/// Brings one source back: into a running system (`into`, by default its own), a directory (`to`), or a file in its
-/// system's own format (`export`).
+/// Brings one source back: into a running system (`into`, by default its own), a directory (`to`), a claim (`claim`), or a
+/// file in its system's own format (`export`).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Restore {
@@ -155,6 +156,8 @@ pub struct Restore {
     pub into: Option<SourceName>,
     /// The directory's former content is moved aside, if `existing` allows it.
     pub to: Option<PathBuf>,
+    /// The entries become the claim's content, through the API server. What it holds is moved aside as with `to`.
+    pub claim: Option<volume::Named>,
     pub export: Option<PathBuf>,
     /// Only these entries and what is below them.
     #[serde(default)]
@@ -167,18 +170,27 @@ impl Restore {
     /// The running system that it goes into.
     #[must_use]
     pub fn system(&self) -> Option<&SourceName> {
-        match (&self.to, &self.export) {
-            (None, None) => Some(self.into.as_ref().unwrap_or(&self.source)),
+        match (&self.to, &self.claim, &self.export) {
+            (None, None, None) => Some(self.into.as_ref().unwrap_or(&self.source)),
             _ => None,
         }
+    }
+
+    /// What it writes to on this machine.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.to.as_deref().or(self.export.as_deref())
     }
 
     /// Names what it writes to, the same for two steps that write to the same place.
     #[must_use]
     pub fn place(&self) -> String {
-        match (self.system(), &self.to, &self.export) {
+        match (self.system(), &self.claim, self.path()) {
             (Some(system), ..) => format!("the system {system}"),
-            (_, Some(path), _) | (_, _, Some(path)) => path.display().to_string(),
+            (_, Some(claim), _) => {
+                format!("persistentvolumeclaim {}/{} of {}", claim.namespace, claim.name, claim.cluster)
+            }
+            (_, _, Some(path)) => path.display().to_string(),
             (None, None, None) => String::new(),
         }
     }
@@ -285,10 +297,11 @@ impl Doing {
     pub fn documents(&self) -> Vec<(&'static str, &SourceName)> {
         match self {
             // A source that is restored as files needs no document: the repository knows it.
-            Self::Restore(restore) => match (restore.system(), &restore.into) {
-                (Some(system), Some(_)) => vec![("restore.into", system)],
-                (Some(system), None) => vec![("restore.source", system)],
-                (None, _) => Vec::new(),
+            Self::Restore(restore) => match (restore.system(), &restore.into, &restore.claim) {
+                (Some(system), Some(_), _) => vec![("restore.into", system)],
+                (Some(system), None, _) => vec![("restore.source", system)],
+                (None, _, Some(claim)) => vec![("restore.claim.cluster", &claim.cluster)],
+                (None, _, None) => Vec::new(),
             },
             Self::Probe(probe) => probe.document().into_iter().map(|name| ("probe", name)).collect(),
             Self::Fence(fence) => fence.cluster.iter().map(|name| ("fence.cluster", name)).collect(),
@@ -314,9 +327,12 @@ impl Doing {
 
 impl Restore {
     fn check(&self, say: &mut Say<'_>) {
-        let given = [self.into.is_some(), self.to.is_some(), self.export.is_some()];
+        let given = [self.into.is_some(), self.to.is_some(), self.claim.is_some(), self.export.is_some()];
         if given.into_iter().filter(|given| *given).count() > 1 {
-            say("restore", "expected at most one of into, to and export");
+            say("restore", "expected at most one of into, to, claim and export");
+        }
+        if let Some(claim) = &self.claim {
+            claim.check(&mut |field, text| say(&format!("restore.claim.{field}"), text));
         }
         for (field, path) in [("restore.to", &self.to), ("restore.export", &self.export)] {
             if path.as_ref().is_some_and(|path| !path.is_absolute() || path.parent().is_none()) {
@@ -329,8 +345,8 @@ impl Restore {
         {
             say("restore.options", "files are restored as they are: only existing has a meaning here");
         }
-        if self.to.is_some() && self.options.existing == Existing::Update {
-            say("restore.options.existing", "a directory is replaced or left alone: expected skip or replace");
+        if (self.to.is_some() || self.claim.is_some()) && self.options.existing == Existing::Update {
+            say("restore.options.existing", "what is there is replaced or left alone: expected skip or replace");
         }
     }
 }

@@ -251,7 +251,7 @@ impl<'a> Execution<'a> {
     pub fn abort(&mut self) -> Result<Vec<String>, JournalError> {
         let mut failures = Vec::new();
         for (index, task) in self.history.resolved.tasks.clone().iter().enumerate() {
-            if self.history.tasks[index].state == State::Done {
+            if matches!(self.history.tasks[index].state, State::Done | State::Waiting) {
                 continue;
             }
             match self.hands.abandon(index, task) {

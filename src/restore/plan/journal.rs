@@ -271,8 +271,8 @@ impl History {
     fn forget_consent(&mut self) {
         self.confirmed.clear();
         for (task, progress) in self.resolved.tasks.iter().zip(&mut self.tasks) {
-            let into_system = matches!(&task.doing, Doing::Restore(restore) if restore.system().is_some());
-            if into_system && progress.state != State::Done {
+            let elsewhere = matches!(&task.doing, Doing::Restore(restore) if restore.path().is_none());
+            if elsewhere && progress.state != State::Done {
                 progress.note = None;
             }
         }

@@ -12,6 +12,8 @@ use std::time::Duration;
 pub struct Ties {
     /// What each needs to be back before it.
     pub needs: BTreeMap<SourceName, BTreeSet<SourceName>>,
+    /// What each is captured after.
+    pub after: BTreeMap<SourceName, BTreeSet<SourceName>>,
     /// Of clusters, the way to them: documents with the same way mean the same cluster.
     pub clusters: BTreeMap<SourceName, String>,
 }

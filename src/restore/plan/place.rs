@@ -209,19 +209,19 @@ fn mounts(table: &[u8]) -> Vec<PathBuf> {
     table.split(|byte| *byte == b'\n').filter_map(place).collect()
 }
 
-fn create_if_absent(directory: &Path) -> io::Result<()> {
+pub(in crate::restore) fn create_if_absent(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }
 
-fn sync(directory: &Path) -> io::Result<()> {
+pub(in crate::restore) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
 /// Gives `path` the owner, permissions and times that the restored root has.
-fn dress(path: &Path, should: &fs::Metadata) -> io::Result<()> {
+pub(in crate::restore) fn dress(path: &Path, should: &fs::Metadata) -> io::Result<()> {
     let file = File::open(path)?;
     let is = file.metadata()?;
     if (is.uid(), is.gid()) != (should.uid(), should.gid()) {

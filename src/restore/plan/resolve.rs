@@ -141,6 +141,7 @@ pub fn resolve(plan: &str, world: &World<'_>) -> Result<Resolved, Vec<Finding>> 
     let graph = Graph::of(world.plans, plan)?;
     let mut resolving = Resolving { world, mistakes: Vec::new(), warnings: looked.warnings };
     let tasks: Vec<Task> = graph.nodes.iter().map(|node| resolving.task(plan, node)).collect();
+    resolving.captured_in_order(&graph, &tasks);
     let Resolving { mut mistakes, mut warnings, .. } = resolving;
     let restores = graph.nodes.iter().filter_map(|node| match &node.step.doing {
         Doing::Restore(restore) => Some(&restore.source),
@@ -265,6 +266,43 @@ impl Resolving<'_> {
         })
     }
 
+    /// Files are to be captured after the rows that name them, or a row may come back without its file. Within a run it is
+    /// so. A volume's CronJob is a run of its own.
+    fn captured_in_order(&mut self, graph: &Graph<'_>, tasks: &[Task]) {
+        let world = self.world;
+        let chosen = |name: &SourceName| tasks.iter().filter_map(|task| task.choice.as_ref()).find(|it| it.source == *name);
+        for (node, task) in graph.nodes.iter().zip(tasks) {
+            let Some(files) = &task.choice else { continue };
+            for rows in world.ties.after.get(&files.source).into_iter().flatten().filter_map(chosen) {
+                if rows.run == files.run || rows.moment <= files.moment {
+                    continue;
+                }
+                let mut text = format!(
+                    "{}@{} was captured {} before {}@{}, and should have been after it: what this names of that time is not \
+                     there",
+                    files.source,
+                    files.sequence,
+                    Shown(between(files.moment, rows.moment)),
+                    rows.source,
+                    rows.sequence,
+                );
+                let good = |source| {
+                    let points = world.points.get(source).into_iter().flatten();
+                    points.filter(|point: &&Point| point.state != State::Quarantined)
+                };
+                if let Some(earlier) = good(&rows.source).filter(|it| it.moment <= files.moment).max_by_key(|it| it.moment) {
+                    let (source, more) = (&rows.source, Shown(between(earlier.moment, rows.moment)));
+                    text += &format!("; --snapshot {source}@{} goes with it, and loses {more} more", earlier.sequence);
+                }
+                // Younger than what was asked for.
+                if let Some(later) = good(&files.source).filter(|it| it.moment >= rows.moment).min_by_key(|it| it.moment) {
+                    text += &format!("; --snapshot {}@{}, of {}, has it all", files.source, later.sequence, later.moment);
+                }
+                self.warn(node, text);
+            }
+        }
+    }
+
     /// What somebody should know of a choice, and whether its target takes it.
     fn judge(&mut self, node: &Node<'_>, restore: &Restore, points: &[Point], point: &Point) {
         let (world, source) = (self.world, &restore.source);
@@ -281,6 +319,10 @@ impl Resolving<'_> {
                 );
                 self.mistake(node, text);
             }
+        }
+        let cluster = restore.claim.as_ref().and_then(|claim| Some((claim, world.documents.get(&claim.cluster)?)));
+        if let Some((claim, document)) = cluster.filter(|(_, document)| document.kind != "kubernetes") {
+            self.mistake(node, format!("{} is of kind {}, and not a cluster", claim.cluster, document.kind));
         }
         match point.state {
             State::Good => {}

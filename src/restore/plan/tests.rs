@@ -283,6 +283,65 @@ fn a_set_holds_together_and_a_quarantined_snapshot_is_never_taken_silently() {
     assert!(resolve("p", &world).unwrap_err()[0].text.contains("no snapshots of x"));
 }
 
+/// Rows and the files that they name, captured by runs of their own.
+#[test]
+fn files_that_were_captured_before_their_rows_are_warned_of() {
+    let all = plans(vec![plan("p", "app", json!([restore("a", "rows"), restore("b", "files"), look("c")]))]);
+    let mut world = world(&all, &["rows", "files"]);
+    world.now = at("12:01");
+    world.ties.after = [(source("files"), [source("rows")].into())].into();
+    let mut resolved = |rows: &[(u64, &str, &str)], files: &[(u64, &str, &str)], limit: Option<&str>| {
+        for (name, points) in [("rows", rows), ("files", files)] {
+            let points = points.iter().map(|(number, moment, run)| point(*number, moment, run)).collect();
+            world.points.insert(source(name), points);
+        }
+        world.at = limit.map(at);
+        let resolved = resolve("p", &world).unwrap();
+        let told = resolved.warnings.iter().find(|warning| warning.contains("should have been after"));
+        (chosen(&resolved).into_iter().map(|(number, _)| number).collect::<Vec<_>>(), told.cloned())
+    };
+    let rows = [(2, "12:00", "r2"), (1, "11:58", "r1")];
+    // After them, or with them in one run, which keeps the order itself.
+    assert_eq!(resolved(&rows, &[(8, "12:00", "f8"), (7, "11:58", "f7")], None), (vec![2, 8], None));
+    assert_eq!(resolved(&rows, &[(8, "11:59", "r2")], None), (vec![2, 8], None));
+    // Before them: the newest of each all the same, and what would go together.
+    let (numbers, told) = resolved(&rows, &[(7, "11:59", "f7")], None);
+    let told = told.unwrap();
+    assert_eq!(numbers, [2, 7]);
+    assert!(told.contains("files@7 was captured 1 m before rows@2"), "{told}");
+    assert!(told.contains("--snapshot rows@1 goes with it, and loses 2 m more") && !told.contains("has it all"), "{told}");
+    // What came after the moment that was asked for is never taken, but told of.
+    let (numbers, told) = resolved(&rows, &[(9, "12:01", "f9"), (7, "11:57", "f7")], Some("12:00"));
+    let told = told.unwrap();
+    assert_eq!(numbers, [2, 7]);
+    assert!(told.contains("--snapshot files@9, of 2026-03-01T12:01:00Z, has it all") && !told.contains("rows@1"), "{told}");
+}
+
+#[test]
+fn a_claim_is_named_with_its_cluster() {
+    let claim = |cluster: &str| json!({ "cluster": cluster, "namespace": "shop", "name": "data", "image": "lifeboat" });
+    let all = |cluster: &str| {
+        let restore = json!([{ "name": "a", "restore": { "source": "x", "claim": claim(cluster) } }, look("c")]);
+        plans(vec![plan("p", "app", restore)])
+    };
+    let (all, other) = (all("k"), all("x"));
+    let mut world = world(&all, &["x"]);
+    assert!(resolve("p", &world).unwrap_err()[0].text.contains("there is no Source document named k"));
+    world.documents.insert(source("k"), Known { kind: "kubernetes", tier: None, running: true });
+    let resolved = resolve("p", &world).unwrap();
+    let Doing::Restore(restore) = &resolved.tasks[0].doing else { panic!("it restores") };
+    assert_eq!(restore.place(), "persistentvolumeclaim shop/data of k");
+    assert_eq!((restore.system(), restore.path()), (None, None));
+    world.plans = &other;
+    assert!(resolve("p", &world).unwrap_err()[0].text.contains("x is of kind files, and not a cluster"));
+    let both = json!([
+        { "name": "a", "restore": { "source": "x", "claim": claim("k") } },
+        { "name": "b", "after": [], "restore": { "source": "y", "claim": claim("k") } },
+    ]);
+    let found = mistakes(&plans(vec![plan("p", "app", both)]), "p");
+    assert!(found.len() == 1 && found[0].contains("into persistentvolumeclaim shop/data of k at the same time"), "{found:?}");
+}
+
 #[test]
 fn a_target_must_take_what_the_snapshot_is() {
     let all =

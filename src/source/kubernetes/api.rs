@@ -9,8 +9,10 @@ use kube::api::{
     AttachParams, AttachedProcess, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
     PropagationPolicy,
 };
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::Request;
+use reqwest::StatusCode;
 use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -179,6 +181,22 @@ impl Api {
         // The parser's own message would repeat the text.
         let parsed = serde_json::from_str(&text);
         parsed.map(|value| (value, text.len())).map_err(|_| Failure::Transport("the answer is not JSON".to_owned()))
+    }
+
+    /// What is answered to a GET at a path, whatever the status: what a service says through the server's proxy.
+    pub async fn fetch(&self, path: &str) -> Result<(StatusCode, Vec<u8>), Failure> {
+        let request = Request::new(path).list(&ListParams::default());
+        let request = request.map_err(|error| Failure::Transport(format!("the request cannot be made: {error}")))?;
+        let answer = async {
+            let answer = self.client.send(request.map(Body::from)).await.map_err(|error| into_failure(&error))?;
+            let status = answer.status();
+            let body = answer.into_body().collect_bytes().await.map_err(|error| into_failure(&error))?;
+            Ok((status, body.to_vec()))
+        };
+        match timeout(REQUEST, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::Transport(format!("no answer within {} s", REQUEST.as_secs()))),
+        }
     }
 
     /// The last lines of a container's log, below the path of a namespace's pods.

@@ -27,6 +27,7 @@ mod order;
 mod pages;
 mod restore;
 mod rewrite;
+pub mod service;
 pub(super) mod yaml;
 
 pub(super) use api::{Api, Ask, Failure};

@@ -35,20 +35,27 @@ impl<'a> Below<'a> {
         Ok(())
     }
 
-    fn path(&self, path: &[u8]) -> Vec<u8> {
-        match path {
-            b"" | b"." => self.directory.into(),
-            below => [self.directory.as_bytes(), b"/", below].concat(),
-        }
+}
+
+fn path_below(directory: &str, path: &[u8]) -> Vec<u8> {
+    match path {
+        b"" | b"." => directory.into(),
+        below => [directory.as_bytes(), b"/", below].concat(),
     }
 }
 
+/// The entry of the root `directory`, or of what is in it.
+pub fn entry_below(directory: &str, mut entry: Entry) -> Entry {
+    entry.path = path_below(directory, &entry.path);
+    if entry.kind == Kind::Hardlink {
+        entry.link = entry.link.map(|link| path_below(directory, &link));
+    }
+    entry
+}
+
 impl Sink for Below<'_> {
-    fn add(&mut self, mut entry: Entry, input: Option<Input>) -> Result<(), Stopped> {
-        entry.path = self.path(&entry.path);
-        if entry.kind == Kind::Hardlink {
-            entry.link = entry.link.map(|link| self.path(&link));
-        }
+    fn add(&mut self, entry: Entry, input: Option<Input>) -> Result<(), Stopped> {
+        let entry = entry_below(self.directory, entry);
         let input = input.map(|input| {
             let (open, unread) = (input.open, self.unread.clone());
             let open: Open =
@@ -59,7 +66,7 @@ impl Sink for Below<'_> {
     }
 
     fn problem(&mut self, problem: Problem) {
-        self.sink.problem(Problem { path: self.path(&problem.path), ..problem });
+        self.sink.problem(Problem { path: path_below(self.directory, &problem.path), ..problem });
     }
 }
 

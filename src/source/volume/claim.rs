@@ -1,5 +1,6 @@
 //! A claim, and who uses it.
 
+use super::restore::FILLING;
 use super::{Spec, VOLUME};
 use crate::source::kubernetes::api::{Api, Ask, Failure};
 use crate::source::kubernetes::yaml;
@@ -13,6 +14,7 @@ const PAGE: u32 = 200;
 /// On every pod of Lifeboat's own.
 const NAME: &str = "app.kubernetes.io/name";
 const OWN: &str = "lifeboat";
+const COMPONENT: &str = "app.kubernetes.io/component";
 
 pub struct Claim(pub Value);
 
@@ -70,6 +72,11 @@ impl Claim {
         let claim = claim.ok_or_else(|| failed("there is no such claim", need))?;
         if claim.0["spec"]["volumeMode"] == "Block" {
             return Err(failed("it is a raw block device", "only volumes with a file system can be captured as files"));
+        }
+        if claim.marked(FILLING).is_some() {
+            let need = "wait until it has ended; one that was broken off must be gone on with or given up (if all is well, \
+                        remove the claim's annotation lifeboat.dev/filling)";
+            return Err(failed("a restore into it has not ended", need));
         }
         Ok(claim)
     }
@@ -151,6 +158,23 @@ impl Claim {
 
 /// The pods that have the claim among their volumes and have not ended, Lifeboat's own left out.
 pub fn users(context: &Context, api: &Api, namespace: &str, claim: &str) -> Result<Vec<Value>, SourceError> {
+    let mut found = mounting(context, api, namespace, claim)?;
+    found.retain(|pod| !is_own(pod));
+    Ok(found)
+}
+
+/// Likewise, those by which Lifeboat captures it.
+pub fn backups(context: &Context, api: &Api, namespace: &str, claim: &str) -> Result<Vec<Value>, SourceError> {
+    let mut found = mounting(context, api, namespace, claim)?;
+    found.retain(|pod| is_own(pod) && pod["metadata"]["labels"][COMPONENT] == "backup");
+    Ok(found)
+}
+
+fn is_own(pod: &Value) -> bool {
+    pod["metadata"]["labels"][NAME] == OWN
+}
+
+fn mounting(context: &Context, api: &Api, namespace: &str, claim: &str) -> Result<Vec<Value>, SourceError> {
     let mut parameters = ListParams::default().limit(PAGE);
     let mut found = Vec::new();
     loop {
@@ -175,10 +199,8 @@ pub fn users(context: &Context, api: &Api, namespace: &str, claim: &str) -> Resu
 fn uses(pod: &Value, claim: &str) -> bool {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    let own = pod["metadata"]["labels"][NAME] == OWN;
     let mut volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
     !ended
-        && !own
         && volumes.any(|volume| {
             volume["persistentVolumeClaim"]["claimName"] == claim
                 || volume["ephemeral"].is_object()
@@ -216,7 +238,7 @@ mod tests {
         assert!(uses(&pod(claim.clone(), "Pending", "shop"), "data"));
         assert!(!uses(&pod(claim.clone(), "Running", "shop"), "other"));
         assert!(!uses(&pod(claim.clone(), "Succeeded", "shop"), "data"));
-        assert!(!uses(&pod(claim, "Running", OWN), "data"));
+        assert!(is_own(&pod(claim.clone(), "Running", OWN)) && !is_own(&pod(claim, "Running", "shop")));
         assert!(uses(&pod(json!({"name": "scratch", "ephemeral": {}}), "Running", "shop"), "web-0-scratch"));
     }
 }

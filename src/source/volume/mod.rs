@@ -18,7 +18,7 @@ mod hooks;
 mod restore;
 pub mod stream;
 
-pub(super) use restore::Restoring;
+pub use restore::{Named, Restoring};
 
 use super::kubernetes::api::Api;
 use super::{Context, Needs, Say, Source, SourceError, files, kubernetes, unpack};
@@ -112,6 +112,7 @@ impl Spec {
     fn files(&self) -> files::Spec {
         let mut exclude = self.exclude.clone();
         exclude.push("/lost+found/".into());
+        exclude.push(format!("/{}*/", stream::BEFORE));
         files::Spec { path: self.root(), include: self.include.clone(), exclude, one_file_system: true }
     }
 

@@ -9,12 +9,16 @@ use crate::entry::{Body, Entry, Kind};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
-const GREETING: &[u8] = b"lifeboat volume 1\n";
+const GREETING: &[u8] = b"lifeboat volume 2\n";
 /// Longer entries there are not: a path, a link, extended attributes.
 const LONGEST: u32 = 4 << 20;
 
+/// The directories of a volume that hold what it held before a restore of that name begin so. Nothing but that restore's own
+/// end touches them, and no capture takes them for the volume's.
+pub const BEFORE: &str = ".lifeboat-before-";
+
 /// What becomes of what the volume holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Nothing is done if there is anything.
     Refuse,
@@ -22,29 +26,51 @@ pub enum Standing {
     Clear,
     /// It stays. A name that is there already is an error.
     Beside,
+    /// It is moved into a directory of the volume, after the step of this name. Done again, what has come since is removed.
+    Aside(String),
 }
 
-impl Standing {
-    /// The option of `lifeboat receive`.
+/// What the receiving end is told before anything is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    pub standing: Standing,
+    /// Bytes that will come. It is not begun without room for them.
+    pub needs: u64,
+}
+
+impl Terms {
+    /// The options of `lifeboat receive`.
     #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Refuse => "refuse",
-            Self::Clear => "clear",
-            Self::Beside => "beside",
-        }
+    pub fn arguments(&self) -> Vec<String> {
+        let standing = match &self.standing {
+            Standing::Refuse => "--existing=refuse".into(),
+            Standing::Clear => "--existing=clear".into(),
+            Standing::Beside => "--existing=beside".into(),
+            Standing::Aside(step) => format!("--aside={step}"),
+        };
+        vec![standing, format!("--needs={}", self.needs)]
     }
+}
+
+/// Why nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// By this file or directory.
+    Occupied(String),
+    /// Bytes that there is room for.
+    Short(u64),
 }
 
 /// What the receiving end says when it has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Something that was there, which kept everything from being done.
-    pub occupied: Option<String>,
+    pub refused: Option<Refusal>,
     pub entries: u64,
     pub bytes: u64,
     /// Path and text of what could not be set.
     pub problems: Vec<(String, String)>,
+    /// The directory of the volume in which what it held is now.
+    pub aside: Option<String>,
 }
 
 fn broken(text: &str) -> io::Error {
@@ -222,6 +248,6 @@ mod tests {
             let mut sender = Sender::new(Vec::new()).unwrap();
             assert!(sender.send(&file("a", 3), &Bytes(content.into())).is_err());
         }
-        assert!(received(b"lifeboat volume 2\n\0\0\0\0").is_err());
+        assert!(received(b"lifeboat volume 1\n\0\0\0\0").is_err());
     }
 }

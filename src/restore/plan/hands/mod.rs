@@ -36,6 +36,9 @@ pub trait Outside: Sync {
     /// Asks a person, and waits.
     fn ask(&self, task: &str, text: &str, deadline: Instant) -> Result<(), Failure>;
 
+    /// Whether what is about to be overwritten is kept.
+    fn keeps(&self) -> bool;
+
     /// Captures a system that is about to be overwritten; says as what.
     fn keep(&self, system: &SourceName, deadline: Instant) -> Result<String, Failure>;
 

@@ -2,7 +2,6 @@
 
 use super::{Facts, Worker, problems, read_note, refused, told, unknown};
 use crate::entry::{Problem, Supply as _};
-use crate::id::SourceName;
 use crate::repo::{Reader, RepoError, Selector};
 use crate::restore::export::{Flowing, format, write};
 use crate::restore::plan::document::{Doing, Restore};
@@ -14,8 +13,10 @@ use crate::restore::snapshot::{Progress, restore};
 use crate::restore::supply::Supplied;
 use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
-use crate::source::Context;
-use crate::source::target::{Action, Applied, Change, Existing, Plan, Target, summary};
+use crate::id::SourceName;
+use crate::source::{Context, Spec};
+use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target, summary};
+use crate::source::volume;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
@@ -24,6 +25,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// That are shown of a plan.
+const CONFLICTS: usize = 5;
 
 /// What a step notes that restores files.
 #[derive(Debug, Serialize, Deserialize)]
@@ -254,7 +258,7 @@ impl Worker<'_> {
         restore: &Restore,
         choice: &Choice,
     ) -> Result<Outcome, Failure> {
-        let (system, mut target) = self.target(restore)?;
+        let mut target = self.target(restore, choice, attempt.index)?;
         let reader = self.reader(choice, attempt.deadline)?;
         let supply = Supplied::new(&reader, selection(restore));
         let context = self.context(attempt.deadline);
@@ -275,13 +279,19 @@ impl Worker<'_> {
             let again = attempt.noted.is_some() && restore.options.foreign && captured == Some(&plan.target);
             if !again && !self.confirmed.contains(&plan.target) {
                 let text = format!("what it holds may be overwritten ({})", plan.about.join("; "));
-                return Err(self.unconfirmed(system.as_str(), &plan.target, &text));
+                let place = restore.system().map_or_else(|| restore.place(), ToString::to_string);
+                return Err(self.unconfirmed(&place, &plan.target, &text));
             }
             // Only what was there before the first attempt is worth keeping.
             let kept = if let Some(note) = &attempt.noted {
                 note["kept"].as_str().unwrap_or_default().to_owned()
             } else {
-                let kept = self.outside.keep(system, attempt.deadline)?;
+                let kept = match restore.system() {
+                    _ if !self.outside.keeps() => "what was there is not kept (--no-safety-snapshot)".into(),
+                    _ if target.keeps() => "what was there is moved aside in it".into(),
+                    Some(system) => self.outside.keep(system, attempt.deadline)?,
+                    None => return Err(refused("it cannot keep what it overwrites")),
+                };
                 attempt.note(json!({ "kept": kept }))?;
                 kept
             };
@@ -304,8 +314,7 @@ impl Worker<'_> {
 
     pub(super) fn look(&self, task: usize, restore: &Restore, choice: &Choice, limit: Duration) -> Facts {
         let mut facts = Facts::of(task, restore.system().map_or_else(|| restore.place(), ToString::to_string));
-        let path = restore.to.as_ref().or(restore.export.as_ref());
-        if let Some(path) = path {
+        if let Some(path) = restore.path() {
             let (occupied, mounted) = if let Some(to) = &restore.to {
                 // What this restore left there when it was killed is nobody's data.
                 let place = Place::new(to, &self.step_id(task));
@@ -322,10 +331,18 @@ impl Worker<'_> {
             }
             return facts;
         }
-        match self.plan(restore, choice, limit) {
+        match self.plan(restore, choice, (task, limit)) {
             Ok(plan) => {
-                facts.overwrites = plan.overwrites();
+                let conflicts = plan.changes.iter().filter_map(|change| match &change.action {
+                    Action::Conflict(why) => Some(format!("{}: {why}", change.what)),
+                    _ => None,
+                });
+                let conflicts: Vec<_> = conflicts.collect();
+                // What is in the way now may be out of it by then: a workload, by a fence.
+                let replaces = restore.options.existing == Existing::Replace;
+                facts.overwrites = plan.overwrites() || replaces && !conflicts.is_empty();
                 (facts.target, facts.about, facts.changes) = (Some(plan.target), plan.about, plan.changes);
+                facts.about.extend(conflicts.into_iter().take(CONFLICTS));
             }
             Err(failure) => facts.about.push(unknown(failure)),
         }
@@ -348,26 +365,45 @@ impl Worker<'_> {
 
     /// Removes what a step that is given up left in its target, or ends what it had all but done.
     pub(super) fn clear(&self, index: usize, task: &Task) -> Result<Vec<String>, Failure> {
-        let Doing::Restore(restore) = &task.doing else { return Ok(Vec::new()) };
+        let (Doing::Restore(restore), Some(choice)) = (&task.doing, &task.choice) else { return Ok(Vec::new()) };
         let (id, path) = (self.step_id(index), restore.place());
         let cleared = match (&restore.to, &restore.export) {
             (Some(to), _) => Place::new(to, &id).abandon(),
             (_, Some(file)) => Product::new(file, &id).abandon(),
-            (None, None) => return Ok(Vec::new()),
+            // Of other systems, what was restored stays.
+            (None, None) if restore.system().is_some_and(|name| !self.is_volume(name)) => return Ok(Vec::new()),
+            (None, None) => {
+                let mut target = self.target(restore, choice, index)?;
+                let context = self.context(Instant::now() + task.timeout);
+                return target.abandon(&context).map_err(|error| self.failed(&error));
+            }
         };
         cleared.map_err(|error| Failure::Failed(format!("give up what is in {path}: {}", told(&error))))
     }
 
-    /// The running system that a step restores into.
-    fn target<'a>(&self, restore: &'a Restore) -> Result<(&'a SourceName, Box<dyn Target>), Failure> {
-        let system = restore.system().ok_or_else(|| refused("it has no target"))?;
-        let target = self.document(system)?.target(restore.options.clone()).map_err(|error| self.failed(&error))?;
-        let target = target.ok_or_else(|| refused(&format!("{system} is not brought back while it runs")))?;
-        Ok((system, target))
+    fn is_volume(&self, name: &SourceName) -> bool {
+        matches!(self.documents.get(name), Some(Spec::Volume(_)))
     }
 
-    fn plan(&self, restore: &Restore, choice: &Choice, limit: Duration) -> Result<Plan, Failure> {
-        let (_, mut target) = self.target(restore)?;
+    /// What a step restores into that is not on this machine.
+    fn target(&self, restore: &Restore, choice: &Choice, index: usize) -> Result<Box<dyn Target>, Failure> {
+        let options = Options {
+            step: Some(self.step_id(index)),
+            aside: self.outside.keeps(),
+            ..restore.options.clone()
+        };
+        if let Some(claim) = &restore.claim {
+            let id = format!("{}@{} of {}", choice.source, choice.sequence, choice.moment);
+            let snapshot = (choice.kind.as_str(), id, restore.paths.is_empty());
+            return Ok(Box::new(volume::Restoring::named(self.cluster(&claim.cluster)?, claim, snapshot, options)));
+        }
+        let system = restore.system().ok_or_else(|| refused("it has no target"))?;
+        let target = self.document(system)?.target(options).map_err(|error| self.failed(&error))?;
+        target.ok_or_else(|| refused(&format!("{system} is not brought back while it runs")))
+    }
+
+    fn plan(&self, restore: &Restore, choice: &Choice, (task, limit): (usize, Duration)) -> Result<Plan, Failure> {
+        let mut target = self.target(restore, choice, task)?;
         let deadline = Instant::now() + limit;
         let reader = self.reader(choice, deadline)?;
         let supply = Supplied::new(&reader, selection(restore));

@@ -1,137 +1,143 @@
-//! A volume's files back into a claim, before the workload starts.
+//! A tree of files into a claim, before the workload starts: a volume's snapshot into the claim that it is of, or that of
+//! anything else into a claim that somebody names.
 //!
-//! A claim that is not there is made as the snapshot has it. A pod of Lifeboat mounts it, and the files are sent into that
-//! pod from here, where the recovery key is: it never enters the cluster. A claim that a pod uses is refused, and so is one
-//! that holds anything, unless it may be replaced; whether it does is seen when it is mounted. What a restore that was
-//! broken off left behind is its own, and is removed by the next one of the same snapshot: the claim is marked until all
-//! is there. Deliberately absent: looking into a volume while planning, since only a pod can.
+//! A claim that is not there is made as a volume's snapshot has it. A pod of Lifeboat mounts it, and the files are sent into
+//! that pod from here, where the recovery key is: it never enters the cluster. A claim that a pod uses is refused, and so is
+//! one that holds anything, unless it may be replaced; whether it does, and has room, is seen when it is mounted. What a
+//! restore that was broken off left behind is its own, and is removed by the next one of the same snapshot: the claim is
+//! marked until all is there. Deliberately absent: looking into a volume while planning, since only a pod can.
 
 mod pod;
+mod wanted;
 
 use super::claim::{self, Claim};
-use super::stream::{Report, Sender, Standing};
+use super::stream::{Refusal, Report, Standing, Terms};
 use super::{CLAIM, FILES, Spec, VOLUME};
-use crate::entry::{Entry, Facts, Problem, Supply};
+use crate::entry::{Facts, Problem, Supply};
+use crate::id::SourceName;
 use crate::source::kubernetes::api::{Api, Ask};
-use crate::source::kubernetes::{normal, yaml};
+use crate::source::kubernetes::{self, normal};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
-use crate::source::{Context, SourceError};
+use crate::source::{Context, Say, SourceError};
 use pod::Pod;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::io::{self, BufWriter};
+use std::io::BufWriter;
+use std::time::Duration;
+use wanted::{Layout, Sending, Wanted};
 
 /// Among a snapshot's facts: when it was captured. With the volume, it tells the snapshot from every other.
 pub const CAPTURED: &str = "captured";
-/// On a claim that is being filled, and on one that was: from which snapshot.
-const FILLING: &str = "lifeboat.dev/filling";
+/// On a claim that is being filled, and on one that was: from which snapshot, and by which step of a plan.
+pub(super) const FILLING: &str = "lifeboat.dev/filling";
 const FILLED: &str = "lifeboat.dev/filled";
-/// Of a claim's manifest.
-const LARGEST: usize = 1 << 20;
+const STEP: &str = "lifeboat.dev/step";
 /// Bytes that are sent at a time.
 const PIECE: usize = 256 << 10;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A claim as a restore plan names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Named {
+    /// A Source document of kind kubernetes.
+    pub cluster: SourceName,
+    pub namespace: String,
+    pub name: String,
+    /// Of the pod by which it is filled: Lifeboat's own.
+    pub image: String,
+}
+
+impl Named {
+    /// Says what no type can.
+    pub fn check(&self, say: &mut Say<'_>) {
+        if !kubernetes::is_namespace(&self.namespace) {
+            say("namespace", "expected the name of a namespace");
+        }
+        if !claim::is_name(&self.name) {
+            say("name", "expected the name of a PersistentVolumeClaim");
+        }
+        if self.image.is_empty() {
+            say("image", "expected Lifeboat's own image");
+        }
+    }
+}
+
+/// The claim that is restored into.
+struct Place {
+    cluster: kubernetes::Spec,
+    namespace: String,
+    claim: String,
+    /// Of the pod.
+    image: Option<String>,
+}
+
+impl Place {
+    fn what(&self) -> String {
+        format!("persistentvolumeclaim {}/{}", self.namespace, self.claim)
+    }
+}
 
 pub struct Restoring {
-    spec: Spec,
+    place: Place,
+    layout: Layout,
     options: Options,
 }
 
-/// What the snapshot holds of what was asked for.
-struct Wanted {
-    /// Of the claim.
-    manifest: Option<Value>,
-    /// The volume as a whole, and not some of its files.
-    whole: bool,
-    entries: u64,
-    /// Tells the snapshot from every other.
-    id: String,
-}
-
-impl Wanted {
-    fn read(supply: &dyn Supply) -> Result<Self, SourceError> {
-        let facts = supply.facts();
-        let id = format!("{}@{}", facts.system.as_deref().unwrap_or_default(), detail(facts, CAPTURED));
-        let mut wanted = Self { manifest: None, whole: false, entries: 0, id };
-        let mut text = Vec::new();
-        let read = supply.entries(&mut |entry, body| {
-            if entry.path == CLAIM.as_bytes() && entry.size <= LARGEST as u64 {
-                body.copy(&mut text)?;
-            } else if is_of_volume(entry) {
-                wanted.whole |= entry.path == FILES.as_bytes();
-                wanted.entries += 1;
-            }
-            Ok(())
-        });
-        read.map_err(|source| SourceError::Snapshot { what: CLAIM.into(), source })?;
-        if !text.is_empty() {
-            let text = String::from_utf8_lossy(&text);
-            let manifest = yaml::read(&text).map_err(|why| SourceError::System {
-                attempt: format!("read {CLAIM} of the snapshot"),
-                text: why,
-                need: String::new(),
-            })?;
-            wanted.manifest = Some(manifest);
-        }
-        Ok(wanted)
-    }
-
-    /// What becomes of what the volume holds.
-    fn standing(&self, planned: &Action, there: Option<&Claim>) -> Standing {
-        if !self.whole {
-            Standing::Beside
-        } else if *planned == Action::Replace || self.began(there) {
-            Standing::Clear
-        } else {
-            Standing::Refuse
-        }
-    }
-
-    /// A restore of this snapshot into the claim has begun and not ended.
-    fn began(&self, there: Option<&Claim>) -> bool {
-        there.is_some_and(|claim| claim.marked(FILLING) == Some(self.id.as_str()))
-    }
-}
-
-fn is_of_volume(entry: &Entry) -> bool {
-    entry.path.strip_prefix(FILES.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-}
-
-fn detail<'a>(facts: &'a Facts, name: &str) -> &'a str {
-    facts.details.get(name).map_or("", String::as_str)
-}
-
 impl Restoring {
-    pub fn new(spec: Spec, options: Options) -> Self {
-        Self { spec, options }
+    /// A volume's snapshot, into the claim that its document names.
+    pub fn new(spec: &Spec, options: Options) -> Self {
+        let (namespace, claim, image) = (spec.namespace.clone(), spec.claim.clone(), spec.image.clone());
+        let place = Place { cluster: spec.cluster(), namespace, claim, image };
+        Self { place, layout: Layout::Volume, options }
+    }
+
+    /// A snapshot into a claim that somebody names. `whole`: not some of its entries. `id` tells the snapshot from every
+    /// other.
+    #[must_use]
+    pub fn named(cluster: &kubernetes::Spec, claim: &Named, (kind, id, whole): (&str, String, bool), options: Options) -> Self {
+        let Named { namespace, name, image, .. } = claim.clone();
+        let place = Place { cluster: cluster.clone(), namespace, claim: name, image: Some(image) };
+        let layout = if kind == "volume" { Layout::Volume } else { Layout::Tree { id, whole } };
+        // Whose claim it is, its name says.
+        Self { place, layout, options: Options { foreign: true, ..options } }
     }
 
     fn failed(&self, text: impl Into<String>, need: &str) -> SourceError {
         SourceError::System {
-            attempt: format!("restore {}", self.spec.what()),
+            attempt: format!("restore {}", self.place.what()),
             text: text.into(),
             need: need.to_owned(),
         }
     }
 
     fn claim(&self, context: &Context, api: &Api) -> Result<Option<Claim>, SourceError> {
-        Claim::get(context, api, &self.spec.namespace, &self.spec.claim)
+        Claim::get(context, api, &self.place.namespace, &self.place.claim)
+    }
+
+    fn users(&self, context: &Context, api: &Api) -> Result<Vec<Value>, SourceError> {
+        claim::users(context, api, &self.place.namespace, &self.place.claim)
     }
 
     fn files(&self) -> String {
-        format!("files of {}", self.spec.what())
+        format!("files of {}", self.place.what())
     }
 
     /// The claim as it is to be made.
     fn manifest(&self, wanted: &Wanted) -> Result<Value, SourceError> {
-        let need = format!("restore {CLAIM} of the snapshot too, or make the claim first");
-        let missing = || self.failed("there is no such claim, and the snapshot's was not asked for", &need);
+        let need = match self.layout {
+            Layout::Volume => format!("restore {CLAIM} of the snapshot too, or make the claim first"),
+            Layout::Tree { .. } => "bring it back first, with the objects of its namespace".into(),
+        };
+        let missing = || self.failed("there is no such claim, and nothing says what it was like", &need);
         let mut object = wanted.manifest.clone().ok_or_else(missing)?;
         let class = object["spec"]["storageClassName"].as_str().unwrap_or_default().to_owned();
         normal::strip("persistentvolumeclaims", &mut object);
         if let Some(annotations) = object["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.retain(|name, _| ![FILLING, FILLED, VOLUME].contains(&name.as_str()));
+            annotations.retain(|name, _| ![FILLING, FILLED, STEP, VOLUME].contains(&name.as_str()));
         }
-        object["metadata"]["name"] = json!(self.spec.claim);
-        object["metadata"]["namespace"] = json!(self.spec.namespace);
+        object["metadata"]["name"] = json!(self.place.claim);
+        object["metadata"]["namespace"] = json!(self.place.namespace);
         if let Some(other) = self.options.storage_classes.get(&class) {
             object["spec"]["storageClassName"] = json!(other);
         }
@@ -145,8 +151,9 @@ impl Restoring {
 
     /// What would be done with the files, given what is there.
     fn action(&self, wanted: &Wanted, facts: &Facts, there: Option<&Claim>, users: &[Value]) -> Action {
-        let Some(claim) = there else { return Action::Create };
         let replace = self.options.existing == Existing::Replace;
+        // One that is made by then may get a volume that was there before.
+        let Some(claim) = there else { return if replace && wanted.whole { Action::Replace } else { Action::Create } };
         if let Some(pod) = users.first() {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             return Action::Conflict(format!(
@@ -166,9 +173,12 @@ impl Restoring {
         if wanted.began(there) {
             return Action::Create;
         }
+        let step = self.options.step.as_deref();
+        if claim.marked(FILLED) == Some(wanted.id.as_str()) && (!replace || step.is_some() && claim.marked(STEP) == step) {
+            return Action::Unchanged;
+        }
         if !replace {
-            let done = claim.marked(FILLED) == Some(wanted.id.as_str());
-            return if done { Action::Unchanged } else { Action::Create };
+            return Action::Create;
         }
         if facts.system != claim.volume() && !self.options.foreign {
             return Action::Conflict(
@@ -187,6 +197,10 @@ impl Restoring {
     ) -> Result<Vec<String>, SourceError> {
         let mut about = vec![format!("cluster at {}", api.server)];
         let Some(claim) = there else {
+            if let Layout::Tree { .. } = self.layout {
+                about.push("the claim is not there: a step before must bring it back".into());
+                return Ok(about);
+            }
             let made = Claim(self.manifest(wanted)?);
             about.push(format!("the claim is not there; it would be {}", made.describe()));
             about.extend(missing_class(context, api, &made)?);
@@ -202,13 +216,22 @@ impl Restoring {
         Ok(about)
     }
 
+    /// One that is at work would take what is half restored for the volume.
+    fn outlast_backups(&self, context: &Context, api: &Api) -> Result<(), SourceError> {
+        while let Some(pod) = claim::backups(context, api, &self.place.namespace, &self.place.claim)?.first() {
+            tracing::info!(pod = pod["metadata"]["name"].as_str(), "waiting for a backup of the volume to end");
+            context.wait(async { tokio::time::sleep(PAUSE).await })?;
+        }
+        Ok(())
+    }
+
     fn make(&self, context: &Context, api: &Api, wanted: &Wanted) -> Result<(), SourceError> {
         let body = self.manifest(wanted)?;
-        let made = api.ask(context, &claim::path(&self.spec.namespace), &Ask::Create { body: &body })?;
+        let made = api.ask(context, &claim::path(&self.place.namespace), &Ask::Create { body: &body })?;
         match made {
             Ok(_) => Ok(()),
             Err(failure) if failure.code() == 409 => Ok(()),
-            Err(failure) => Err(api.fatal(&format!("make {}", self.spec.what()), &failure).into()),
+            Err(failure) => Err(api.fatal(&format!("make {}", self.place.what()), &failure).into()),
         }
     }
 
@@ -218,9 +241,9 @@ impl Restoring {
         let value = |mark: Option<&str>| mark.map_or(Value::Null, |text| json!(claim.mark(text)));
         let marks = marks.iter().map(|(name, mark)| ((*name).to_owned(), value(*mark)));
         let body = json!({ "metadata": { "annotations": marks.collect::<serde_json::Map<_, _>>() } });
-        let ask = Ask::Merge { name: &self.spec.claim, body: &body };
-        let done = api.ask(context, &claim::path(&self.spec.namespace), &ask)?;
-        done.map_err(|failure| api.fatal(&format!("mark {}", self.spec.what()), &failure))?;
+        let ask = Ask::Merge { name: &self.place.claim, body: &body };
+        let done = api.ask(context, &claim::path(&self.place.namespace), &ask)?;
+        done.map_err(|failure| api.fatal(&format!("mark {}", self.place.what()), &failure))?;
         Ok(())
     }
 
@@ -230,21 +253,22 @@ impl Restoring {
         context: &Context,
         api: &Api,
         supply: &dyn Supply,
-        (wanted, standing): (&Wanted, Standing),
+        (wanted, terms): (&Wanted, &Terms),
         pod: &Pod<'_>,
     ) -> Result<Report, SourceError> {
         // Nothing that is not this restore's own may ever be marked as such.
-        if standing == Standing::Refuse {
-            self.empty(&pod.look()?)?;
-        }
+        self.refused(&pod.look(terms)?, terms)?;
         if wanted.whole {
-            self.mark(context, api, &[(FILLING, Some(wanted.id.as_str())), (FILLED, None)])?;
+            let step = self.options.step.as_deref();
+            self.mark(context, api, &[(FILLING, Some(wanted.id.as_str())), (FILLED, None), (STEP, step)])?;
         }
-        let mut out = BufWriter::with_capacity(PIECE, pod.receive(standing)?);
-        let sent = send(supply, &mut out);
+        let mut out = BufWriter::with_capacity(PIECE, pod.receive(terms)?);
+        let sent = wanted.send(supply, &mut out);
         let (mut attached, _) = out.into_parts();
         let sent = match sent {
-            Err(Sending::Snapshot(source)) => return Err(SourceError::Snapshot { what: self.spec.what(), source }),
+            Err(Sending::Snapshot(source)) => {
+                return Err(SourceError::Snapshot { what: self.place.what(), source });
+            }
             Err(Sending::Gone) => None,
             Ok(sent) => {
                 attached.close()?;
@@ -253,9 +277,9 @@ impl Restoring {
         };
         // Its own end tells more than what could not be sent.
         let report = pod.report(attached)?;
-        if report.occupied.is_some() {
+        if report.refused.is_some() {
             self.mark(context, api, &[(FILLING, None)])?;
-            self.empty(&report)?;
+            self.refused(&report, terms)?;
         }
         if sent == Some(report.entries) {
             return Ok(report);
@@ -263,10 +287,24 @@ impl Restoring {
         Err(self.failed(format!("of {} entries, {} arrived", wanted.entries, report.entries), "run the restore again"))
     }
 
-    fn empty(&self, report: &Report) -> Result<(), SourceError> {
-        let Some(first) = &report.occupied else { return Ok(()) };
-        let need = "if all that it holds may go, restore with --existing replace (in a plan: options.existing)";
-        Err(self.failed(format!("it is not empty: it holds {first}; nothing was done"), need))
+    fn refused(&self, report: &Report, terms: &Terms) -> Result<(), SourceError> {
+        match &report.refused {
+            None => Ok(()),
+            Some(Refusal::Occupied(first)) => {
+                let need = "if all that it holds may go, restore with --existing replace (in a plan: options.existing)";
+                Err(self.failed(format!("it is not empty: it holds {first}; nothing was done"), need))
+            }
+            Some(Refusal::Short(room)) => {
+                let need = match terms.standing {
+                    Standing::Aside(_) => {
+                        "make it larger, or give up what it holds now: with --no-safety-snapshot that is not kept beside"
+                    }
+                    _ => "make it larger, or restore into a larger one",
+                };
+                let text = format!("it has room for {room} bytes, and {} are needed; nothing was done", terms.needs);
+                Err(self.failed(text, need))
+            }
+        }
     }
 }
 
@@ -282,69 +320,31 @@ fn missing_class(context: &Context, api: &Api, claim: &Claim) -> Result<Option<S
     })
 }
 
-enum Sending {
-    /// The snapshot cannot be read.
-    Snapshot(io::Error),
-    /// The pod takes nothing more.
-    Gone,
-}
-
-/// Sends what is of the volume. Gives the number of entries.
-fn send(supply: &dyn Supply, out: &mut dyn io::Write) -> Result<u64, Sending> {
-    let mut out = Telling { out, failed: false };
-    let sent = pour(supply, &mut out);
-    sent.map_err(|error| if out.failed { Sending::Gone } else { Sending::Snapshot(error) })
-}
-
-fn pour(supply: &dyn Supply, out: &mut Telling<'_>) -> io::Result<u64> {
-    let mut sender = Sender::new(out)?;
-    supply.entries(&mut |entry, body| if is_of_volume(entry) { sender.send(entry, body) } else { Ok(()) })?;
-    let entries = sender.entries;
-    sender.end()?;
-    Ok(entries)
-}
-
-/// Remembers whether writing failed.
-struct Telling<'a> {
-    out: &'a mut dyn io::Write,
-    failed: bool,
-}
-
-impl io::Write for Telling<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes).inspect_err(|_| self.failed = true)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush().inspect_err(|_| self.failed = true)
-    }
-}
-
 impl Target for Restoring {
     fn plan(&mut self, context: &Context, supply: &dyn Supply) -> Result<Plan, SourceError> {
-        if self.spec.image.is_none() {
+        if self.place.image.is_none() {
             let need = "set volume.image in the Source document to Lifeboat's own image";
             return Err(self.failed("it is not said which image the pod has that it is restored by", need));
         }
-        let wanted = Wanted::read(supply)?;
+        let wanted = Wanted::read(supply, &self.layout)?;
         if wanted.entries == 0 {
             return Err(self.failed("nothing of the volume's files was asked for", &format!("they are below {FILES}")));
         }
-        let api = Api::connect(context, &self.spec.cluster())?;
+        let api = Api::connect(context, &self.place.cluster)?;
         let cluster = api.system(context)?.unwrap_or_else(|| api.server.clone());
         let there = self.claim(context, &api)?;
         let users = match &there {
-            Some(_) => claim::users(context, &api, &self.spec.namespace, &self.spec.claim)?,
+            Some(_) => self.users(context, &api)?,
             None => Vec::new(),
         };
         let mut changes = Vec::new();
-        if there.is_none() {
-            changes.push(Change { what: self.spec.what(), action: Action::Create });
+        if there.is_none() && matches!(self.layout, Layout::Volume) {
+            changes.push(Change { what: self.place.what(), action: Action::Create });
         }
         let action = self.action(&wanted, supply.facts(), there.as_ref(), &users);
         changes.push(Change { what: self.files(), action });
         Ok(Plan {
-            target: format!("{cluster}/{}/{}", self.spec.namespace, self.spec.claim),
+            target: format!("{cluster}/{}/{}", self.place.namespace, self.place.claim),
             about: self.about(context, &api, &wanted, there.as_ref())?,
             changes,
         })
@@ -353,33 +353,62 @@ impl Target for Restoring {
     fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError> {
         let mut applied = Applied { changes: plan.changes.clone(), ..Applied::default() };
         let files = plan.changes.iter().find(|change| change.what == self.files());
-        let Some(change) = files.filter(|change| matches!(change.action, Action::Create | Action::Replace)) else {
+        if !files.is_some_and(|change| matches!(change.action, Action::Create | Action::Replace)) {
             return Ok(applied);
-        };
-        let wanted = Wanted::read(supply)?;
-        let api = Api::connect(context, &self.spec.cluster())?;
+        }
+        let wanted = Wanted::read(supply, &self.layout)?;
+        let api = Api::connect(context, &self.place.cluster)?;
         let there = self.claim(context, &api)?;
         if there.is_none() {
             self.make(context, &api, &wanted)?;
         }
-        if let Some(pod) = claim::users(context, &api, &self.spec.namespace, &self.spec.claim)?.first() {
+        if let Some(pod) = self.users(context, &api)?.first() {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             return Err(self.failed(format!("pod {name} uses it by now"), "scale what it belongs to down first"));
         }
-        let standing = wanted.standing(&change.action, there.as_ref());
-        let image = self.spec.image.as_deref().unwrap_or_default();
-        let pod = Pod::start(context, &api, &self.spec, image)?;
-        let filled = self.fill(context, &api, supply, (&wanted, standing), &pod);
+        self.outlast_backups(context, &api)?;
+        let terms = Terms { standing: wanted.standing(&self.options, there.as_ref()), needs: wanted.bytes };
+        let pod = Pod::start(context, &api, &self.place)?;
+        let filled = self.fill(context, &api, supply, (&wanted, &terms), &pod);
         let ended = pod.end();
         let report = filled?;
         ended?;
         if wanted.whole {
-            let volume = supply.facts().system.as_deref();
-            self.mark(context, &api, &[(FILLING, None), (FILLED, Some(wanted.id.as_str())), (VOLUME, volume)])?;
+            self.mark(context, &api, &[(FILLING, None), (FILLED, Some(wanted.id.as_str()))])?;
+        }
+        if let (true, Layout::Volume, Some(volume)) = (wanted.whole, &self.layout, &supply.facts().system) {
+            self.mark(context, &api, &[(VOLUME, Some(volume))])?;
         }
         let problems = report.problems.into_iter();
         applied.problems = problems.map(|(path, text)| Problem { path: path.into_bytes(), text }).collect();
         applied.checked.push(format!("{} entries, {} bytes are on the volume", report.entries, report.bytes));
+        applied.to_do.extend(report.aside.map(|aside| {
+            let what = self.place.what();
+            format!("what {what} held is in its directory {aside}: remove it when it is not needed")
+        }));
         Ok(applied)
+    }
+
+    fn keeps(&self) -> bool {
+        true
+    }
+
+    fn abandon(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
+        let api = Api::connect(context, &self.place.cluster)?;
+        let (Some(step), Some(claim)) = (&self.options.step, self.claim(context, &api)?) else { return Ok(Vec::new()) };
+        if claim.marked(FILLING).is_none() || claim.marked(STEP) != Some(step.as_str()) {
+            return Ok(Vec::new());
+        }
+        let pod = Pod::start(context, &api, &self.place)?;
+        let given = pod.give_back(step);
+        let ended = pod.end();
+        let report = given?;
+        ended?;
+        self.mark(context, &api, &[(FILLING, None), (STEP, None)])?;
+        let what = self.place.what();
+        Ok(vec![match report.aside {
+            Some(_) => format!("what was restored in part is removed from {what}; what it held is back"),
+            None => format!("{what} holds what was restored in part: it was empty, or what it held was not kept"),
+        }])
     }
 }

@@ -1,8 +1,9 @@
 //! The pod that a claim is restored by. It has no credentials and no network to speak of: it waits, and `lifeboat receive` is
 //! run in it. It ends itself when the restore must have ended, whatever becomes of this process.
 
-use super::super::stream::{Report, Standing};
-use super::super::{FILES, ROOT, Spec, claim};
+use super::super::stream::{Report, Terms};
+use super::super::{FILES, ROOT, claim};
+use super::Place;
 use crate::source::kubernetes::api::{Api, Ask};
 use crate::source::kubernetes::attach::{Attached, Container};
 use crate::source::{Cancel, Context, SourceError};
@@ -32,17 +33,17 @@ impl<'a> Pod<'a> {
     ///
     /// # Errors
     /// It does not run, and why.
-    pub fn start(context: &'a Context, api: &'a Api, spec: &'a Spec, image: &str) -> Result<Self, SourceError> {
-        let hash = blake3::hash(format!("{}/{}", spec.namespace, spec.claim).as_bytes()).to_hex();
-        let own: String = spec.claim.chars().take(40).collect();
+    pub fn start(context: &'a Context, api: &'a Api, place: &'a Place) -> Result<Self, SourceError> {
+        let hash = blake3::hash(format!("{}/{}", place.namespace, place.claim).as_bytes()).to_hex();
+        let own: String = place.claim.chars().take(40).collect();
         let name = format!("lifeboat-restore-{}-{}", own.trim_end_matches(['-', '.']), &hash[..8]);
-        let mut pod = Self { context, api, namespace: &spec.namespace, name, uid: String::new(), ended: true };
+        let mut pod = Self { context, api, namespace: &place.namespace, name, uid: String::new(), ended: true };
         if let Some(left) = pod.get(context)? {
             pod.uid = uid(&left);
             pod.remove(context)?;
         }
-        let body = manifest(context, &pod.name, spec, image);
-        let made = api.ask(context, &claim::pods(&spec.namespace), &Ask::Create { body: &body })?;
+        let body = manifest(context, &pod.name, place);
+        let made = api.ask(context, &claim::pods(&place.namespace), &Ask::Create { body: &body })?;
         let made = made.map_err(|failure| {
             let need = "the namespace must be there, and take a pod whose user is root with the capabilities to set owners \
                         and modes (pod-security.kubernetes.io/enforce: baseline, or less)";
@@ -109,9 +110,9 @@ impl<'a> Pod<'a> {
         Container { namespace: self.namespace.to_owned(), pod: self.name.clone(), name: NAME.to_owned() }
     }
 
-    fn run(&self, arguments: &[&str], fed: bool) -> Result<Attached, SourceError> {
-        let command: Vec<String> =
-            [&["lifeboat", "receive", ROOT][..], arguments].concat().into_iter().map(str::to_owned).collect();
+    fn run(&self, arguments: Vec<String>, fed: bool) -> Result<Attached, SourceError> {
+        let mut command = ["lifeboat", "receive", ROOT].map(str::to_owned).to_vec();
+        command.extend(arguments);
         let started = Attached::start(self.context, self.api, &self.container(), &command, fed)?;
         started.map_err(|failure| {
             let need = "the image must be Lifeboat's own, and pods/exec needs the verbs create and get";
@@ -119,21 +120,30 @@ impl<'a> Pod<'a> {
         })
     }
 
-    /// What the volume holds, if anything.
+    /// Whether the volume would be filled on these terms.
     ///
     /// # Errors
     /// It cannot be looked into.
-    pub fn look(&self) -> Result<Report, SourceError> {
-        let attached = self.run(&["--look"], false)?;
-        self.report(attached)
+    pub fn look(&self, terms: &Terms) -> Result<Report, SourceError> {
+        let mut arguments = terms.arguments();
+        arguments.push("--look".into());
+        self.report(self.run(arguments, false)?)
     }
 
     /// Starts the receiving end.
     ///
     /// # Errors
     /// It does not start.
-    pub fn receive(&self, standing: Standing) -> Result<Attached, SourceError> {
-        self.run(&["--existing", standing.word()], true)
+    pub fn receive(&self, terms: &Terms) -> Result<Attached, SourceError> {
+        self.run(terms.arguments(), true)
+    }
+
+    /// Undoes what a step did not bring to its end.
+    ///
+    /// # Errors
+    /// It is half undone.
+    pub fn give_back(&self, step: &str) -> Result<Report, SourceError> {
+        self.report(self.run(vec![format!("--back={step}")], false)?)
     }
 
     /// Waits for the receiving end, and gives what it did.
@@ -214,14 +224,14 @@ fn standing(pod: &Value) -> String {
     why.or_else(|| text(&pod["status"]["message"])).or_else(|| text(&pod["status"]["phase"])).unwrap_or_default()
 }
 
-fn manifest(context: &Context, name: &str, spec: &Spec, image: &str) -> Value {
+fn manifest(context: &Context, name: &str, place: &Place) -> Value {
     let left = context.deadline.saturating_duration_since(Instant::now()).as_secs().max(1);
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "namespace": spec.namespace,
+            "namespace": place.namespace,
             "labels": { "app.kubernetes.io/name": "lifeboat", "app.kubernetes.io/component": "restore" },
         },
         "spec": {
@@ -233,7 +243,7 @@ fn manifest(context: &Context, name: &str, spec: &Spec, image: &str) -> Value {
             "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
             "containers": [{
                 "name": NAME,
-                "image": image,
+                "image": place.image,
                 "command": ["sleep", left.to_string()],
                 "resources": { "requests": { "cpu": "100m", "memory": "64Mi" }, "limits": { "memory": "512Mi" } },
                 // Files get back the owners that they had, whoever those are.
@@ -248,7 +258,7 @@ fn manifest(context: &Context, name: &str, spec: &Spec, image: &str) -> Value {
                 },
                 "volumeMounts": [{ "name": "volume", "mountPath": format!("{ROOT}/{FILES}") }],
             }],
-            "volumes": [{ "name": "volume", "persistentVolumeClaim": { "claimName": spec.claim } }],
+            "volumes": [{ "name": "volume", "persistentVolumeClaim": { "claimName": place.claim } }],
         },
     })
 }

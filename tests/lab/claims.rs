@@ -1,0 +1,115 @@
+//! What is no volume's snapshot, into a claim: what that held is moved aside, comes back if the restore is given up, and
+//! stays where it is if there is no room.
+
+use crate::cluster::wait;
+use crate::output;
+use crate::support::command;
+use crate::volumes::{Lab, MINUTE, Picture, claim, picture};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+const BEFORE: &str = ".lifeboat-before-";
+/// So that filling it can be broken off.
+const LARGE: usize = 192 << 20;
+
+pub fn takes_trees_into_claims(lab: &Lab<'_>) {
+    let tree = lab.owner.home.join("tree");
+    fs::create_dir_all(tree.join("base")).unwrap();
+    fs::write(tree.join("PG_VERSION"), "15\n").unwrap();
+    let block: Vec<u8> = (0..1 << 20).map(|number: u32| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(tree.join("base/large"), block.repeat(LARGE >> 20)).unwrap();
+    fs::create_dir(tree.join("base/last")).unwrap();
+    lab.owner.document("trees.yaml", &documents(lab, &tree));
+    lab.lifeboat(&["--config", "trees.yaml", "backup", "tree"]).expect(0, "");
+
+    // `other`, which holds something.
+    let (disk, restore) = (lab.disk("d"), ["--config", "trees.yaml", "restore", "app"]);
+    fs::write(disk.join("precious"), "x").unwrap();
+    let before = picture(&disk);
+    lab.lifeboat(&[&restore[..], &["tree"]].concat()).expect(2, "overwrites or holds back");
+    let seen = lab.command(&[&["--json"], &restore[..], &["tree", "--dry-run"]].concat()).output().unwrap();
+    let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    let id = seen["mustBeConfirmed"][0].as_str().unwrap_or_else(|| panic!("{seen:#}")).to_owned();
+    assert!(id.ends_with("/shop/other"), "{id}");
+    let named = [&restore[..], &["tree", "--yes", "--target-id", &id]].concat();
+
+    let mut killed = lab.command(&named).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + MINUTE;
+    while aside(&disk).is_none() {
+        assert!(Instant::now() < deadline && killed.try_wait().unwrap().is_none(), "nothing is moved aside");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let known = lab.command(&["--json", "restore", "list"]).output().unwrap().stdout;
+    let known: Value = serde_json::from_slice(&known).unwrap();
+    let mut begun = known["restores"].as_array().unwrap().iter().filter(|one| one["plan"] == "tree");
+    let begun = begun.next().unwrap()["id"].as_str().unwrap();
+    lab.lifeboat(&[&restore[..], &["--abort", begun]].concat()).expect(0, "is given up");
+    assert_eq!(picture(&disk), before);
+
+    let said = lab.lifeboat(&named).expect(0, "persistentvolumeclaim shop/other held");
+    eprintln!("lab: a tree of {} MiB in a claim: {said}", LARGE >> 20);
+    let kept = aside(&disk).unwrap();
+    assert_eq!(fs::read_to_string(kept.join("precious")).unwrap(), "x");
+    let mut now = picture(&disk);
+    let name = kept.file_name().unwrap().to_str().unwrap();
+    now.retain(|path, _| !path.starts_with(name));
+    assert_eq!(without_root(now), without_root(picture(&tree)));
+
+    // One of a mebibyte.
+    let small = lab.disk("e");
+    fs::create_dir(&small).unwrap();
+    lab.cluster.lab("node", &["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small.to_str().unwrap()]);
+    let mut wanted = claim("small", "other");
+    wanted["spec"]["volumeName"] = json!("e");
+    let mut volume = lab.volume_of("e", "other");
+    volume["spec"]["claimRef"] = json!({ "namespace": "shop", "name": "small" });
+    lab.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [volume, wanted] }));
+    let into_small = [&restore[..], &["small", "--yes", "--target-id", &id.replace("/other", "/small")]].concat();
+    lab.lifeboat(&into_small).expect(1, "it has room for");
+    wait(MINUTE, "the end of the pod", || {
+        let pods = ["-n", "shop", "pods", "-l", "app.kubernetes.io/component=restore", "-o", "name"];
+        lab.cluster.get(&pods).is_empty().then_some(())
+    });
+    let left = output(command(crate::in_tree("node")).arg(lab.cluster.name).arg("ls").arg("-A").arg(&small));
+    assert_eq!(left, "");
+}
+
+/// Where what a volume held is, all of it.
+fn aside(disk: &Path) -> Option<PathBuf> {
+    let mut found = fs::read_dir(disk).unwrap().map(|entry| entry.unwrap().path());
+    found.find(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with(BEFORE) && !name.ends_with(".moving")
+    })
+}
+
+/// Its time changes with what is moved aside in it.
+fn without_root(mut picture: Picture) -> Picture {
+    picture.remove("");
+    picture
+}
+
+fn documents(lab: &Lab<'_>, tree: &Path) -> String {
+    let kubeconfig = lab.cluster.etc().join("admin.conf");
+    let plan = |name: &str, claim: &str| {
+        json!({ "apiVersion": "lifeboat.dev/v1", "kind": "RestorePlan", "metadata": { "name": name },
+            "spec": { "level": "app", "tier": "standard", "steps": [{ "name": "files", "restore": {
+                "source": "tree", "options": { "existing": "replace" },
+                "claim": { "cluster": "it", "namespace": "shop", "name": claim, "image": crate::IMAGE } } }] } })
+    };
+    let source = |name: &str, spec: &Value| {
+        json!({ "apiVersion": "lifeboat.dev/v1", "kind": "Source", "metadata": { "name": name }, "spec": spec })
+    };
+    let all = [
+        source("it", &json!({ "kubernetes": { "kubeconfig": kubeconfig, "namespaces": ["shop"] } })),
+        source("tree", &json!({ "files": { "path": tree } })),
+        plan("tree", "other"),
+        plan("small", "small"),
+    ];
+    all.map(|document| document.to_string()).join("\n---\n")
+}
