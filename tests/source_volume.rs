@@ -11,7 +11,7 @@ mod kubernetes;
 use collect::{Bytes, Collect, Held, context, runtime};
 use kubernetes::Server;
 use lifeboat::entry::{Entry, Facts, Input, Kind, Problem, Sink, Stopped};
-use lifeboat::source::target::{Action, Existing, Options, Plan};
+use lifeboat::source::target::{Action, Existing, Options, Plan, Target as _};
 use lifeboat::source::volume::stream::{Refusal, Report, Sender};
 use lifeboat::source::{self, SourceError, volume};
 use serde_json::{Value, json};

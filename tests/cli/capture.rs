@@ -73,7 +73,7 @@ fn a_run_waits_for_what_another_run_of_its_schedule_captures_first() {
         + "apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: yearly}\nspec:\n  repository: main\n  \
            tier: standard\n  cron: '@yearly'\n  maxDuration: 10m\n  sources: [rows, files]\n";
     world.document("both.yaml", &documents);
-    let backup = ["--writer-key", "writer.key", "--config", "both.yaml", "backup", "--schedule", "yearly"];
+    let backup = ["--writer-key", "writer.key", "-v", "--config", "both.yaml", "backup", "--schedule", "yearly"];
     let mut waiting = world.command(&[&backup[..], &["files"]].concat()).spawn().unwrap();
     let mut line = String::new();
     let mut said = BufReader::new(waiting.stderr.take().unwrap());

@@ -69,7 +69,8 @@ pub fn takes_trees_into_claims(lab: &Lab<'_>) {
     let mut volume = lab.volume_of("e", "other");
     volume["spec"]["claimRef"] = json!({ "namespace": "shop", "name": "small" });
     lab.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [volume, wanted] }));
-    let into_small = [&restore[..], &["small", "--yes", "--target-id", &id.replace("/other", "/small")]].concat();
+    let id = id.replace("/other", "/small");
+    let into_small = [&restore[..], &["small", "--yes", "--target-id", &id]].concat();
     lab.lifeboat(&into_small).expect(1, "it has room for");
     wait(MINUTE, "the end of the pod", || {
         let pods = ["-n", "shop", "pods", "-l", "app.kubernetes.io/component=restore", "-o", "name"];
