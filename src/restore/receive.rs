@@ -181,12 +181,13 @@ fn put_aside(volume: &Path, step: &str) -> io::Result<()> {
     if aside.whole.exists() {
         return clear(volume);
     }
+    let like = fs::metadata(volume)?;
     create_if_absent(&aside.half)?;
     for path in content(volume)? {
         fs::rename(&path, aside.half.join(path.file_name().unwrap_or_default()))?;
     }
     // Nobody may read there who could not before.
-    dress(&aside.half, &fs::metadata(volume)?)?;
+    dress(&aside.half, &like)?;
     sync(&aside.half)?;
     fs::rename(&aside.half, &aside.whole)?;
     sync(volume)
