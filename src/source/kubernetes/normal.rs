@@ -19,7 +19,7 @@ const METADATA: [&str; 9] = [
     "ownerReferences",
 ];
 const BOUND: &str = "pv.kubernetes.io/bound-by-controller";
-const ANNOTATIONS: [&str; 7] = [
+const ANNOTATIONS: [&str; 11] = [
     "deployment.kubernetes.io/revision",
     "deprecated.daemonset.template.generation",
     "pv.kubernetes.io/bind-completed",
@@ -27,6 +27,11 @@ const ANNOTATIONS: [&str; 7] = [
     "volume.kubernetes.io/selected-node",
     "volume.kubernetes.io/storage-provisioner",
     "volume.beta.kubernetes.io/storage-provisioner",
+    // What was restored into this claim, and none that is made after it.
+    "lifeboat.dev/filled",
+    "lifeboat.dev/filling",
+    "lifeboat.dev/step",
+    "lifeboat.dev/volume",
 ];
 /// Of the server's own controllers, which set them again.
 const FINALIZERS: [&str; 3] =

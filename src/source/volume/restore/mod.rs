@@ -133,9 +133,6 @@ impl Restoring {
         let mut object = wanted.manifest.clone().ok_or_else(missing)?;
         let class = object["spec"]["storageClassName"].as_str().unwrap_or_default().to_owned();
         normal::strip("persistentvolumeclaims", &mut object);
-        if let Some(annotations) = object["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.retain(|name, _| ![FILLING, FILLED, STEP, VOLUME].contains(&name.as_str()));
-        }
         object["metadata"]["name"] = json!(self.place.claim);
         object["metadata"]["namespace"] = json!(self.place.namespace);
         if let Some(other) = self.options.storage_classes.get(&class) {
