@@ -243,7 +243,10 @@ fn plans(server: &Server, spec: &source::Spec, taken: &Held, uid: &str) {
     server.kubectl(&["-n", "shop", "annotate", "pvc", "uploads", "lifeboat.dev/filling-"]);
     server.kubectl(&["-n", "shop", "annotate", "pvc", "uploads", &format!("lifeboat.dev/step={uid} p-1")]);
     let step = |name: &str| Options { step: Some(name.into()), aside: true, ..replace.clone() };
-    assert_eq!((taken.action(spec, &step("p-1")), taken.action(spec, &step("p-2"))), (Action::Unchanged, Action::Replace));
+    assert_eq!(
+        (taken.action(spec, &step("p-1")), taken.action(spec, &step("p-2"))),
+        (Action::Unchanged, Action::Replace)
+    );
     trees(server, uid, &cluster);
 
     server.kubectl(&["-n", "shop", "patch", "pvc", "uploads", "-p", r#"{"metadata":{"finalizers":null}}"#]);
@@ -288,7 +291,13 @@ fn trees(server: &Server, uid: &str, cluster: &str) {
     assert!(missing.about.iter().any(|line| line.contains("a step before must bring it back")), "{:?}", missing.about);
     for (name, of) in [("filled", "x@1"), ("step", "p-2")] {
         server.kubectl(&[
-            "-n", "shop", "annotate", "--overwrite", "pvc", "uploads", &format!("lifeboat.dev/{name}={uid} {of}"),
+            "-n",
+            "shop",
+            "annotate",
+            "--overwrite",
+            "pvc",
+            "uploads",
+            &format!("lifeboat.dev/{name}={uid} {of}"),
         ]);
     }
     assert_eq!(plan("uploads", Existing::Replace).changes[0].action, Action::Unchanged);
@@ -435,7 +444,8 @@ fn what_a_volume_held_is_moved_aside_once() {
     };
     let names = |path: &Path| {
         let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.filter(|name| !["lost+found", ".lifeboat-before-another"].contains(&&**name)).collect();
+        let mut names: Vec<_> =
+            names.filter(|name| !["lost+found", ".lifeboat-before-another"].contains(&&**name)).collect();
         names.sort();
         names
     };
@@ -448,11 +458,17 @@ fn what_a_volume_held_is_moved_aside_once() {
     fs::create_dir(volume.join(".lifeboat-before-p-1.moving")).unwrap();
     fs::rename(volume.join("a"), volume.join(".lifeboat-before-p-1.moving/a")).unwrap();
     broken(bytes.len() - 1);
-    assert_eq!((names(&volume), names(&aside)), (vec![".lifeboat-before-p-1".into(), "new".into()], vec!["a".into(), "b".into()]));
+    assert_eq!(
+        (names(&volume), names(&aside)),
+        (vec![".lifeboat-before-p-1".into(), "new".into()], vec!["a".into(), "b".into()])
+    );
     assert_eq!(mode(&aside), 0o700, "nobody may read there who could not before");
     fs::write(volume.join("half"), "restored").unwrap();
     broken(40);
-    assert_eq!((names(&volume), names(&aside)), (vec![".lifeboat-before-p-1".to_owned()], vec!["a".into(), "b".into()]));
+    assert_eq!(
+        (names(&volume), names(&aside)),
+        (vec![".lifeboat-before-p-1".to_owned()], vec!["a".into(), "b".into()])
+    );
     // Given up: also when that is broken off, and done twice.
     fs::write(volume.join("half"), "restored").unwrap();
     assert_eq!(receive(pod.path(), &["--back", "p-1"], b"").unwrap().aside.as_deref(), Some(".lifeboat-before-p-1"));
@@ -466,7 +482,10 @@ fn what_a_volume_held_is_moved_aside_once() {
     // To its end.
     let report = receive(pod.path(), &["--aside", "p-1"], &bytes).unwrap();
     assert_eq!(report.aside.as_deref(), Some(".lifeboat-before-p-1"));
-    assert_eq!((names(&volume), names(&aside)), (vec![".lifeboat-before-p-1".into(), "new".into()], vec!["a".into(), "b".into()]));
+    assert_eq!(
+        (names(&volume), names(&aside)),
+        (vec![".lifeboat-before-p-1".into(), "new".into()], vec!["a".into(), "b".into()])
+    );
     assert_eq!(mode(&volume), 0o755);
     // What others have moved aside is nobody's to remove, nor in the way, nor the volume's.
     receive(pod.path(), &["--existing", "clear"], &bytes).unwrap();

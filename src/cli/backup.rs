@@ -121,7 +121,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 /// Waits until another run of the schedule has captured `earlier`: a volume's CronJob is its own, and the rows that name its
 /// files are another's. For half of a run's time at most, since one that comes too early is better than none.
 async fn captured_elsewhere(opened: &Opened, run: &Run<'_>, schedule: &Schedule, earlier: &SourceName) {
-    let Some(turn) = schedule.timetable.last_at_or_before(clock()).filter(|_| schedule.sources.contains(earlier)) else {
+    let Some(turn) = schedule.timetable.last_at_or_before(clock()).filter(|_| schedule.sources.contains(earlier))
+    else {
         return;
     };
     let lineage = opened.lineage(earlier, &Access::Writer(run.key.clone()));
@@ -142,7 +143,10 @@ async fn captured_elsewhere(opened: &Opened, run: &Run<'_>, schedule: &Schedule,
             return;
         }
         if Instant::now() >= limit {
-            tracing::warn!(earlier = earlier.as_str(), "it was to be captured first, and was not yet: going on without");
+            tracing::warn!(
+                earlier = earlier.as_str(),
+                "it was to be captured first, and was not yet: going on without"
+            );
             return;
         }
         if !std::mem::replace(&mut told, true) {

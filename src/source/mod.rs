@@ -132,7 +132,9 @@ impl Spec {
     pub fn reach_by(&mut self, kubeconfig: &Path) {
         let own = match self {
             Self::Kubernetes(spec) => &mut spec.kubeconfig,
-            Self::Terraform(terraform::Spec { backend: terraform::Backend::Kubernetes(cluster) }) => &mut cluster.kubeconfig,
+            Self::Terraform(terraform::Spec { backend: terraform::Backend::Kubernetes(cluster) }) => {
+                &mut cluster.kubeconfig
+            }
             Self::Volume(spec) => &mut spec.kubeconfig,
             _ => return,
         };

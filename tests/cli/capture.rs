@@ -67,10 +67,11 @@ fn a_run_waits_for_what_another_run_of_its_schedule_captures_first() {
     let marker = marker.display();
     let url = world.path("repository");
     let url = url.display();
-    let documents = format!("apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec: {{url: {url}}}\n---\n")
-        + &source("files", &format!("cat {marker}"), "  captureAfter: [rows]\n")
-        + &source("rows", &format!("echo captured | tee {marker}"), "")
-        + "apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: yearly}\nspec:\n  repository: main\n  \
+    let documents =
+        format!("apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec: {{url: {url}}}\n---\n")
+            + &source("files", &format!("cat {marker}"), "  captureAfter: [rows]\n")
+            + &source("rows", &format!("echo captured | tee {marker}"), "")
+            + "apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: yearly}\nspec:\n  repository: main\n  \
            tier: standard\n  cron: '@yearly'\n  maxDuration: 10m\n  sources: [rows, files]\n";
     world.document("both.yaml", &documents);
     let backup = ["--writer-key", "writer.key", "-v", "--config", "both.yaml", "backup", "--schedule", "yearly"];

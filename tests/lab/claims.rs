@@ -103,9 +103,7 @@ fn documents(lab: &Lab<'_>, tree: &Path) -> String {
                 "source": "tree", "options": { "existing": "replace" },
                 "claim": { "cluster": "it", "namespace": "shop", "name": claim, "image": crate::IMAGE } } }] } })
     };
-    let source = |name: &str, spec: &Value| {
-        json!({ "apiVersion": "lifeboat.dev/v1", "kind": "Source", "metadata": { "name": name }, "spec": spec })
-    };
+    let source = |name: &str, spec: &Value| json!({ "apiVersion": "lifeboat.dev/v1", "kind": "Source", "metadata": { "name": name }, "spec": spec });
     let all = [
         source("it", &json!({ "kubernetes": { "kubeconfig": kubeconfig, "namespaces": ["shop"] } })),
         source("tree", &json!({ "files": { "path": tree } })),

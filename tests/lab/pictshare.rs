@@ -331,7 +331,8 @@ impl<'a> Application<'a> {
     }
 
     fn recover_though_killed(&self) -> Recovered {
-        let restore = |arguments: &[&str]| self.desk(&[&["--identity", "kit.txt", "restore", "app"], arguments].concat());
+        let restore =
+            |arguments: &[&str]| self.desk(&[&["--identity", "kit.txt", "restore", "app"], arguments].concat());
         let named = self.named(restore(&[NAMESPACE, "--dry-run"]));
         let named: Vec<_> = named.iter().map(String::as_str).collect();
         though_killed(&self.path("state"), &[&[NAMESPACE, "--yes"], &named[..]].concat(), restore)

@@ -102,7 +102,8 @@ impl<'a> Vault<'a> {
     pub fn corrupt(&self) {
         let uid = self.cluster.get(&["-n", "vault", "pod", "vault-0", "-o", "jsonpath={.metadata.uid}"]);
         let data = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/data");
-        let garbage = "for file; do dd if=/dev/urandom of=$file bs=4k count=$(($(stat -c %s $file) / 4096)) conv=notrunc; done";
+        let garbage =
+            "for file; do dd if=/dev/urandom of=$file bs=4k count=$(($(stat -c %s $file) / 4096)) conv=notrunc; done";
         let files = [format!("{data}/vault.db"), format!("{data}/raft/raft.db")];
         self.cluster.lab("node", &["sh", "-euc", garbage, "garbage", &files[0], &files[1]]);
         // It may fall over what it finds there.

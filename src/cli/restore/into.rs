@@ -174,7 +174,9 @@ fn claimed(
 ) -> Result<(String, Box<dyn Target>), Failure> {
     let options = args.options.options()?;
     if options != (Options { existing: options.existing, ..Options::default() }) {
-        return Err(Fault::usage("files are restored as they are", "with --claim, only --existing has a meaning").into());
+        return Err(
+            Fault::usage("files are restored as they are", "with --claim, only --existing has a meaning").into()
+        );
     }
     let cluster = context.config()?.sources.get(&claim.cluster).map(|source| &source.capture);
     let Some(Spec::Kubernetes(cluster)) = cluster else {
@@ -281,13 +283,7 @@ fn say_plan(context: &Context, what: &str, into: &str, plan: &Plan) -> Result<()
     print(&describe(what, into, plan))
 }
 
-fn say_applied(
-    context: &Context,
-    what: &str,
-    into: &str,
-    applied: &Applied,
-    took: Duration,
-) -> Result<(), Failure> {
+fn say_applied(context: &Context, what: &str, into: &str, applied: &Applied, took: Duration) -> Result<(), Failure> {
     let Applied { changes, problems, checked, to_do } = applied;
     if context.globals.json {
         let problems = problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));

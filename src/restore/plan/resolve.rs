@@ -270,7 +270,8 @@ impl Resolving<'_> {
     /// so. A volume's CronJob is a run of its own.
     fn captured_in_order(&mut self, graph: &Graph<'_>, tasks: &[Task]) {
         let world = self.world;
-        let chosen = |name: &SourceName| tasks.iter().filter_map(|task| task.choice.as_ref()).find(|it| it.source == *name);
+        let chosen =
+            |name: &SourceName| tasks.iter().filter_map(|task| task.choice.as_ref()).find(|it| it.source == *name);
         for (node, task) in graph.nodes.iter().zip(tasks) {
             let Some(files) = &task.choice else { continue };
             for rows in world.ties.after.get(&files.source).into_iter().flatten().filter_map(chosen) {
@@ -290,13 +291,18 @@ impl Resolving<'_> {
                     let points = world.points.get(source).into_iter().flatten();
                     points.filter(|point: &&Point| point.state != State::Quarantined)
                 };
-                if let Some(earlier) = good(&rows.source).filter(|it| it.moment <= files.moment).max_by_key(|it| it.moment) {
+                if let Some(earlier) =
+                    good(&rows.source).filter(|it| it.moment <= files.moment).max_by_key(|it| it.moment)
+                {
                     let (source, more) = (&rows.source, Shown(between(earlier.moment, rows.moment)));
                     text += &format!("; --snapshot {source}@{} goes with it, and loses {more} more", earlier.sequence);
                 }
                 // Younger than what was asked for.
-                if let Some(later) = good(&files.source).filter(|it| it.moment >= rows.moment).min_by_key(|it| it.moment) {
-                    text += &format!("; --snapshot {}@{}, of {}, has it all", files.source, later.sequence, later.moment);
+                if let Some(later) =
+                    good(&files.source).filter(|it| it.moment >= rows.moment).min_by_key(|it| it.moment)
+                {
+                    text +=
+                        &format!("; --snapshot {}@{}, of {}, has it all", files.source, later.sequence, later.moment);
                 }
                 self.warn(node, text);
             }

@@ -309,12 +309,18 @@ fn files_that_were_captured_before_their_rows_are_warned_of() {
     let told = told.unwrap();
     assert_eq!(numbers, [2, 7]);
     assert!(told.contains("files@7 was captured 1 m before rows@2"), "{told}");
-    assert!(told.contains("--snapshot rows@1 goes with it, and loses 2 m more") && !told.contains("has it all"), "{told}");
+    assert!(
+        told.contains("--snapshot rows@1 goes with it, and loses 2 m more") && !told.contains("has it all"),
+        "{told}"
+    );
     // What came after the moment that was asked for is never taken, but told of.
     let (numbers, told) = resolved(&rows, &[(9, "12:01", "f9"), (7, "11:57", "f7")], Some("12:00"));
     let told = told.unwrap();
     assert_eq!(numbers, [2, 7]);
-    assert!(told.contains("--snapshot files@9, of 2026-03-01T12:01:00Z, has it all") && !told.contains("rows@1"), "{told}");
+    assert!(
+        told.contains("--snapshot files@9, of 2026-03-01T12:01:00Z, has it all") && !told.contains("rows@1"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -339,7 +345,10 @@ fn a_claim_is_named_with_its_cluster() {
         { "name": "b", "after": [], "restore": { "source": "y", "claim": claim("k") } },
     ]);
     let found = mistakes(&plans(vec![plan("p", "app", both)]), "p");
-    assert!(found.len() == 1 && found[0].contains("into persistentvolumeclaim shop/data of k at the same time"), "{found:?}");
+    assert!(
+        found.len() == 1 && found[0].contains("into persistentvolumeclaim shop/data of k at the same time"),
+        "{found:?}"
+    );
 }
 
 #[test]

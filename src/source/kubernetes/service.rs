@@ -32,7 +32,13 @@ impl<'a> Service<'a> {
         let mut labels = host.splitn(3, '.');
         let (name, namespace, svc) = (labels.next()?, labels.next()?, labels.next()?);
         let fits = (svc == "svc" || svc.starts_with("svc.")) && port.parse::<u16>().is_ok();
-        (fits && !name.is_empty() && super::is_namespace(namespace)).then_some(Self { scheme, name, namespace, port, path })
+        (fits && !name.is_empty() && super::is_namespace(namespace)).then_some(Self {
+            scheme,
+            name,
+            namespace,
+            port,
+            path,
+        })
     }
 
     fn proxied(&self) -> String {
@@ -63,7 +69,8 @@ mod tests {
         assert_eq!(proxied("http://web.shop.svc"), at("http:web:80/proxy/"));
         assert_eq!(proxied("http://web.shop.svc.cluster.local:8080/a?b=c"), at("http:web:8080/proxy/a?b=c"));
         assert_eq!(proxied("https://web.shop.svc/x"), at("https:web:443/proxy/x"));
-        for other in ["http://shop.example.org/", "http://web.shop.svc:x/", "ftp://web.shop.svc/", "http://.shop.svc/"] {
+        for other in ["http://shop.example.org/", "http://web.shop.svc:x/", "ftp://web.shop.svc/", "http://.shop.svc/"]
+        {
             assert_eq!(proxied(other), None, "{other}");
         }
     }

@@ -34,7 +34,6 @@ impl<'a> Below<'a> {
         }
         Ok(())
     }
-
 }
 
 fn path_below(directory: &str, path: &[u8]) -> Vec<u8> {

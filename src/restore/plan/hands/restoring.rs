@@ -2,6 +2,7 @@
 
 use super::{Facts, Worker, problems, read_note, refused, told, unknown};
 use crate::entry::{Problem, Supply as _};
+use crate::id::SourceName;
 use crate::repo::{Reader, RepoError, Selector};
 use crate::restore::export::{Flowing, format, write};
 use crate::restore::plan::document::{Doing, Restore};
@@ -13,10 +14,9 @@ use crate::restore::snapshot::{Progress, restore};
 use crate::restore::supply::Supplied;
 use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
-use crate::id::SourceName;
-use crate::source::{Context, Spec};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target, summary};
 use crate::source::volume;
+use crate::source::{Context, Spec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
@@ -387,11 +387,8 @@ impl Worker<'_> {
 
     /// What a step restores into that is not on this machine.
     fn target(&self, restore: &Restore, choice: &Choice, index: usize) -> Result<Box<dyn Target>, Failure> {
-        let options = Options {
-            step: Some(self.step_id(index)),
-            aside: self.outside.keeps(),
-            ..restore.options.clone()
-        };
+        let options =
+            Options { step: Some(self.step_id(index)), aside: self.outside.keeps(), ..restore.options.clone() };
         if let Some(claim) = &restore.claim {
             let id = format!("{}@{} of {}", choice.source, choice.sequence, choice.moment);
             let snapshot = (choice.kind.as_str(), id, restore.paths.is_empty());

@@ -95,7 +95,12 @@ impl Restoring {
     /// A snapshot into a claim that somebody names. `whole`: not some of its entries. `id` tells the snapshot from every
     /// other.
     #[must_use]
-    pub fn named(cluster: &kubernetes::Spec, claim: &Named, (kind, id, whole): (&str, String, bool), options: Options) -> Self {
+    pub fn named(
+        cluster: &kubernetes::Spec,
+        claim: &Named,
+        (kind, id, whole): (&str, String, bool),
+        options: Options,
+    ) -> Self {
         let Named { namespace, name, image, .. } = claim.clone();
         let place = Place { cluster: cluster.clone(), namespace, claim: name, image: Some(image) };
         let layout = if kind == "volume" { Layout::Volume } else { Layout::Tree { id, whole } };
@@ -171,7 +176,9 @@ impl Restoring {
             return Action::Create;
         }
         let step = self.options.step.as_deref();
-        if claim.marked(FILLED) == Some(wanted.id.as_str()) && (!replace || step.is_some() && claim.marked(STEP) == step) {
+        if claim.marked(FILLED) == Some(wanted.id.as_str())
+            && (!replace || step.is_some() && claim.marked(STEP) == step)
+        {
             return Action::Unchanged;
         }
         if !replace {
