@@ -133,16 +133,15 @@ pub fn though_killed(state: &Path, begin: &[&str], restore: impl Fn(&[&str]) -> 
     let mut child = restore(begin).spawn().unwrap();
     let mut killed = 0;
     loop {
-        let before = journals.done(&known).map_or(0, |(_, done)| done);
+        let before = journals.done(&known).map_or(0, |(_, done, _)| done);
         let deadline = Instant::now() + Duration::from_mins(6);
         let id = loop {
             if child.try_wait().unwrap().is_some() {
                 return finish(child, killed);
             }
-            // One that is complete cannot be resumed.
-            if let Some((id, done)) = journals.done(&known)
-                && done > before
-                && !journals.has_ended(&id)
+            // One that is all done may end at any moment, and cannot be resumed then.
+            if let Some((id, done, steps)) = journals.done(&known)
+                && (before + 1..steps).contains(&done)
             {
                 break id;
             }
@@ -169,16 +168,13 @@ impl Journals {
             .collect()
     }
 
-    fn has_ended(&self, id: &str) -> bool {
-        let journal = self.0.join(format!("{id}.jsonl"));
-        fs::read_to_string(journal).unwrap().lines().last().unwrap().contains("\"ended\"")
-    }
-
-    /// The id of the restore that is not `known`, and how many steps are done by its journal.
-    fn done(&self, known: &[PathBuf]) -> Option<(String, usize)> {
+    /// The id of the restore that is not `known`, how many steps are done by its journal, and how many there are.
+    fn done(&self, known: &[PathBuf]) -> Option<(String, usize, usize)> {
         let path = self.all().into_iter().find(|path| !known.contains(path))?;
-        let done = fs::read_to_string(&path).ok()?.lines().filter(|line| line.contains("\"event\":{\"done\":")).count();
-        Some((path.file_stem()?.to_str()?.to_owned(), done))
+        let text = fs::read_to_string(&path).ok()?;
+        let first: Value = serde_json::from_str(text.lines().next()?).ok()?;
+        let done = text.lines().filter(|line| line.contains("\"event\":{\"done\":")).count();
+        Some((path.file_stem()?.to_str()?.to_owned(), done, first["event"]["resolved"]["tasks"].as_array()?.len()))
     }
 }
 
