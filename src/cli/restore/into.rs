@@ -94,7 +94,7 @@ pub async fn run(
         deadline: Instant::now() + LONGEST,
     };
     let mut work = Work { target, reader, selection, world };
-    let planned = blocking(context, &cancel, move || {
+    let planned = context.interrupt.blocking(&cancel, move || {
         let plan = work.plan();
         (work, plan)
     });
@@ -112,7 +112,7 @@ pub async fn run(
         confirm(context, &what, into, &plan, &args)?;
     }
     let begun = Instant::now();
-    let applied = blocking(context, &cancel, move || work.apply(&plan)).await?.map_err(told)?;
+    let applied = context.interrupt.blocking(&cancel, move || work.apply(&plan)).await?.map_err(told)?;
     say_applied(context, &what, into, &applied, begun.elapsed())?;
     Ok(exit(&applied.changes, !applied.problems.is_empty()))
 }
@@ -131,22 +131,6 @@ fn target(context: &Context, into: &SourceName, args: &SystemArgs) -> Result<Box
     document.capture.target(args.options.options()?)?.ok_or_else(|| {
         let message = format!("a snapshot of kind {kind} is not brought back into a running system");
         Fault::usage(message, "restore its files with --to DIR, or see `lifeboat export`").into()
-    })
-}
-
-/// Runs what blocks; an interrupt asks it to end and waits for that.
-async fn blocking<T: Send + 'static>(
-    context: &Context,
-    cancel: &Cancel,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Failure> {
-    let mut work = std::pin::pin!(tokio::task::spawn_blocking(work));
-    Ok(tokio::select! {
-        done = &mut work => done?,
-        () = context.interrupt.requested() => {
-            cancel.cancel();
-            work.await?
-        }
     })
 }
 

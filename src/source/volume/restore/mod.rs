@@ -6,7 +6,7 @@
 //! broken off left behind is its own, and is removed by the next one of the same snapshot: the claim is marked until all
 //! is there. Deliberately absent: looking into a volume while planning, since only a pod can.
 
-mod pod;
+pub(super) mod pod;
 
 use super::claim::{self, Claim};
 use super::stream::{Report, Sender, Standing};
