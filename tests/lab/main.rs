@@ -6,6 +6,7 @@
 mod cluster;
 #[path = "../support/collect.rs"]
 mod collect;
+mod csi;
 mod ledger;
 mod people;
 mod pictshare;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const OUTSIDE: &str = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
+pub const OUTSIDE: &str = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
 const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
@@ -47,21 +47,21 @@ fn a_volume_is_held_still_captured_destroyed_and_filled_before_its_workload_star
     cluster::assert_nothing_is_left("test-b");
 }
 
-struct Lab<'a> {
-    cluster: &'a Cluster,
-    owner: Owner<'a>,
-    store: &'a Server,
+pub struct Lab<'a> {
+    pub cluster: &'a Cluster,
+    pub owner: Owner<'a>,
+    pub store: &'a Server,
 }
 
 /// How a command ended and what it said.
-struct Said {
-    code: Option<i32>,
-    text: String,
+pub struct Said {
+    pub code: Option<i32>,
+    pub text: String,
 }
 
 impl Said {
     #[track_caller]
-    fn expect(self, code: i32, part: &str) -> String {
+    pub fn expect(self, code: i32, part: &str) -> String {
         assert!(
             self.code == Some(code) && self.text.contains(part),
             "{:?} and not {code}, {part:?}: {}",
@@ -73,9 +73,9 @@ impl Said {
 }
 
 /// Everything about every file: what a restore must bring back.
-type Picture = BTreeMap<String, String>;
+pub type Picture = BTreeMap<String, String>;
 
-fn picture(root: &Path) -> Picture {
+pub fn picture(root: &Path) -> Picture {
     let (mut all, mut left) = (Picture::new(), vec![root.to_owned()]);
     while let Some(path) = left.pop() {
         let seen = fs::symlink_metadata(&path).unwrap();
@@ -115,11 +115,11 @@ impl Lab<'_> {
         self.cluster.state().join("volumes").join(name)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.owner.home.join(name).display().to_string()
     }
 
-    fn load_image(&self) {
+    pub fn load_image(&self) {
         let archive = self.path("lifeboat.tar");
         let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lifeboat-image");
         output(command(make).arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&archive));
@@ -205,7 +205,7 @@ impl Lab<'_> {
         self.owner.document("outside.yaml", &text);
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
         lifeboat
             .args(["--config", "outside.yaml", "--writer-key", "writer.key", "--identity", "kit.txt"])
@@ -215,7 +215,7 @@ impl Lab<'_> {
         lifeboat
     }
 
-    fn lifeboat(&self, arguments: &[&str]) -> Said {
+    pub fn lifeboat(&self, arguments: &[&str]) -> Said {
         let output = self.command(arguments).output().unwrap();
         let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         Said { code: output.status.code(), text }
@@ -226,22 +226,20 @@ impl Lab<'_> {
         serde_json::from_slice(&shown.stdout).unwrap()
     }
 
-    /// By the CronJob that `lifeboat schedule render` makes, with the rights of `deploy/volume` and no more.
-    fn backs_itself_up(&self) {
+    /// Puts the CronJobs of `documents` into the namespace of the shop, with what they need there: of `deploy/volume` these
+    /// components.
+    pub fn install(&self, documents: &str, components: &[&str]) {
         let secrets = "/etc/lifeboat/repository";
         let credentials =
             format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");
-        let documents = repository(self.store, &credentials, &format!("{secrets}/writer-key"))
-            + "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: shop-data}\nspec:\n  tier: standard\n  \
-               volume: {namespace: shop, claim: data, pods: {app: shop}}\n\
-               ---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: platform\n  \
-               tier: standard\n  cron: '* * * * *'\n  startDelay: 30s\n  maxDuration: 1m\n  sources: [shop-data]\n";
+        let documents = repository(self.store, &credentials, &format!("{secrets}/writer-key")) + documents;
         self.owner.document("platform.yaml", &documents);
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/volume");
         output(command("cp").arg("-r").arg(deploy).arg(self.path("volume")));
-        let overlay = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: shop\n\
-                       resources: [volume]\ncomponents: [volume/hooks]\n";
-        self.owner.document("kustomization.yaml", overlay);
+        let components: Vec<_> = components.iter().map(|name| format!("volume/{name}")).collect();
+        let overlay = json!({ "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "namespace": "shop", "resources": ["volume"], "components": components });
+        self.owner.document("kustomization.yaml", &overlay.to_string());
         self.cluster.kubectl(&["apply", "-k", &self.path("")]);
         for (name, value) in [("key-id", ACCESS_KEY), ("secret-key", SECRET_KEY)] {
             self.owner.document(name, value);
@@ -258,6 +256,15 @@ impl Lab<'_> {
         let manifest = self.owner.run(&["--config", "platform.yaml", "schedule", "render", "--image", IMAGE]);
         self.owner.document("cronjob.yaml", &manifest);
         self.cluster.kubectl(&["apply", "-f", &self.path("cronjob.yaml")]);
+    }
+
+    /// By the CronJob that `lifeboat schedule render` makes, with the rights of `deploy/volume` and no more.
+    fn backs_itself_up(&self) {
+        let documents = "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: shop-data}\nspec:\n  tier: standard\n  \
+               volume: {namespace: shop, claim: data, pods: {app: shop}}\n\
+               ---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: platform\n  \
+               tier: standard\n  cron: '* * * * *'\n  startDelay: 30s\n  maxDuration: 1m\n  sources: [shop-data]\n";
+        self.install(documents, &["hooks"]);
         wait(Duration::from_mins(4), "a backup by the volume's CronJob", || {
             self.cluster.finished_jobs("shop").into_iter().next()
         });
@@ -457,7 +464,7 @@ const STUCK: &str = "    hooks:\n      annotations: false\n      post:\n        
 const UNFIT: &str =
     "    hooks:\n      annotations: false\n      pre:\n        - {command: [sleep, '20'], timeout: 1s}\n";
 
-fn claim(name: &str, class: &str) -> Value {
+pub fn claim(name: &str, class: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "PersistentVolumeClaim",
         "metadata": { "name": name, "namespace": "shop", "labels": { "app": "shop" } },
         "spec": { "accessModes": ["ReadWriteOnce"], "storageClassName": class,
@@ -465,7 +472,7 @@ fn claim(name: &str, class: &str) -> Value {
 }
 
 /// One of everything that a volume can hold.
-fn build(root: &Path) {
+pub fn build(root: &Path) {
     fs::create_dir_all(root.join("pictures/empty")).unwrap();
     fs::write(root.join("pictures/a.jpg"), b"a picture").unwrap();
     fs::hard_link(root.join("pictures/a.jpg"), root.join("pictures/b.jpg")).unwrap();
