@@ -159,3 +159,28 @@ fn a_volume_has_a_cronjob_beside_the_pods_that_use_it() {
     assert_eq!(volume.unmounted.len(), 0);
     insta::assert_snapshot!(serde_saphyr::to_string(&volume.manifest).unwrap());
 }
+
+/// Who makes pods has no key, and the pod that has one is made by nobody else.
+#[test]
+fn a_volume_by_a_snapshot_is_a_cronjob_and_a_pod_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {name: main}\nspec:\n  url: s3://bucket/p\n  \
+                writerKey: {file: /etc/lifeboat/repository/writer-key}\n  s3:\n    credentials: {accessKeyId: {env: ID}, \
+                secretAccessKey: {env: SECRET}}\n---\n\
+                apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: uploads}\nspec:\n  volume:\n    \
+                namespace: shop\n    claim: pictures\n    pods: {app: web}\n    snapshot: {class: fast}\n---\n\
+                apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: main\n  \
+                tier: standard\n  cron: '*/10 * * * *'\n  maxDuration: 5m\n  sources: [uploads]\n";
+    fs::write(directory.path().join("documents.yaml"), text).unwrap();
+    let config = Config::load(&[directory.path().into()]).unwrap();
+    let made = cronjobs(&config, &config.schedules["often"], &TARGET).unwrap();
+    let [cronjob, template] = made.as_slice() else { panic!("{made:?}") };
+    let manifest = cronjob.manifest.to_string();
+    assert!(!manifest.contains("writer-key") && !manifest.contains("secret"), "{manifest}");
+    let job = &cronjob.manifest["spec"]["jobTemplate"]["spec"];
+    assert_eq!(job["ttlSecondsAfterFinished"], 300, "what it left is removed with its pod");
+    insta::assert_snapshot!(serde_saphyr::to_string(&job["template"]["spec"]["containers"][0]).unwrap());
+    assert_eq!(job["template"]["spec"]["serviceAccountName"], "lifeboat-snapshot");
+    assert_eq!(template.manifest["metadata"]["name"], cronjob.manifest["metadata"]["name"]);
+    insta::assert_snapshot!(serde_saphyr::to_string(&template.manifest).unwrap());
+}

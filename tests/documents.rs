@@ -312,6 +312,17 @@ fn no_source_is_captured_after_itself() {
 }
 
 #[test]
+fn a_snapshot_names_its_classes() {
+    let volume = "volume: {namespace: shop, claim: data, snapshot: {class: Fast, storageClass: a b, classs: x}}";
+    insta::assert_snapshot!(mistakes(&document("Source", "a", volume)), @r#"file.yaml:6: spec.volume.snapshot.classs: unknown field; allowed: class, storageClass; did you mean "class"?"#);
+    let volume = "volume: {namespace: shop, claim: data, snapshot: {class: Fast, storageClass: a b}}";
+    insta::assert_snapshot!(mistakes(&document("Source", "a", volume)), @"
+    file.yaml:6: spec.volume.snapshot.class: expected the name of a VolumeSnapshotClass
+    file.yaml:6: spec.volume.snapshot.storageClass: expected the name of a StorageClass
+    ");
+}
+
+#[test]
 fn a_source_is_of_one_kind() {
     insta::assert_snapshot!(mistakes(&document("Source", "a", "tier: critical")), @"file.yaml:5: spec: expected exactly one of files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume");
     let two = "files: {path: /a}\ncommand: {argv: [], output: a/b, timeout: 1 hour}\nguard: {minimumShare: 50}";

@@ -1,6 +1,7 @@
 //! SIGINT and SIGTERM: the first asks for a clean end, the second ends the process at once.
 
 use super::fault::{Exit, Failure};
+use crate::source::Cancel;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -37,6 +38,22 @@ impl Interrupt {
         if told.wait_for(|asked| *asked).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Runs what blocks; an interrupt asks it to end and waits for that.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        cancel: &Cancel,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let mut work = std::pin::pin!(tokio::task::spawn_blocking(work));
+        Ok(tokio::select! {
+            done = &mut work => done?,
+            () = self.requested() => {
+                cancel.cancel();
+                work.await?
+            }
+        })
     }
 
     /// Waits until a command must be given up.

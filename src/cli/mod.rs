@@ -5,6 +5,7 @@
 //! code ([`fault::classify`]).
 
 mod backup;
+mod by_snapshot;
 mod context;
 mod diff;
 mod doctor;
@@ -100,13 +101,24 @@ enum Command {
     /// Put the files of a volume where they belong, in the pod that a claim is restored by
     #[command(hide = true)]
     Receive(receive::Args),
+    /// Have a volume's CSI driver take a snapshot, and a pod back it up
+    #[command(hide = true)]
+    BackupBySnapshot(by_snapshot::Args),
 }
 
 impl Command {
     /// Whether an interrupted command is given time: it watches for interrupts itself, or must not end half-way (keys that
     /// were made and not saved).
     fn stops_itself(&self) -> bool {
-        matches!(self, Self::Backup(_) | Self::Restore(_) | Self::Export(_) | Self::Init(_) | Self::Keys(_))
+        matches!(
+            self,
+            Self::Backup(_)
+                | Self::BackupBySnapshot(_)
+                | Self::Restore(_)
+                | Self::Export(_)
+                | Self::Init(_)
+                | Self::Keys(_)
+        )
     }
 
     async fn run(self, context: &Context) -> Result<Exit, Failure> {
@@ -131,6 +143,7 @@ impl Command {
             Self::Completions(args) => manual::completions(&args),
             Self::Man(args) => manual::man(&args),
             Self::Receive(args) => receive::run(args),
+            Self::BackupBySnapshot(args) => by_snapshot::run(context, args).await,
         }
     }
 }

@@ -12,6 +12,9 @@
 //! them runs. It may read all files, so its user is root, with no more rights than that; an fsGroup it must not have, or the
 //! kubelet would change the files' owners.
 //!
+//! Of a volume that is read by a CSI snapshot, that pod is a PodTemplate, and the CronJob runs who takes the snapshot, gives
+//! it a pod and removes both ([`volume::by_snapshot`]): somebody else, who has no key.
+//!
 //! Deliberately absent: directories of nodes, and the choice of a node for those. Only the cluster's owner knows them; a
 //! kustomize patch adds them, and [`CronJob::unmounted`] says for which paths.
 
@@ -29,13 +32,15 @@ const HOME: &str = "/etc/lifeboat";
 const DOCUMENTS: &str = "documents";
 const TMP: &str = "tmp";
 /// The claim that is captured.
-const SOURCE: &str = "source";
+const SOURCE: &str = volume::by_snapshot::VOLUME;
+/// Who takes snapshots.
+const SNAPSHOT: &str = "snapshot";
 const USER: u32 = 65_532;
 /// The agent keeps the schedule's limit itself, and says so; Kubernetes ends what does not even do that.
 const PATIENCE: u64 = 60;
 /// A CronJob controller that looks every ten seconds misses what must start sooner.
 const SHORTEST_DEADLINE: u64 = 10;
-/// Seconds. A pod that has ended keeps a claim from being deleted, as one that runs does.
+/// Seconds. A pod that has ended keeps a claim from being deleted, as one that runs does; and what was made for it.
 const STAYS: u32 = 300;
 /// So that the names of its Jobs and Pods are valid too.
 const LONGEST_NAME: usize = 52;
@@ -46,6 +51,7 @@ pub struct Target<'a> {
     pub namespace: &'a str,
 }
 
+/// Or a PodTemplate.
 #[derive(Debug)]
 pub struct CronJob {
     pub manifest: Value,
@@ -67,18 +73,20 @@ pub enum CronJobError {
 struct Work<'a> {
     name: String,
     namespace: &'a str,
-    /// `backup` or `replicate`; also the name of the container.
+    /// `backup`, `snapshot` or `replicate`; also the name of the container.
     component: &'static str,
     /// Before a Secret's name.
     prefix: &'static str,
-    timetable: &'a Timetable,
+    /// None: its pods are made as they are needed.
+    timetable: Option<&'a Timetable>,
     max_duration: Duration,
     arguments: Vec<String>,
     needs: Needs,
     volume: Option<&'a volume::Spec>,
 }
 
-/// The volumes come after the other sources, the replica last.
+/// The volumes come after the other sources, the replica last; after the CronJob of a volume that is read by a snapshot, its
+/// PodTemplate.
 ///
 /// # Errors
 /// Kubernetes would not take one of them.
@@ -97,11 +105,21 @@ pub fn cronjobs(config: &Config, schedule: &Schedule, target: &Target<'_>) -> Re
     for name in volumes {
         let Some(spec) = volume(name) else { continue };
         let mut work = Work::backup(config, schedule, &spec.namespace, &[name]).only(&[name]);
-        (work.name, work.volume) = (format!("{}-{name}", work.name), Some(spec));
+        (work.name, work.volume) = (name_of_volume(schedule, name), Some(spec));
+        if spec.snapshot.is_some() {
+            all.push(Work::snapshot(schedule, name, spec));
+            work.timetable = None;
+        }
         all.push(work);
     }
     all.extend(Work::replication(config, schedule, target.namespace));
     all.into_iter().map(|work| work.cronjob(schedule, target.image)).collect()
+}
+
+/// The name of a volume's CronJob.
+#[must_use]
+pub fn name_of_volume(schedule: &Schedule, source: &SourceName) -> String {
+    format!("lifeboat-{}-{source}", schedule.name)
 }
 
 impl<'a> Work<'a> {
@@ -111,7 +129,7 @@ impl<'a> Work<'a> {
             namespace,
             component: "backup",
             prefix: "lifeboat-",
-            timetable: &schedule.timetable,
+            timetable: Some(&schedule.timetable),
             max_duration: schedule.max_duration,
             arguments: vec!["backup".into(), format!("--schedule={}", schedule.name)],
             needs: Needs::of(config, schedule, sources),
@@ -125,6 +143,25 @@ impl<'a> Work<'a> {
         self
     }
 
+    /// Who takes a volume's snapshot and has it read.
+    fn snapshot(schedule: &'a Schedule, name: &SourceName, spec: &'a volume::Spec) -> Self {
+        let mut needs = Needs { account: spec.kubeconfig.is_none(), ..Needs::default() };
+        spec.kubeconfig.iter().for_each(|path| needs.file(path));
+        let of = [format!("--schedule={}", schedule.name), name.to_string()];
+        let own = ["--pod=$(POD)", "--pod-uid=$(POD_UID)"].map(str::to_owned);
+        Self {
+            name: name_of_volume(schedule, name),
+            namespace: &spec.namespace,
+            component: SNAPSHOT,
+            prefix: "lifeboat-",
+            timetable: Some(&schedule.timetable),
+            max_duration: schedule.max_duration,
+            arguments: ["backup-by-snapshot".to_owned()].into_iter().chain(of).chain(own).collect(),
+            needs,
+            volume: None,
+        }
+    }
+
     /// What keeps the replica that a schedule asks for up to date.
     fn replication(config: &Config, schedule: &'a Schedule, namespace: &'a str) -> Option<Self> {
         let replica = schedule.replica.as_ref()?;
@@ -136,7 +173,7 @@ impl<'a> Work<'a> {
             namespace,
             component: "replicate",
             prefix: "lifeboat-replicate-",
-            timetable: &replica.timetable,
+            timetable: Some(&replica.timetable),
             max_duration: replica.max_duration,
             arguments: vec!["replicate".into(), format!("--schedule={}", schedule.name)],
             needs,
@@ -145,26 +182,33 @@ impl<'a> Work<'a> {
     }
 
     fn cronjob(self, schedule: &Schedule, image: &str) -> Result<CronJob, CronJobError> {
-        let pattern = self.timetable.pattern();
         if self.name.len() > LONGEST_NAME {
             return Err(CronJobError::Name { schedule: schedule.name.clone(), name: self.name });
         }
-        if !known_to_kubernetes(pattern) {
-            return Err(CronJobError::Pattern { schedule: schedule.name.clone(), pattern: pattern.to_owned() });
-        }
-        let Some(zone) = self.timetable.zone().iana_name() else {
-            return Err(CronJobError::Zone { schedule: schedule.name.clone() });
-        };
         let labels = json!({
             "app.kubernetes.io/name": "lifeboat",
             "app.kubernetes.io/component": self.component,
             "lifeboat.dev/schedule": schedule.name,
             "lifeboat.dev/tier": schedule.tier,
         });
+        let metadata = json!({ "name": self.name, "namespace": self.namespace, "labels": labels });
+        let template = json!({ "metadata": { "labels": labels }, "spec": self.pod(image) });
+        let Some(timetable) = self.timetable else {
+            let manifest =
+                json!({ "apiVersion": "v1", "kind": "PodTemplate", "metadata": metadata, "template": template });
+            return Ok(CronJob { manifest, unmounted: self.needs.unmounted });
+        };
+        let pattern = timetable.pattern();
+        if !known_to_kubernetes(pattern) {
+            return Err(CronJobError::Pattern { schedule: schedule.name.clone(), pattern: pattern.to_owned() });
+        }
+        let Some(zone) = timetable.zone().iana_name() else {
+            return Err(CronJobError::Zone { schedule: schedule.name.clone() });
+        };
         let mut manifest = json!({
             "apiVersion": "batch/v1",
             "kind": "CronJob",
-            "metadata": { "name": self.name, "namespace": self.namespace, "labels": labels },
+            "metadata": metadata,
             "spec": {
                 "schedule": pattern,
                 "timeZone": zone,
@@ -178,12 +222,12 @@ impl<'a> Work<'a> {
                     "spec": {
                         "activeDeadlineSeconds": self.max_duration.as_secs() + PATIENCE,
                         "backoffLimit": 1,
-                        "template": { "metadata": { "labels": labels }, "spec": self.pod(image) },
+                        "template": template,
                     },
                 },
             },
         });
-        if self.volume.is_some() {
+        if self.volume.is_some() || self.component == SNAPSHOT {
             manifest["spec"]["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] = json!(STAYS);
         }
         Ok(CronJob { manifest, unmounted: self.needs.unmounted })
@@ -194,14 +238,18 @@ impl<'a> Work<'a> {
         let (volumes, mounts) = self.volumes();
         let mut arguments = vec![format!("--config={HOME}/{DOCUMENTS}"), "--log-format=json".to_owned()];
         arguments.extend(self.arguments.iter().cloned());
-        let environment = needs.environment.iter().map(|name| {
-            json!({ "name": name, "valueFrom": { "secretKeyRef": { "name": format!("{prefix}environment"), "key": name } } })
-        });
+        let secret = |name| json!({ "secretKeyRef": { "name": format!("{prefix}environment"), "key": name } });
+        let mut environment: Vec<_> =
+            needs.environment.iter().map(|name| json!({ "name": name, "valueFrom": secret(name) })).collect();
+        if *component == SNAPSHOT {
+            let field = |name, path| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+            environment.extend([field("POD", "metadata.name"), field("POD_UID", "metadata.uid")]);
+        }
         let mut container = json!({
             "name": component,
             "image": image,
             "args": arguments,
-            "env": environment.collect::<Vec<_>>(),
+            "env": environment,
             "resources": {
                 "requests": { "cpu": "100m", "memory": "256Mi" },
                 "limits": { "memory": "1Gi" },
@@ -232,7 +280,9 @@ impl<'a> Work<'a> {
             "containers": [container],
             "volumes": volumes,
         });
-        if let Some(labels) = self.volume.map(|volume| &volume.pods).filter(|labels| !labels.is_empty()) {
+        // A volume that is made of a snapshot is wherever its pod is.
+        let beside = self.volume.filter(|volume| volume.snapshot.is_none()).map(|volume| &volume.pods);
+        if let Some(labels) = beside.filter(|labels| !labels.is_empty()) {
             let term = json!({ "topologyKey": "kubernetes.io/hostname", "labelSelector": { "matchLabels": labels } });
             let preferred = json!([{ "weight": 100, "podAffinityTerm": term }]);
             pod["affinity"] =

@@ -15,7 +15,7 @@ mod repository;
 mod schedule;
 mod source;
 
-pub use cronjob::{CronJob, CronJobError, Target, cronjobs};
+pub use cronjob::{CronJob, CronJobError, Target, cronjobs, name_of_volume};
 pub use mistake::{Mistake, nearest};
 pub use quantity::{InvalidSize, Size};
 pub use repository::{

@@ -7,6 +7,7 @@ mod claims;
 mod cluster;
 #[path = "../support/collect.rs"]
 mod collect;
+mod csi;
 mod ledger;
 mod people;
 mod pictshare;

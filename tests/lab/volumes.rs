@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const OUTSIDE: &str = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
+pub const OUTSIDE: &str = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
 pub const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
@@ -52,13 +52,13 @@ fn a_volume_is_held_still_captured_destroyed_and_filled_before_its_workload_star
 pub struct Lab<'a> {
     pub cluster: &'a Cluster,
     pub owner: Owner<'a>,
-    store: &'a Server,
+    pub store: &'a Server,
 }
 
 /// How a command ended and what it said.
 pub struct Said {
-    code: Option<i32>,
-    text: String,
+    pub code: Option<i32>,
+    pub text: String,
 }
 
 impl Said {
@@ -117,11 +117,11 @@ impl Lab<'_> {
         self.cluster.state().join("volumes").join(name)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.owner.home.join(name).display().to_string()
     }
 
-    fn load_image(&self) {
+    pub fn load_image(&self) {
         let archive = self.path("lifeboat.tar");
         let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lifeboat-image");
         output(command(make).arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&archive));
@@ -233,22 +233,20 @@ impl Lab<'_> {
         serde_json::from_slice(&shown.stdout).unwrap()
     }
 
-    /// By the CronJob that `lifeboat schedule render` makes, with the rights of `deploy/volume` and no more.
-    fn backs_itself_up(&self) {
+    /// Puts the CronJobs of `documents` into the namespace of the shop, with what they need there: of `deploy/volume` these
+    /// components.
+    pub fn install(&self, documents: &str, components: &[&str]) {
         let secrets = "/etc/lifeboat/repository";
         let credentials =
             format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");
-        let documents = repository(self.store, &credentials, &format!("{secrets}/writer-key"))
-            + "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: shop-data}\nspec:\n  tier: standard\n  \
-               volume: {namespace: shop, claim: data, pods: {app: shop}}\n\
-               ---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: platform\n  \
-               tier: standard\n  cron: '* * * * *'\n  startDelay: 30s\n  maxDuration: 1m\n  sources: [shop-data]\n";
+        let documents = repository(self.store, &credentials, &format!("{secrets}/writer-key")) + documents;
         self.owner.document("platform.yaml", &documents);
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/volume");
         output(command("cp").arg("-r").arg(deploy).arg(self.path("volume")));
-        let overlay = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: shop\n\
-                       resources: [volume]\ncomponents: [volume/hooks]\n";
-        self.owner.document("kustomization.yaml", overlay);
+        let components: Vec<_> = components.iter().map(|name| format!("volume/{name}")).collect();
+        let overlay = json!({ "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "namespace": "shop", "resources": ["volume"], "components": components });
+        self.owner.document("kustomization.yaml", &overlay.to_string());
         self.cluster.kubectl(&["apply", "-k", &self.path("")]);
         for (name, value) in [("key-id", ACCESS_KEY), ("secret-key", SECRET_KEY)] {
             self.owner.document(name, value);
@@ -265,6 +263,15 @@ impl Lab<'_> {
         let manifest = self.owner.run(&["--config", "platform.yaml", "schedule", "render", "--image", IMAGE]);
         self.owner.document("cronjob.yaml", &manifest);
         self.cluster.kubectl(&["apply", "-f", &self.path("cronjob.yaml")]);
+    }
+
+    /// By the CronJob that `lifeboat schedule render` makes, with the rights of `deploy/volume` and no more.
+    fn backs_itself_up(&self) {
+        let documents = "---\napiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: shop-data}\nspec:\n  tier: standard\n  \
+               volume: {namespace: shop, claim: data, pods: {app: shop}}\n\
+               ---\napiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: often}\nspec:\n  repository: platform\n  \
+               tier: standard\n  cron: '* * * * *'\n  startDelay: 30s\n  maxDuration: 1m\n  sources: [shop-data]\n";
+        self.install(documents, &["hooks"]);
         wait(Duration::from_mins(4), "a backup by the volume's CronJob", || {
             self.cluster.finished_jobs("shop").into_iter().next()
         });
@@ -472,7 +479,7 @@ pub fn claim(name: &str, class: &str) -> Value {
 }
 
 /// One of everything that a volume can hold.
-fn build(root: &Path) {
+pub fn build(root: &Path) {
     fs::create_dir_all(root.join("pictures/empty")).unwrap();
     fs::write(root.join("pictures/a.jpg"), b"a picture").unwrap();
     fs::hard_link(root.join("pictures/a.jpg"), root.join("pictures/b.jpg")).unwrap();

@@ -113,7 +113,7 @@ pub async fn run(
         deadline: Instant::now() + LONGEST,
     };
     let mut work = Work { target, reader, selection, world };
-    let planned = blocking(context, &cancel, move || {
+    let planned = context.interrupt.blocking(&cancel, move || {
         let plan = work.plan();
         (work, plan)
     });
@@ -131,7 +131,7 @@ pub async fn run(
         confirm(context, &what, into, &plan, &args)?;
     }
     let begun = Instant::now();
-    let applied = blocking(context, &cancel, move || work.apply(&plan)).await?.map_err(told)?;
+    let applied = context.interrupt.blocking(&cancel, move || work.apply(&plan)).await?.map_err(told)?;
     say_applied(context, &what, into, &applied, begun.elapsed())?;
     Ok(exit(&applied.changes, !applied.problems.is_empty()))
 }
@@ -186,22 +186,6 @@ fn claimed(
     let claim = Named { image: args.image.clone().unwrap_or_default(), ..claim.clone() };
     let into = format!("{}/{}/{}", claim.cluster, claim.namespace, claim.name);
     Ok((into, Box::new(volume::Restoring::named(cluster, &claim, snapshot, options))))
-}
-
-/// Runs what blocks; an interrupt asks it to end and waits for that.
-async fn blocking<T: Send + 'static>(
-    context: &Context,
-    cancel: &Cancel,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Failure> {
-    let mut work = std::pin::pin!(tokio::task::spawn_blocking(work));
-    Ok(tokio::select! {
-        done = &mut work => done?,
-        () = context.interrupt.requested() => {
-            cancel.cancel();
-            work.await?
-        }
-    })
 }
 
 /// The repository's errors come wrapped in the system's.

@@ -6,7 +6,7 @@
 //! `k8up.io/file-extension` and `k8up.io/backupcommand-container`. As with Velero, a pod's own take the place of the
 //! document's. What has been begun is always ended: see [`Frozen`].
 
-use super::claim::is_running;
+use super::claim::{self, is_running};
 use super::{STREAMS, Spec};
 use crate::entry::{Layout, Sink};
 use crate::source::command::plain_file;
@@ -150,8 +150,15 @@ impl Found {
     }
 }
 
-/// Finds out what is to be run in `pods`, which use the claim.
-pub fn find(spec: &Spec, pods: &[Value]) -> Result<Found, SourceError> {
+/// Finds out what is to be run in the pods that use the claim.
+pub fn of(context: &Context, api: &Api, spec: &Spec) -> Result<Found, SourceError> {
+    if !spec.hooks.may_be_any() {
+        return Ok(Found::default());
+    }
+    find(spec, &claim::users(context, api, &spec.namespace, &spec.claim)?)
+}
+
+fn find(spec: &Spec, pods: &[Value]) -> Result<Found, SourceError> {
     let chosen = |pod: &&Value| {
         let labels = &pod["metadata"]["labels"];
         is_running(pod) && spec.pods.iter().all(|(name, value)| labels[name] == value.as_str())

@@ -6,6 +6,9 @@
 //! hold it still; afterwards, when every byte has been read, others let go again: also when the capture failed or was
 //! broken off.
 //!
+//! Where the document asks for a CSI snapshot, what is mounted is a volume that was made of one ([`by_snapshot`]); the
+//! programs have run around the moment that it shows, and that moment is the recovery point.
+//!
 //! A volume is known by its claim's uid. A claim that was restored carries the uid of the one that was captured, so that it
 //! is the same volume from then on.
 //!
@@ -13,9 +16,11 @@
 //! PersistentVolume behind a claim, raw block devices, a file system's `lost+found`.
 
 mod below;
+pub mod by_snapshot;
 mod claim;
 mod hooks;
 mod restore;
+pub mod snapshot;
 pub mod stream;
 
 pub use restore::{Named, Restoring};
@@ -60,6 +65,8 @@ pub struct Spec {
     pub pods: BTreeMap<String, String>,
     #[serde(default)]
     pub hooks: Hooks,
+    /// What is read is a CSI snapshot of the claim, and not the claim itself.
+    pub snapshot: Option<snapshot::Wanted>,
     /// The image of the pod by which the claim is restored: Lifeboat's own.
     pub image: Option<String>,
     /// Where the cluster is and who asks; in the cluster itself, if it is not given, the pod's service account.
@@ -90,6 +97,9 @@ impl Spec {
             *path = directory.join(&*path);
         }
         self.hooks.check(say);
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.check(say);
+        }
         self.files().check(say);
     }
 
@@ -132,15 +142,6 @@ impl Volume {
         Ok(Self { spec, files })
     }
 
-    /// The programs to be run in the pods that use the claim.
-    fn hooks(&self, context: &Context, api: &Api) -> Result<Found, SourceError> {
-        if !self.spec.hooks.may_be_any() {
-            return Ok(Found::default());
-        }
-        let pods = claim::users(context, api, &self.spec.namespace, &self.spec.claim)?;
-        hooks::find(&self.spec, &pods)
-    }
-
     fn read(&mut self, context: &Context, sink: &mut dyn Sink) -> Result<Facts, SourceError> {
         let mut below = Below::new(sink, FILES);
         let facts = self.files.capture(context, &mut below)?;
@@ -157,10 +158,13 @@ impl Source for Volume {
     fn check(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
         let api = Api::connect(context, &self.spec.cluster())?;
         let claim = Claim::wanted(context, &api, &self.spec)?;
-        let found = self.hooks(context, &api)?;
+        let found = hooks::of(context, &api, &self.spec)?;
         let mut lines = vec![format!("{}: {}", self.spec.what(), claim.describe())];
         lines.extend(found.describe());
-        lines.extend(self.files.check(context)?);
+        match &self.spec.snapshot {
+            Some(wanted) => lines.push(format!("what is read is a snapshot of it, of the class {}", wanted.class)),
+            None => lines.extend(self.files.check(context)?),
+        }
         Ok(lines)
     }
 
@@ -168,7 +172,8 @@ impl Source for Volume {
         context.go_on()?;
         let api = Api::connect(context, &self.spec.cluster())?;
         let claim = Claim::wanted(context, &api, &self.spec)?;
-        let found = self.hooks(context, &api)?;
+        let taken = self.spec.snapshot.as_ref().map(|_| snapshot::taken(context, &api, &self.spec)).transpose()?;
+        let mut found = hooks::of(context, &api, &self.spec)?;
         let mut details = claim.details();
         details.extend(found.details());
         let text = claim.manifest()?;
@@ -178,8 +183,13 @@ impl Source for Volume {
         for stream in &found.streams {
             stream.capture(context, &api, sink)?;
         }
+        if let Some(wanted) = &self.spec.snapshot {
+            // They ran when it was taken.
+            found = Found::default();
+            details.insert("snapshot_class".into(), wanted.class.clone());
+        }
         let frozen = Frozen::freeze(context, &api, found)?;
-        let moment = context.now();
+        let moment = taken.unwrap_or_else(|| context.now());
         let read = self.read(context, sink);
         let left = frozen.thaw();
         let files = match (read, left.is_empty()) {

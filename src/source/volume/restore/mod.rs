@@ -7,7 +7,7 @@
 //! restore that was broken off left behind is its own, and is removed by the next one of the same snapshot: the claim is
 //! marked until all is there. Deliberately absent: looking into a volume while planning, since only a pod can.
 
-mod pod;
+pub(super) mod pod;
 mod wanted;
 
 use super::claim::{self, Claim};
@@ -64,7 +64,7 @@ impl Named {
 }
 
 /// The claim that is restored into.
-struct Place {
+pub(super) struct Place {
     cluster: kubernetes::Spec,
     namespace: String,
     claim: String,

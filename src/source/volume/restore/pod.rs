@@ -213,8 +213,8 @@ fn over(context: &Context) -> Context {
     Context { cancel: Cancel::default(), deadline: Instant::now() + REMOVAL, ..context.clone() }
 }
 
-/// Why it does not run.
-fn standing(pod: &Value) -> String {
+/// Where it is, or why it does not run.
+pub fn standing(pod: &Value) -> String {
     let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
     let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     let unscheduled = conditions.find(|one| one["type"] == "PodScheduled" && one["status"] != "True");

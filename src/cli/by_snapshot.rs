@@ -1,0 +1,68 @@
+//! `lifeboat backup-by-snapshot`, which the CronJob of a volume calls and nobody types: has its CSI driver take a snapshot, and
+//! a pod of the PodTemplate beside the CronJob back it up. It needs no key and reaches no repository.
+
+use super::context::Context;
+use super::fault::{Exit, Failure, Fault};
+use super::output::clock;
+use crate::config::name_of_volume;
+use crate::id::SourceName;
+use crate::source::volume::by_snapshot::{Owner, back_up};
+use crate::source::{self, Cancel, Spec};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the Source document
+    source: SourceName,
+    #[arg(long, value_name = "NAME")]
+    schedule: String,
+    /// The pod that this runs in: what is made is removed with it at the latest
+    #[arg(long, value_name = "NAME", requires = "pod_uid")]
+    pod: Option<String>,
+    #[arg(long, value_name = "UID", requires = "pod")]
+    pod_uid: Option<String>,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let schedule = context.schedule(&args.schedule)?;
+    let source = &args.source;
+    let capture = context.config()?.sources.get(source).map(|document| &document.capture);
+    let (Some(Spec::Volume(spec)), true) = (capture, schedule.sources.contains(source)) else {
+        let text = format!("{source} is no volume among the sources of the schedule {}", schedule.name);
+        return Err(Fault::usage(text, "apply what `lifeboat schedule render` makes of the documents").into());
+    };
+    let (spec, cancel) = (spec.clone(), Cancel::default());
+    let Some(wanted) = spec.snapshot.clone() else {
+        let hint = "set volume.snapshot, or apply what `lifeboat schedule render` makes of the documents";
+        return Err(Fault::usage(format!("{source} is not to be read by a snapshot"), hint).into());
+    };
+    let world = source::Context {
+        runtime: tokio::runtime::Handle::current(),
+        cancel: cancel.clone(),
+        started: clock(),
+        begun: Instant::now(),
+        deadline: Instant::now() + schedule.max_duration,
+    };
+    let template = name_of_volume(schedule, source);
+    let owner = args.pod.zip(args.pod_uid).map(|(pod, uid)| Owner { pod, uid });
+    let work = move || back_up(&world, &spec, &wanted, &template, owner.as_ref());
+    let ended = context.interrupt.blocking(&cancel, work).await?;
+    let ended = ended.map_err(|error| match error {
+        source::SourceError::Cancelled => Fault::Interrupted { left: None }.into(),
+        other => Failure::from(other),
+    })?;
+    eprint!("{}", ended.log);
+    match (ended.code, ended.left.as_slice()) {
+        (0, []) => Ok(Exit::Ok),
+        (0 | 3, left) => {
+            for text in left {
+                tracing::error!(source = source.as_str(), "{text}");
+            }
+            Ok(Exit::Incomplete)
+        }
+        (code, _) => {
+            let message = format!("the pod that was to back {source} up ended with exit status {code}");
+            Err(Fault::Failed { message, hint: Some("its log is above".into()) }.into())
+        }
+    }
+}
