@@ -5,7 +5,7 @@ root=${LIFEBOAT_LAB:-${XDG_STATE_HOME:-$HOME/.local/state}/lifeboat/lab}
 cache=${LIFEBOAT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lifeboat}
 [[ $cache == /* ]] || cache=$PWD/$cache
 # A number each, so that any of them can run side by side. The tests have their own: they do not disturb the user's.
-clusters=(region-a region-b test-a test-b test-c)
+clusters=(region-a region-b test-a test-b test-c test-d)
 # In the order of their start.
 components=(containerd etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
 export PATH=$PATH:/usr/sbin:/sbin
@@ -47,6 +47,23 @@ end_processes() {
     for process in "${processes[@]}" "$pid"; do
         until_true 30 "the end of $name's processes" test ! -e "/proc/$process" || return 1
     done
+}
+
+# authority NAME: an authority for certificates, NAME.key and NAME.crt; ECDSA P-256, valid for a year.
+authority() {
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj "/CN=$1" -keyout "$1.key" \
+        -out "$1.crt" -addext keyUsage=critical,keyCertSign,cRLSign -addext basicConstraints=critical,CA:TRUE 2>/dev/null
+}
+
+# certificate NAME AUTHORITY SUBJECT USAGE [ALTERNATIVE-NAMES]: NAME.key and NAME.crt.
+certificate() {
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "$3" -keyout "$1.key" -out "$1.csr" 2>/dev/null
+    openssl x509 -req -in "$1.csr" -CA "$2.crt" -CAkey "$2.key" -set_serial "0x$(openssl rand -hex 8)" -days 365 \
+        -out "$1.crt" -extfile <(
+            printf 'basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=%s\n' "$4"
+            [[ -z ${5:-} ]] || printf 'subjectAltName=%s\n' "$5"
+        ) 2>/dev/null
+    rm "$1.csr"
 }
 
 # inside COMMAND…: runs it in the cluster's namespaces.
@@ -108,4 +125,9 @@ ready() {
         coredns) kubectl -n kube-system wait deployment/coredns --for=condition=Available --timeout=1s ;;
         *) false ;;
     esac >/dev/null 2>&1
+}
+
+# Every workload of the cluster, what it shall have of pods and what is ready of them: NAMESPACE/KIND/NAME WANTED READY.
+workloads() {
+    "$bin/kubectl" --request-timeout 20s get deployments,statefulsets,daemonsets -A -o go-template='{{range .items}}{{if ne .metadata.namespace "kube-system"}}{{.metadata.namespace}}/{{.kind}}/{{.metadata.name}} {{or .spec.replicas .status.desiredNumberScheduled 0}} {{or .status.readyReplicas .status.numberReady 0}}{{"\n"}}{{end}}{{end}}'
 }
