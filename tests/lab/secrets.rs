@@ -1,34 +1,12 @@
 //! Vault in the cluster, with integrated storage: it holds the passwords of an application's database, and knows the identity
 //! that backs up by its service account.
 
-use crate::cluster::{Cluster, wait};
-use crate::support::{command, tool};
+use crate::cluster::Cluster;
+use crate::support::command;
 use crate::{in_tree, output};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
-
-const IMAGE: &str = "lifeboat.lab/vault:1";
-const PLUGIN: &str = "vault-plugin-auth-kubernetes";
-const CONFIGURATION: &str = r#"
-storage "raft" {
-  path = "/vault/data"
-  node_id = "vault-0"
-}
-listener "tcp" {
-  address = "0.0.0.0:8200"
-  tls_cert_file = "/etc/vault/tls/tls.crt"
-  tls_key_file = "/etc/vault/tls/tls.key"
-}
-api_addr = "https://vault.vault.svc:8200"
-cluster_addr = "https://127.0.0.1:8201"
-plugin_directory = "/vault/plugins"
-disable_mlock = true
-"#;
-
-/// What backs up may read snapshots, and nothing else.
-const POLICY: &str = r#"policy=path "sys/storage/raft/snapshot" { capabilities = ["read"] }"#;
 
 pub struct Vault<'a> {
     cluster: &'a Cluster,
@@ -59,47 +37,18 @@ pub fn certificate_secret(directory: &Path, namespace: &str, name: &str) -> Valu
 impl<'a> Vault<'a> {
     /// Initialised and unsealed. `files` keeps what reaches it: its authority, and the token of who backs up.
     pub fn install(cluster: &'a Cluster, files: &Path) -> Self {
-        load_image(cluster, files);
-        certificate(files, &["vault.vault.svc"]);
-        cluster.apply(&manifest(files));
-        let vault = Self { cluster };
-        let made = wait(Duration::from_mins(2), "Vault", || {
-            vault.try_ask(&["operator", "init", "-key-shares=3", "-key-threshold=2", "-format=json"]).ok()
-        });
-        let made: Value = serde_json::from_str(&made).unwrap();
-        for key in &made["unseal_keys_b64"].as_array().unwrap()[..2] {
-            vault.ask(&["operator", "unseal", key.as_str().unwrap()]);
-        }
-        vault.ask(&["login", "-no-print", made["root_token"].as_str().unwrap()]);
-        wait(Duration::from_mins(1), "an active Vault", || {
-            vault.try_ask(&["secrets", "enable", "-path=secret", "kv"]).ok()
-        });
-        vault.admit(files);
-        vault
-    }
-
-    /// Who backs up logs in by its service account.
-    fn admit(&self, files: &Path) {
-        let sum = output(command("sha256sum").arg(tool("vault")));
-        self.ask(&["plugin", "register", &format!("-sha256={}", &sum[..64]), "auth", PLUGIN]);
-        self.ask(&["auth", "enable", "-path=kubernetes", PLUGIN]);
-        self.ask(&["write", "auth/kubernetes/config", "kubernetes_host=https://kubernetes.default.svc"]);
-        self.ask(&["write", "sys/policies/acl/lifeboat-backup", POLICY]);
-        let bound = ["bound_service_account_names=lifeboat-backup", "bound_service_account_namespaces=lifeboat"];
-        let role = ["write", "auth/kubernetes/role/lifeboat-backup", "policies=lifeboat-backup"];
-        self.ask(&[&role[..], &bound].concat());
-        self.cluster.kubectl(&["apply", "-k", &in_tree("../../deploy/base")]);
+        cluster.lab("platform/vault", &[]);
+        fs::create_dir_all(files).unwrap();
+        fs::copy(cluster.state().join("secrets/vault/ca.crt"), files.join("ca.crt")).unwrap();
+        cluster.kubectl(&["apply", "-k", &in_tree("../../deploy/base")]);
         let token = ["-n", "lifeboat", "create", "token", "lifeboat-backup", "--duration=1h"];
-        fs::write(files.join("account"), self.cluster.kubectl(&token)).unwrap();
-    }
-
-    fn try_ask(&self, arguments: &[&str]) -> Result<String, String> {
-        self.cluster.try_kubectl(&[&["-n", "vault", "exec", "vault-0", "--", "/vault/vault"], arguments].concat())
+        fs::write(files.join("account"), cluster.kubectl(&token)).unwrap();
+        Self { cluster }
     }
 
     #[track_caller]
     fn ask(&self, arguments: &[&str]) -> String {
-        self.try_ask(arguments).unwrap_or_else(|error| panic!("vault {arguments:?}: {error}"))
+        self.cluster.kubectl(&[&["-n", "vault", "exec", "vault-0", "--", "/vault/vault"], arguments].concat())
     }
 
     pub fn write(&self, path: &str, values: &[(&str, &str)]) {
@@ -111,59 +60,4 @@ impl<'a> Vault<'a> {
     pub fn read(&self, path: &str, name: &str) -> String {
         self.ask(&["kv", "get", &format!("-field={name}"), path]).trim().to_owned()
     }
-}
-
-/// The program, also under its plugin's name, and nothing else.
-fn load_image(cluster: &Cluster, files: &Path) {
-    let root = files.join("image");
-    fs::create_dir_all(root.join("vault/plugins")).unwrap();
-    fs::create_dir_all(root.join("tmp")).unwrap();
-    fs::copy(tool("vault"), root.join("vault/vault")).unwrap();
-    fs::hard_link(root.join("vault/vault"), root.join("vault/plugins").join(PLUGIN)).unwrap();
-    let archive = files.join("vault.tar");
-    output(command(in_tree("image")).arg(&archive).arg(IMAGE).arg(&root));
-    cluster.lab("load", &[archive.to_str().unwrap()]);
-    fs::remove_dir_all(root).unwrap();
-    fs::remove_file(archive).unwrap();
-}
-
-fn manifest(files: &Path) -> Value {
-    let named = |name: &str| json!({ "name": name, "namespace": "vault" });
-    json!({ "apiVersion": "v1", "kind": "List", "items": [
-        { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "vault" } },
-        certificate_secret(files, "vault", "vault-tls"),
-        { "apiVersion": "v1", "kind": "ConfigMap", "metadata": named("vault"), "data": { "vault.hcl": CONFIGURATION } },
-        { "apiVersion": "v1", "kind": "ServiceAccount", "metadata": named("vault") },
-        // It asks the cluster whose a token is.
-        { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "vault" },
-          "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator" },
-          "subjects": [{ "kind": "ServiceAccount", "name": "vault", "namespace": "vault" }] },
-        { "apiVersion": "v1", "kind": "Service", "metadata": named("vault"),
-          "spec": { "selector": { "app": "vault" }, "ports": [{ "port": 8200 }], "publishNotReadyAddresses": true } },
-        { "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": named("vault"), "spec": {
-            "serviceName": "vault", "selector": { "matchLabels": { "app": "vault" } }, "template": {
-                "metadata": { "labels": { "app": "vault" } },
-                "spec": {
-                    "serviceAccountName": "vault", "terminationGracePeriodSeconds": 1,
-                    "containers": [{
-                        "name": "vault", "image": IMAGE, "imagePullPolicy": "Never",
-                        "command": ["/vault/vault", "server", "-config=/etc/vault/configuration/vault.hcl", "-log-level=warn"],
-                        "env": [
-                            { "name": "VAULT_ADDR", "value": "https://127.0.0.1:8200" },
-                            { "name": "VAULT_CACERT", "value": "/etc/vault/tls/ca.crt" },
-                            { "name": "HOME", "value": "/tmp" },
-                        ],
-                        "volumeMounts": [
-                            { "name": "configuration", "mountPath": "/etc/vault/configuration" },
-                            { "name": "tls", "mountPath": "/etc/vault/tls" },
-                            { "name": "data", "mountPath": "/vault/data" },
-                        ] }],
-                    "volumes": [
-                        { "name": "configuration", "configMap": { "name": "vault" } },
-                        { "name": "tls", "secret": { "secretName": "vault-tls" } },
-                        { "name": "data", "emptyDir": {} },
-                    ],
-                },
-            } } },
-    ] })
 }
