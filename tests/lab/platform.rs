@@ -115,9 +115,9 @@ impl<'a> Platform<'a> {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// What `/etc/lifeboat` is in a pod.
+    /// What is `/etc/lifeboat/NAME` in a pod.
     fn secret(&self, name: &str) -> String {
-        self.cluster.state().join("secrets").join(name).display().to_string()
+        format!("{}/secrets/{name}", self.cluster.state().display())
     }
 
     /// The shipped ones, with the addresses and paths of the lab; for the pods below `inside`, for people below `outside`.
@@ -159,7 +159,7 @@ impl<'a> Platform<'a> {
             let standard = "    namespaces: [monitoring, pictshare-staging]\n";
             let kubeconfig = self.cluster.etc().join("admin.conf");
             let reached = format!("    kubeconfig: {}\n{standard}", kubeconfig.display());
-            let outside = text.replace("/etc/lifeboat", &self.secret("")).replace(standard, &reached);
+            let outside = text.replace("/etc/lifeboat/", &self.secret("")).replace(standard, &reached);
             self.write(&format!("outside/{name}"), &outside);
         }
         let volumes = self.volumes().display().to_string();
@@ -343,12 +343,20 @@ impl<'a> Platform<'a> {
         seen
     }
 
-    /// The namespace, and all that was on its volumes.
+    /// The namespace, and all that was on its volumes. Argo CD makes what is in git anew.
     fn lose_monitoring(&self) {
         self.cluster.kubectl(&["delete", "namespace", "monitoring", "--request-timeout=0", "--timeout=3m"]);
         for volume in fs::read_dir(self.volumes()).unwrap() {
             output(command("find").arg(volume.unwrap().path()).args(["-mindepth", "1", "-delete"]));
         }
+        wait(Duration::from_mins(3), "Argo CD to make monitoring anew", || {
+            self.cluster.try_kubectl(&["-n", "monitoring", "get", "deployment", "prometheus"]).ok()?;
+            self.application("{.status.sync.status} {.status.operationState.phase}").starts_with("Synced Succeeded").then_some(())
+        });
+    }
+
+    fn application(&self, fields: &str) -> String {
+        self.cluster.get(&["-n", "argocd", "application", "monitoring", "-o", &format!("jsonpath={fields}")])
     }
 
     /// By one command, after a look at what it would do.
@@ -369,9 +377,8 @@ impl<'a> Platform<'a> {
         let dashboard = self.ask(&["http://grafana.monitoring.svc:3000/api/dashboards/uid/pictures"]);
         assert_eq!(dashboard["dashboard"]["title"], "Pictures");
         wait(Duration::from_mins(2), "Argo CD to be at one with git", || {
-            let path = "jsonpath={.status.sync.status} {.status.health.status} {.spec.syncPolicy.automated.selfHeal}";
-            let state = self.cluster.get(&["-n", "argocd", "application", "monitoring", "-o", path]);
-            (state == "Synced Healthy true").then_some(())
+            let fields = "{.status.sync.status} {.status.health.status} {.spec.syncPolicy.automated.selfHeal}";
+            (self.application(fields) == "Synced Healthy true").then_some(())
         });
         let suspended = ["-n", "monitoring", "cronjob", "lifeboat-monitoring", "-o", "jsonpath={.spec.suspend}"];
         assert_eq!(self.cluster.get(&suspended), "true");
