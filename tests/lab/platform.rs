@@ -23,8 +23,16 @@ const PLACES: [Place; 6] = [
         component: None,
         schedules: &["critical", "standard", "development", "lab"],
         secrets: &[
-            "secrets", "vault", "pictshare-production", "pictshare-staging", "pictshare-development", "terraform", "gitops",
-            "shop", "replicate-secrets", "replicate-platform-b",
+            "secrets",
+            "vault",
+            "pictshare-production",
+            "pictshare-staging",
+            "pictshare-development",
+            "terraform",
+            "gitops",
+            "shop",
+            "replicate-secrets",
+            "replicate-platform-b",
         ],
     },
     Place {
@@ -69,7 +77,15 @@ fn the_platform_is_backed_up_by_its_schedules_and_what_watches_it_comes_back() {
     assert!(table.contains("monitoring/Deployment/prometheus") && !table.contains("Not ready"), "{table}");
     let platform = Platform::new(&cluster);
     platform.documents();
-    platform.succeed(&["-r", "platform", "init", "--kit", "kit.txt", "--writer-key-out", &platform.secret("secrets/writer-key")]);
+    platform.succeed(&[
+        "-r",
+        "platform",
+        "init",
+        "--kit",
+        "kit.txt",
+        "--writer-key-out",
+        &platform.secret("secrets/writer-key"),
+    ]);
     platform.schedules();
 
     let seen = platform.is_watched();
@@ -122,13 +138,15 @@ impl<'a> Platform<'a> {
 
     /// The shipped ones, with the addresses and paths of the lab; for the pods below `inside`, for people below `outside`.
     fn documents(&self) {
-        let store = |port: u16| format!("    endpoint: http://{}:{port}\n    pathStyle: true\n", self.cluster.address(2));
+        let store =
+            |port: u16| format!("    endpoint: http://{}:{port}\n    pathStyle: true\n", self.cluster.address(2));
         let region = "    region: eu-central-1\n";
         let with_store = (region, format!("{region}{}", store(30900)));
         let state_region = "        region: eu-central-1\n";
         let state_store = store(30900).replace("    ", "        ");
         let forge = "    url: https://git.example.org/platform/gitops.git\n";
-        let own_forge = "    url: https://git.forge.svc/git/platform/gitops.git\n    tls: {ca: /etc/lifeboat/gitops/ca.crt}\n";
+        let own_forge =
+            "    url: https://git.forge.svc/git/platform/gitops.git\n    tls: {ca: /etc/lifeboat/gitops/ca.crt}\n";
         let image = ("registry.example.org/lifeboat:VERSION", IMAGE.to_owned());
         let texts = [
             ("repository.yaml", shipped("schedules/repository.yaml", &[with_store])),
@@ -245,7 +263,9 @@ impl<'a> Platform<'a> {
         let documents: Map<_, _> = files(&self.path("inside"))
             .map(|(name, content)| (name, json!(String::from_utf8(content).unwrap())))
             .collect();
-        let mut all = vec![json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("documents"), "data": documents })];
+        let mut all = vec![
+            json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("documents"), "data": documents }),
+        ];
         for name in place.secrets {
             let data: Map<_, _> = files(Path::new(&self.secret(name)))
                 .map(|(name, content)| (name, json!(BASE64_STANDARD.encode(content))))
@@ -257,7 +277,12 @@ impl<'a> Platform<'a> {
 
     /// A Job made from each CronJob succeeds, the replica's last.
     fn backs_itself_up(&self) {
-        let list = self.cluster.get(&["cronjobs", "-A", "-o", "jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name} {end}"]);
+        let list = self.cluster.get(&[
+            "cronjobs",
+            "-A",
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.namespace} {.metadata.name} {end}",
+        ]);
         let words: Vec<_> = list.split_whitespace().collect();
         let (replicas, backups): (Vec<_>, Vec<_>) =
             words.chunks(2).map(|one| (one[0], one[1])).partition(|(_, name)| name.starts_with("lifeboat-replicate-"));
@@ -321,7 +346,8 @@ impl<'a> Platform<'a> {
     fn targets(&self, at: &str) -> Result<Value, String> {
         let time = format!("time={at}");
         let moment: &[&str] = if at.is_empty() { &[] } else { &["--data-urlencode", &time] };
-        let query = ["--get", "--data-urlencode", "query=count(up == 1)", "http://prometheus.monitoring.svc:9090/api/v1/query"];
+        let query =
+            ["--get", "--data-urlencode", "query=count(up == 1)", "http://prometheus.monitoring.svc:9090/api/v1/query"];
         self.try_ask(&[moment, &query].concat()).map(|answer| answer["data"]["result"][0]["value"].clone())
     }
 
@@ -333,7 +359,8 @@ impl<'a> Platform<'a> {
         });
         let silence = json!({ "matchers": [{ "name": "alertname", "value": "TargetDown", "isRegex": false, "isEqual": true }],
             "startsAt": "2026-01-01T00:00:00Z", "endsAt": "2099-01-01T00:00:00Z", "createdBy": "ann", "comment": "known" });
-        let dashboard = json!({ "dashboard": { "uid": "pictures", "title": "Pictures", "panels": [{ "expr": "up" }] } });
+        let dashboard =
+            json!({ "dashboard": { "uid": "pictures", "title": "Pictures", "panels": [{ "expr": "up" }] } });
         for (url, body) in [
             ("http://alertmanager.monitoring.svc:9093/api/v2/silences", silence),
             ("http://grafana.monitoring.svc:3000/api/dashboards/db", dashboard),
@@ -351,7 +378,9 @@ impl<'a> Platform<'a> {
         }
         wait(Duration::from_mins(3), "Argo CD to make monitoring anew", || {
             self.cluster.try_kubectl(&["-n", "monitoring", "get", "deployment", "prometheus"]).ok()?;
-            self.application("{.status.sync.status} {.status.operationState.phase}").starts_with("Synced Succeeded").then_some(())
+            self.application("{.status.sync.status} {.status.operationState.phase}")
+                .starts_with("Synced Succeeded")
+                .then_some(())
         });
     }
 

@@ -23,7 +23,7 @@ tls() {
     local names
     printf -v names 'DNS:%s,' "${@:2}"
     mkdir -p "$1"
-    [[ -s $safe/ca.crt ]] || authority "$safe/ca"
+    [[ -s $safe/ca.crt ]] || (cd "$safe" && authority ca)
     cp "$safe/ca.crt" "$1/"
     certificate "$1/tls" "$safe/ca" "/CN=$2" serverAuth "${names}IP:127.0.0.1"
 }
