@@ -47,9 +47,10 @@ bench: ## compare with restic and kopia, write docs/benchmarks.md (BENCH="--scal
 	cargo bench --locked --bench generate --no-run
 	benches/run $(BENCH)
 
-lab-up: ## a real Kubernetes cluster on this machine, as root (LAB=region-b for a second one; docs/lab.md)
+lab-up: ## a real Kubernetes cluster with the whole platform, as root (LAB=region-b for a second one; docs/lab.md)
 	tests/tools/setup lab
 	tests/lab/up $(or $(LAB),region-a)
+	tests/lab/platform/up $(or $(LAB),region-a)
 
 lab-down: ## stop that cluster and remove all of it
 	tests/lab/down $(or $(LAB),region-a)

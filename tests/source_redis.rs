@@ -139,7 +139,9 @@ fn restored(world: &World, reference: &str) -> Server {
 fn a_data_set_comes_back() {
     // From the disk of the server, and without.
     for (diskless, way) in [("yes", "diskless"), ("no", "disk")] {
-        let server = Server::start(&[&DEBUG[..], &["--repl-diskless-sync", diskless]].concat());
+        // It waits for more replicas first, as it does by default.
+        let waits = ["--repl-diskless-sync", diskless, "--repl-diskless-sync-delay", "1"];
+        let server = Server::start(&[&DEBUG[..], &waits].concat());
         let world = World::local();
         document(&world, server.port);
         // A server that holds nothing is one all the same.

@@ -36,6 +36,7 @@ fn number(name: &str) -> u8 {
         "test-a" => 3,
         "test-b" => 4,
         "test-c" => 5,
+        "test-d" => 6,
         "test-e" => 7,
         _ => panic!("the tests have no cluster {name}"),
     }

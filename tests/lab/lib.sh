@@ -49,6 +49,23 @@ end_processes() {
     done
 }
 
+# authority NAME: an authority for certificates, NAME.key and NAME.crt; ECDSA P-256, valid for a year.
+authority() {
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj "/CN=$1" -keyout "$1.key" \
+        -out "$1.crt" -addext keyUsage=critical,keyCertSign,cRLSign -addext basicConstraints=critical,CA:TRUE 2>/dev/null
+}
+
+# certificate NAME AUTHORITY SUBJECT USAGE [ALTERNATIVE-NAMES]: NAME.key and NAME.crt.
+certificate() {
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "$3" -keyout "$1.key" -out "$1.csr" 2>/dev/null
+    openssl x509 -req -in "$1.csr" -CA "$2.crt" -CAkey "$2.key" -set_serial "0x$(openssl rand -hex 8)" -days 365 \
+        -out "$1.crt" -extfile <(
+            printf 'basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=%s\n' "$4"
+            [[ -z ${5:-} ]] || printf 'subjectAltName=%s\n' "$5"
+        ) 2>/dev/null
+    rm "$1.csr"
+}
+
 # inside COMMAND…: runs it in the cluster's namespaces.
 inside() {
     local pid
@@ -108,4 +125,9 @@ ready() {
         coredns) kubectl -n kube-system wait deployment/coredns --for=condition=Available --timeout=1s ;;
         *) false ;;
     esac >/dev/null 2>&1
+}
+
+# Every workload of the cluster, what it shall have of pods and what is ready of them: NAMESPACE/KIND/NAME WANTED READY.
+workloads() {
+    "$bin/kubectl" --request-timeout 20s get deployments,statefulsets,daemonsets -A -o go-template='{{range .items}}{{if ne .metadata.namespace "kube-system"}}{{.metadata.namespace}}/{{.kind}}/{{.metadata.name}} {{or .spec.replicas .status.desiredNumberScheduled 0}} {{or .status.readyReplicas .status.numberReady 0}}{{"\n"}}{{end}}{{end}}'
 }

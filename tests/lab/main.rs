@@ -12,6 +12,7 @@ mod ledger;
 mod people;
 mod pictshare;
 mod plan;
+mod platform;
 mod recovery;
 mod secrets;
 #[path = "../support/mod.rs"]

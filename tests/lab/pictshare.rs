@@ -388,7 +388,7 @@ impl<'a> Application<'a> {
 }
 
 /// A document of the tree, in which each of these texts is another here.
-fn shipped(file: &str, here: &[(&str, String)]) -> String {
+pub fn shipped(file: &str, here: &[(&str, String)]) -> String {
     let mut text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     for (there, here) in here {
         assert!(text.contains(there), "{file} has no {there:?} any more");

@@ -2,33 +2,12 @@
 //! that backs up by its service account.
 
 use crate::cluster::{Cluster, wait};
-use crate::support::{command, tool};
+use crate::support::command;
 use crate::{in_tree, output};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-const IMAGE: &str = "lifeboat.lab/vault:1";
-const PLUGIN: &str = "vault-plugin-auth-kubernetes";
-const CONFIGURATION: &str = r#"
-storage "raft" {
-  path = "/vault/data"
-  node_id = "vault-0"
-}
-listener "tcp" {
-  address = "0.0.0.0:8200"
-  tls_cert_file = "/etc/vault/tls/tls.crt"
-  tls_key_file = "/etc/vault/tls/tls.key"
-}
-api_addr = "https://vault.vault.svc:8200"
-cluster_addr = "https://127.0.0.1:8201"
-plugin_directory = "/vault/plugins"
-disable_mlock = true
-"#;
-
-/// What backs up may read snapshots, and nothing else.
-const POLICY: &str = r#"policy=path "sys/storage/raft/snapshot" { capabilities = ["read"] }"#;
 
 /// What tells that it is the same again.
 const CANARY: &str = "secret/lifeboat-canary";
@@ -65,19 +44,19 @@ impl<'a> Vault<'a> {
     /// Initialised and unsealed. `files` keeps what reaches it, its authority and the token of who backs up; and what its
     /// holders keep.
     pub fn install(cluster: &'a Cluster, files: &Path) -> Self {
-        load_image(cluster, files);
-        certificate(files, &["vault.vault.svc"]);
-        cluster.apply(&manifest(files));
+        cluster.lab("platform/vault", &[]);
         let vault = Self { cluster, files: files.to_owned() };
-        let (keys, token) = vault.open();
+        fs::create_dir_all(files).unwrap();
+        fs::copy(cluster.state().join("secrets/vault/ca.crt"), files.join("ca.crt")).unwrap();
+        let kept = fs::read_to_string(cluster.state().join("safe/vault.json")).unwrap();
+        let (keys, token) = opened_by(&kept);
         for (number, key) in (1..).zip(keys) {
             fs::write(files.join(format!("unseal-key-{number}")), key).unwrap();
         }
         fs::write(files.join("token-of-the-captured-vault"), token).unwrap();
-        wait(Duration::from_mins(1), "an active Vault", || {
-            vault.try_ask(&["secrets", "enable", "-path=secret", "-version=2", "kv"]).ok()
-        });
-        vault.admit(files);
+        cluster.kubectl(&["apply", "-k", &in_tree("../../deploy/base")]);
+        let token = ["-n", "lifeboat", "create", "token", "lifeboat-backup", "--duration=1h"];
+        fs::write(files.join("account"), cluster.kubectl(&token)).unwrap();
         // A new engine is not ready at once.
         wait(Duration::from_mins(1), "the canary", || vault.try_ask(&["kv", "put", CANARY, "it=sings"]).ok());
         vault
@@ -88,20 +67,17 @@ impl<'a> Vault<'a> {
         let made = wait(Duration::from_mins(2), "Vault", || {
             self.try_ask(&["operator", "init", "-key-shares=3", "-key-threshold=2", "-format=json"]).ok()
         });
-        let made: Value = serde_json::from_str(&made).unwrap();
-        let keys = [0, 1].map(|number| made["unseal_keys_b64"][number].as_str().unwrap().to_owned());
+        let (keys, token) = opened_by(&made);
         for key in &keys {
             self.ask(&["operator", "unseal", key]);
         }
-        let token = made["root_token"].as_str().unwrap().to_owned();
         self.ask(&["login", "-no-print", &token]);
         (keys, token)
     }
 
     /// Garbage in the place of its databases: its keys do not open it any more.
     pub fn corrupt(&self) {
-        let uid = self.cluster.get(&["-n", "vault", "pod", "vault-0", "-o", "jsonpath={.metadata.uid}"]);
-        let data = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/data");
+        let data = self.volume();
         let garbage =
             "for file; do dd if=/dev/urandom of=$file bs=4k count=$(($(stat -c %s $file) / 4096)) conv=notrunc; done";
         let files = [format!("{data}/vault.db"), format!("{data}/raft/raft.db")];
@@ -116,7 +92,11 @@ impl<'a> Vault<'a> {
 
     /// An empty one in its place, initialised and unsealed with keys of its own.
     pub fn replace(&self) {
-        self.cluster.kubectl(&["-n", "vault", "delete", "pod", "vault-0", "--timeout=60s"]);
+        let scale = |replicas: &str| self.cluster.kubectl(&["-n", "vault", "scale", "statefulset/vault", replicas]);
+        scale("--replicas=0");
+        self.cluster.kubectl(&["-n", "vault", "wait", "--for=delete", "pod/vault-0", "--timeout=60s"]);
+        output(command("find").args([&self.volume(), "-mindepth", "1", "-delete"]));
+        scale("--replicas=1");
         let (_, token) = self.open();
         fs::write(self.files.join("token-of-the-fresh-vault"), token).unwrap();
     }
@@ -132,19 +112,8 @@ impl<'a> Vault<'a> {
         wait(Duration::from_mins(1), "an active Vault", || self.try_ask(&["kv", "get", CANARY]).ok());
     }
 
-    /// Who backs up logs in by its service account.
-    fn admit(&self, files: &Path) {
-        let sum = output(command("sha256sum").arg(tool("vault")));
-        self.ask(&["plugin", "register", &format!("-sha256={}", &sum[..64]), "auth", PLUGIN]);
-        self.ask(&["auth", "enable", "-path=kubernetes", PLUGIN]);
-        self.ask(&["write", "auth/kubernetes/config", "kubernetes_host=https://kubernetes.default.svc"]);
-        self.ask(&["write", "sys/policies/acl/lifeboat-backup", POLICY]);
-        let bound = ["bound_service_account_names=lifeboat-backup", "bound_service_account_namespaces=lifeboat"];
-        let role = ["write", "auth/kubernetes/role/lifeboat-backup", "policies=lifeboat-backup"];
-        self.ask(&[&role[..], &bound].concat());
-        self.cluster.kubectl(&["apply", "-k", &in_tree("../../deploy/base")]);
-        let token = ["-n", "lifeboat", "create", "token", "lifeboat-backup", "--duration=1h"];
-        fs::write(files.join("account"), self.cluster.kubectl(&token)).unwrap();
+    fn volume(&self) -> String {
+        self.cluster.state().join("volumes/vault/data").display().to_string()
     }
 
     fn try_ask(&self, arguments: &[&str]) -> Result<String, String> {
@@ -167,57 +136,9 @@ impl<'a> Vault<'a> {
     }
 }
 
-/// The program, also under its plugin's name, and nothing else.
-fn load_image(cluster: &Cluster, files: &Path) {
-    let root = files.join("image");
-    fs::create_dir_all(root.join("vault/plugins")).unwrap();
-    fs::create_dir_all(root.join("tmp")).unwrap();
-    fs::copy(tool("vault"), root.join("vault/vault")).unwrap();
-    fs::hard_link(root.join("vault/vault"), root.join("vault/plugins").join(PLUGIN)).unwrap();
-    let archive = files.join("vault.tar");
-    output(command(in_tree("image")).arg(&archive).arg(IMAGE).arg(&root));
-    cluster.lab("load", &[archive.to_str().unwrap()]);
-    fs::remove_dir_all(root).unwrap();
-    fs::remove_file(archive).unwrap();
-}
-
-fn manifest(files: &Path) -> Value {
-    let named = |name: &str| json!({ "name": name, "namespace": "vault" });
-    json!({ "apiVersion": "v1", "kind": "List", "items": [
-        { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "vault" } },
-        certificate_secret(files, "vault", "vault-tls"),
-        { "apiVersion": "v1", "kind": "ConfigMap", "metadata": named("vault"), "data": { "vault.hcl": CONFIGURATION } },
-        { "apiVersion": "v1", "kind": "ServiceAccount", "metadata": named("vault") },
-        // It asks the cluster whose a token is.
-        { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "vault" },
-          "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator" },
-          "subjects": [{ "kind": "ServiceAccount", "name": "vault", "namespace": "vault" }] },
-        { "apiVersion": "v1", "kind": "Service", "metadata": named("vault"),
-          "spec": { "selector": { "app": "vault" }, "ports": [{ "port": 8200 }], "publishNotReadyAddresses": true } },
-        { "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": named("vault"), "spec": {
-            "serviceName": "vault", "selector": { "matchLabels": { "app": "vault" } }, "template": {
-                "metadata": { "labels": { "app": "vault" } },
-                "spec": {
-                    "serviceAccountName": "vault", "terminationGracePeriodSeconds": 1,
-                    "containers": [{
-                        "name": "vault", "image": IMAGE, "imagePullPolicy": "Never",
-                        "command": ["/vault/vault", "server", "-config=/etc/vault/configuration/vault.hcl", "-log-level=warn"],
-                        "env": [
-                            { "name": "VAULT_ADDR", "value": "https://127.0.0.1:8200" },
-                            { "name": "VAULT_CACERT", "value": "/etc/vault/tls/ca.crt" },
-                            { "name": "HOME", "value": "/tmp" },
-                        ],
-                        "volumeMounts": [
-                            { "name": "configuration", "mountPath": "/etc/vault/configuration" },
-                            { "name": "tls", "mountPath": "/etc/vault/tls" },
-                            { "name": "data", "mountPath": "/vault/data" },
-                        ] }],
-                    "volumes": [
-                        { "name": "configuration", "configMap": { "name": "vault" } },
-                        { "name": "tls", "secret": { "secretName": "vault-tls" } },
-                        { "name": "data", "emptyDir": {} },
-                    ],
-                },
-            } } },
-    ] })
+/// Two unseal keys and the root token, of what `vault operator init` has said.
+fn opened_by(said: &str) -> ([String; 2], String) {
+    let said: Value = serde_json::from_str(said).unwrap();
+    let keys = [0, 1].map(|number| said["unseal_keys_b64"][number].as_str().unwrap().to_owned());
+    (keys, said["root_token"].as_str().unwrap().to_owned())
 }

@@ -46,7 +46,7 @@ impl Client {
         Ok(Self { wire, buffer: BytesMut::new() })
     }
 
-    /// Sends a command and takes its answer, a text.
+    /// Sends a command and takes its answer, a text. A server that waits before it forks sends empty lines meanwhile.
     pub async fn ask(&mut self, words: &[&str]) -> Result<String> {
         let mut out = format!("*{}\r\n", words.len()).into_bytes();
         for word in words {
@@ -57,7 +57,10 @@ impl Client {
         self.wire.write_all(&out).await?;
         self.wire.flush().await?;
         zeroize::Zeroize::zeroize(&mut out);
-        let line = self.line().await?;
+        let mut line = self.line().await?;
+        while line.is_empty() {
+            line = self.line().await?;
+        }
         match (line.get(..1), line.get(1..).unwrap_or_default()) {
             (Some("+" | ":"), text) => Ok(text.to_owned()),
             (Some("-"), text) => Err(Failure::Refused(text.to_owned())),

@@ -1,0 +1,6 @@
+terraform {
+  backend "kubernetes" {
+    namespace     = "terraform"
+    secret_suffix = "platform"
+  }
+}
