@@ -4,7 +4,7 @@
 
 use lifeboat::config::{Config, CronJob, CronJobError, Target, cronjobs};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const TARGET: Target<'_> = Target { image: "example/lifeboat:1", namespace: "lifeboat" };
 

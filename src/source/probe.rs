@@ -217,9 +217,7 @@ impl Http {
         let answer = http::answer(context, server.request(Method::GET, &self.url[path..]).timeout(LOOK))?;
         let answer = answer.map_err(|failure| unlike(&self.url, failure.text))?;
         let status = answer.status();
-        self.judge(status, || {
-            Ok(http::whole(context, answer)?.map_err(|failure| unlike(&self.url, failure.text))?.to_vec())
-        })
+        self.judge(status, || http::whole(context, answer)?.map_err(|failure| unlike(&self.url, failure.text)))
     }
 
     fn look_through(&self, context: &Context, cluster: &kubernetes::Spec) -> Result<String, SourceError> {

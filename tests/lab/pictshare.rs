@@ -316,16 +316,9 @@ impl<'a> Application<'a> {
         self.cluster.kubectl(&[&pod[..], &superuser, &["DROP DATABASE pictshare WITH (FORCE)", "postgres"]].concat());
     }
 
-    /// What `restore` needs to be told after a look at what it would do.
-    fn named(&self, look: Command) -> Vec<String> {
-        let seen: Value = serde_json::from_str(&output(&mut { look })).unwrap();
-        let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
-        ids.flat_map(|id| ["--target-id".to_owned(), id.to_owned()]).collect()
-    }
-
     fn recover(&self) -> Recovered {
         let restore = ["--identity", "kit.txt", "restore", "app", NAMESPACE];
-        let named = self.named(self.desk(&[&restore[..], &["--dry-run"]].concat()));
+        let named = named(self.desk(&[&restore[..], &["--dry-run"]].concat()));
         let named: Vec<_> = named.iter().map(String::as_str).collect();
         finish(self.desk(&[&restore[..], &["--yes"], &named].concat()).spawn().unwrap(), 0)
     }
@@ -333,7 +326,7 @@ impl<'a> Application<'a> {
     fn recover_though_killed(&self) -> Recovered {
         let restore =
             |arguments: &[&str]| self.desk(&[&["--identity", "kit.txt", "restore", "app"], arguments].concat());
-        let named = self.named(restore(&[NAMESPACE, "--dry-run"]));
+        let named = named(restore(&[NAMESPACE, "--dry-run"]));
         let named: Vec<_> = named.iter().map(String::as_str).collect();
         though_killed(&self.path("state"), &[&[NAMESPACE, "--yes"], &named[..]].concat(), restore)
     }
@@ -341,7 +334,7 @@ impl<'a> Application<'a> {
     /// On the node, since it is asked by its name.
     fn recover_vault(&self) -> Recovered {
         let restore = ["--identity", "kit.txt", "restore", "service", "secrets"];
-        let named = self.named(self.lifeboat(&[&restore[..], &["--dry-run"]].concat()));
+        let named = named(self.lifeboat(&[&restore[..], &["--dry-run"]].concat()));
         let named: Vec<_> = named.iter().map(String::as_str).collect();
         let answered = ["--answer", "keys", "--yes"];
         finish(self.lifeboat(&[&restore[..], &answered, &named].concat()).spawn().unwrap(), 0)
@@ -395,4 +388,11 @@ pub fn shipped(file: &str, here: &[(&str, String)]) -> String {
         text = text.replace(there, here);
     }
     text
+}
+
+/// What `restore` needs to be told after a look at what it would do.
+fn named(mut look: Command) -> Vec<String> {
+    let seen: Value = serde_json::from_str(&output(&mut look)).unwrap();
+    let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
+    ids.flat_map(|id| ["--target-id".to_owned(), id.to_owned()]).collect()
 }

@@ -159,6 +159,7 @@ impl<'a> Platform<'a> {
                         ("pki/etcd/healthcheck-client", "pki/etcd-client".into()),
                         ("- config.yaml", "- kubelet.yaml".into()),
                         ("# replica: {to: platform-b}", "replica: {to: platform-b}".into()),
+                        image.clone(),
                     ],
                 ),
             ),
@@ -166,7 +167,7 @@ impl<'a> Platform<'a> {
                 "standard.yaml",
                 shipped(
                     "schedules/standard.yaml",
-                    &[(state_region, format!("{state_region}{state_store}")), (forge, own_forge.into())],
+                    &[(state_region, format!("{state_region}{state_store}")), (forge, own_forge.into()), image.clone()],
                 ),
             ),
             ("development.yaml", shipped("schedules/development.yaml", &[image])),

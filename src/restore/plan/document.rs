@@ -81,7 +81,7 @@ pub struct StepDocument {
     pub on_failure: OnFailure,
     #[serde(default, deserialize_with = "duration::text::optional")]
     pub budget: Option<Duration>,
-    pub restore: Option<Restore>,
+    pub restore: Option<Box<Restore>>,
     pub plan: Option<String>,
     pub probe: Option<Probe>,
     pub fence: Option<Fence>,
@@ -133,7 +133,7 @@ pub enum OnFailure {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Doing {
-    Restore(Restore),
+    Restore(Box<Restore>),
     /// Carries out another plan; not in a resolved plan, which holds that plan's steps instead.
     Plan(String),
     Probe(Probe),
