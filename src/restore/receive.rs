@@ -164,11 +164,11 @@ impl Aside {
         if !self.half.exists() {
             return Ok(false);
         }
+        let like = fs::metadata(&self.half)?;
         for entry in fs::read_dir(&self.half)? {
             let entry = entry?;
             fs::rename(entry.path(), volume.join(entry.file_name()))?;
         }
-        let like = fs::metadata(&self.half)?;
         fs::remove_dir(&self.half)?;
         dress(volume, &like)?;
         sync(volume)?;
@@ -183,10 +183,12 @@ fn put_aside(volume: &Path, step: &str) -> io::Result<()> {
     }
     let like = fs::metadata(volume)?;
     create_if_absent(&aside.half)?;
+    // Nobody may read there who could not before, and the volume gets it back from there.
+    dress(&aside.half, &like)?;
     for path in content(volume)? {
         fs::rename(&path, aside.half.join(path.file_name().unwrap_or_default()))?;
     }
-    // Nobody may read there who could not before.
+    // Its time has changed.
     dress(&aside.half, &like)?;
     sync(&aside.half)?;
     fs::rename(&aside.half, &aside.whole)?;
