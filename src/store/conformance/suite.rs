@@ -1,7 +1,7 @@
 //! The checks themselves.
 
 use super::{Latency, Options, Outcome, Rival, Verdict, explain, must, must_be, must_fail, outcome};
-use crate::store::{PutOptions, Result as StoreResult, Store, StoreErrorKind, Upload, list_all};
+use crate::store::{ObjectMeta, PutOptions, Result as StoreResult, Store, StoreErrorKind, Upload, list_all};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use jiff::{SignedDuration, Timestamp};
@@ -270,10 +270,12 @@ impl Suite<'_> {
             let got = must(self.store.get_range(key, 4000, 1000).await)?;
             must_be(got == pattern(5000).slice(4000..), format!("a range of {key} is not that of its first version"))?;
             must_fail(self.put(key, &forged).await, StoreErrorKind::AlreadyExists, "creating what was tampered with")?;
-            must_be(before.contains(&must(self.store.head(key).await)?), "an object's size or time has changed")?;
+            let is = must(self.store.head(key).await)?;
+            must_be(before.iter().any(|was| is_still(was, &is)), "an object's size has changed, or it seems older")?;
         }
         let after = must(self.store.list(&self.key("first/"), None, 10).await)?;
-        must_be(before == after, "an overwrite or a delete marker changed the listing")?;
+        let unchanged = before.len() == after.len() && before.iter().zip(&after).all(|(was, is)| is_still(was, is));
+        must_be(unchanged, "an overwrite or a delete marker changed the listing")?;
         for key in [&overwritten, &hidden] {
             must(self.store.delete(key).await)?;
             must_fail(self.store.get(key).await, StoreErrorKind::NotFound, "reading what was deleted")?;
@@ -357,4 +359,9 @@ fn lost_race(result: StoreResult<()>) -> Verdict {
         Err(e) if e.is_retryable() => Ok(()),
         other => must_fail(other, StoreErrorKind::AlreadyExists, "the slower of two writers"),
     }
+}
+
+/// Servers may take the moment at which a version was overwritten for its time. What seems younger is only swept later.
+fn is_still(was: &ObjectMeta, is: &ObjectMeta) -> bool {
+    (&was.key, was.size) == (&is.key, is.size) && was.modified <= is.modified
 }
