@@ -8,7 +8,6 @@ use crate::config::name_of_volume;
 use crate::id::SourceName;
 use crate::source::volume::by_snapshot::{Owner, back_up};
 use crate::source::{self, Cancel, Spec};
-use std::time::Instant;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -36,13 +35,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         let hint = "set volume.snapshot, or apply what `lifeboat schedule render` makes of the documents";
         return Err(Fault::usage(format!("{source} is not to be read by a snapshot"), hint).into());
     };
-    let world = source::Context {
-        runtime: tokio::runtime::Handle::current(),
-        cancel: cancel.clone(),
-        started: clock(),
-        begun: Instant::now(),
-        deadline: Instant::now() + schedule.max_duration,
-    };
+    let world = source::Context::new(cancel.clone(), clock(), schedule.max_duration);
     let template = name_of_volume(schedule, source);
     let owner = args.pod.zip(args.pod_uid).map(|(pod, uid)| Owner { pod, uid });
     let work = move || back_up(&world, &spec, &wanted, &template, owner.as_ref());

@@ -13,7 +13,7 @@ use crate::source::files::control_plane;
 use crate::store::{PutOptions, Store};
 use bytes::Bytes;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -172,13 +172,7 @@ async fn write(context: &Context, store: &dyn Store) -> Result<String, Failure> 
 
 async fn reach(capture: &source::Spec) -> Result<String, Failure> {
     let mut opened = capture.open()?;
-    let world = source::Context {
-        runtime: tokio::runtime::Handle::current(),
-        cancel: source::Cancel::default(),
-        started: clock(),
-        begun: Instant::now(),
-        deadline: Instant::now() + PATIENCE,
-    };
+    let world = source::Context::new(source::Cancel::default(), clock(), PATIENCE);
     let cancel = world.cancel.clone();
     let checking = tokio::task::spawn_blocking(move || opened.check(&world));
     if let Ok(checked) = tokio::time::timeout(PATIENCE, checking).await {

@@ -243,6 +243,19 @@ pub struct Context {
 }
 
 impl Context {
+    /// Of a run that begins now, at `started` by the clock. Within the runtime.
+    #[must_use]
+    pub fn new(cancel: Cancel, started: jiff::Timestamp, limit: Duration) -> Self {
+        let (runtime, begun) = (tokio::runtime::Handle::current(), Instant::now());
+        Self { runtime, cancel, started, begun, deadline: begun + limit }
+    }
+
+    /// For what must be done though the run is over.
+    #[must_use]
+    pub fn afterwards(&self, limit: Duration) -> Self {
+        Self { cancel: Cancel::default(), deadline: Instant::now() + limit, ..self.clone() }
+    }
+
     /// The moment it is now, by the steady clock.
     #[must_use]
     pub fn now(&self) -> jiff::Timestamp {

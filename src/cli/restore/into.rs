@@ -105,13 +105,7 @@ pub async fn run(
     };
     let into = into.as_str();
     let cancel = Cancel::default();
-    let world = source::Context {
-        runtime: tokio::runtime::Handle::current(),
-        cancel: cancel.clone(),
-        started: clock(),
-        begun: Instant::now(),
-        deadline: Instant::now() + LONGEST,
-    };
+    let world = source::Context::new(cancel.clone(), clock(), LONGEST);
     let mut work = Work { target, reader, selection, world };
     let planned = context.interrupt.blocking(&cancel, move || {
         let plan = work.plan();

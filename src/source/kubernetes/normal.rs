@@ -19,6 +19,12 @@ const METADATA: [&str; 9] = [
     "ownerReferences",
 ];
 const BOUND: &str = "pv.kubernetes.io/bound-by-controller";
+/// On a claim that Lifeboat fills, and on one that it has filled: from which snapshot, and by which step of a plan.
+pub const FILLING: &str = "lifeboat.dev/filling";
+pub const FILLED: &str = "lifeboat.dev/filled";
+pub const STEP: &str = "lifeboat.dev/step";
+/// What the claim's volume is known by, if that is not the claim's own uid.
+pub const VOLUME: &str = "lifeboat.dev/volume";
 const ANNOTATIONS: [&str; 11] = [
     "deployment.kubernetes.io/revision",
     "deprecated.daemonset.template.generation",
@@ -28,10 +34,10 @@ const ANNOTATIONS: [&str; 11] = [
     "volume.kubernetes.io/storage-provisioner",
     "volume.beta.kubernetes.io/storage-provisioner",
     // What was restored into this claim, and none that is made after it.
-    "lifeboat.dev/filled",
-    "lifeboat.dev/filling",
-    "lifeboat.dev/step",
-    "lifeboat.dev/volume",
+    FILLED,
+    FILLING,
+    STEP,
+    VOLUME,
 ];
 /// Of the server's own controllers, which set them again.
 const FINALIZERS: [&str; 3] =

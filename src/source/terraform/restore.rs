@@ -5,9 +5,9 @@ use super::state::{MAX_STATE, State, same, with_serial};
 use super::{FILE, Found, Spec};
 use crate::entry::{Problem, Supply};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
-use crate::source::{Cancel, Context, SourceError};
+use crate::source::{Context, SourceError};
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// For taking a lock away after a run has ended.
 const UNLOCKING: Duration = Duration::from_secs(30);
@@ -170,8 +170,7 @@ impl Restoring {
         }
         let written = Self::write(context, backend, found, current.as_ref(), &lock);
         // Also when the run has been ended: a lock that stays keeps everybody out.
-        let last = Context { cancel: Cancel::default(), deadline: Instant::now() + UNLOCKING, ..context.clone() };
-        let unlocked = backend.unlock(&last, workspace, &lock);
+        let unlocked = backend.unlock(&context.afterwards(UNLOCKING), workspace, &lock);
         if let (Err(_), Err(error)) = (&written, &unlocked) {
             let id = &lock.id;
             tracing::error!(workspace, id, error = error as &dyn std::error::Error, "the state stays locked");

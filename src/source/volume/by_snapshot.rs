@@ -11,12 +11,11 @@
 
 use super::claim::{self, Claim};
 use super::hooks::{self, Found, Frozen};
-use super::restore::pod::standing;
+use super::pods::{self, standing};
 use super::{Spec, snapshot};
 use crate::source::kubernetes::KubernetesError;
 use crate::source::kubernetes::api::{Api, Ask};
-use crate::source::{Cancel, Context, SourceError};
-use kube::api::ListParams;
+use crate::source::{Context, SourceError};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -66,8 +65,7 @@ pub fn back_up(
     work.refuse_to_meet_another()?;
     work.clear(context)?;
     let (done, left) = work.carry_out(&claim, class, template, found);
-    let over = Context { cancel: Cancel::default(), deadline: Instant::now() + REMOVAL, ..context.clone() };
-    if let Err(error) = work.clear(&over) {
+    if let Err(error) = work.clear(&context.afterwards(REMOVAL)) {
         // The next run waits for it, or says why that cannot be.
         tracing::warn!(error = &error as &dyn std::error::Error, "what the run made is still there");
     }
@@ -313,14 +311,8 @@ impl Work<'_> {
 
     /// What the cluster last said of the pod and of its claim.
     fn why(&self) -> String {
-        let context = Context { deadline: Instant::now() + REMOVAL, ..self.context.clone() };
-        let events = format!("/api/v1/namespaces/{}/events", self.spec.namespace);
-        let of = |name: &str| -> Option<String> {
-            let list = ListParams::default().fields(&format!("involvedObject.name={name},type=Warning")).limit(50);
-            let list = self.api.ask(&context, &events, &Ask::List(&list)).ok()?.ok()?;
-            Some(format!("; {}", list["items"].as_array()?.last()?["message"].as_str()?))
-        };
+        let context = self.context.afterwards(REMOVAL);
         let names = [self.name.clone(), format!("{}-{VOLUME}", self.name)];
-        names.iter().filter_map(|name| of(name)).collect()
+        names.iter().filter_map(|name| pods::warning(&context, self.api, &self.spec.namespace, name)).collect()
     }
 }

@@ -1,8 +1,8 @@
 //! A claim, and who uses it.
 
-use super::restore::FILLING;
-use super::{Spec, VOLUME};
+use super::Spec;
 use crate::source::kubernetes::api::{Api, Ask, Failure};
+use crate::source::kubernetes::normal::{FILLING, VOLUME};
 use crate::source::kubernetes::yaml;
 use crate::source::{Context, SourceError};
 use kube::api::ListParams;

@@ -12,7 +12,7 @@ use crate::entry::{Layout, Sink};
 use crate::source::command::plain_file;
 use crate::source::kubernetes::api::Api;
 use crate::source::kubernetes::attach::{Attached, Container};
-use crate::source::{Cancel, Context, Say, SourceError, unpack};
+use crate::source::{Context, Say, SourceError, unpack};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -365,8 +365,7 @@ impl<'a> Frozen<'a> {
         let mut left = Vec::new();
         for post in std::mem::take(&mut self.post) {
             // The run may be over; this has a time of its own.
-            let deadline = Instant::now() + post.timeout;
-            let context = Context { cancel: Cancel::default(), deadline, ..self.context.clone() };
+            let context = self.context.afterwards(post.timeout);
             let Err(error) = run(&context, self.api, &post, TRIES) else { continue };
             let text = "a program after the capture failed: what it should have let go may still be held";
             let place = post.at.to_string();

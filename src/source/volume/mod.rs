@@ -19,6 +19,7 @@ mod below;
 pub mod by_snapshot;
 mod claim;
 mod hooks;
+mod pods;
 mod restore;
 pub mod snapshot;
 pub mod stream;
@@ -43,8 +44,6 @@ pub const FILES: &str = "files";
 pub const ROOT: &str = "/volume";
 /// What programs in the pods wrote.
 const STREAMS: &str = "streams";
-/// On a claim: what the volume is known by, if that is not the claim's own uid.
-const VOLUME: &str = "lifeboat.dev/volume";
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

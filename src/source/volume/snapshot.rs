@@ -1,7 +1,7 @@
 //! One moment of a claim: a VolumeSnapshot by its CSI driver. It is known by its name, which is made of the claim's, so that
 //! the next run finds what one before left behind.
 
-use super::{Spec, claim};
+use super::{Spec, claim, pods};
 use crate::source::kubernetes::api::{Api, Ask};
 use crate::source::{Context, Say, SourceError};
 use jiff::Timestamp;
@@ -39,9 +39,7 @@ impl Wanted {
 
 /// The snapshot's name, and that of the pod that reads it.
 pub fn name(spec: &Spec) -> String {
-    let hash = blake3::hash(format!("{}/{}", spec.namespace, spec.claim).as_bytes()).to_hex();
-    let own: String = spec.claim.chars().take(40).collect();
-    format!("lifeboat-{}-{}", own.trim_end_matches(['-', '.']), &hash[..8])
+    pods::name("lifeboat", &spec.namespace, &spec.claim)
 }
 
 pub fn path(spec: &Spec) -> String {

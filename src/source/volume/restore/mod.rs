@@ -7,16 +7,17 @@
 //! restore that was broken off left behind is its own, and is removed by the next one of the same snapshot: the claim is
 //! marked until all is there. Deliberately absent: looking into a volume while planning, since only a pod can.
 
-pub(super) mod pod;
+mod pod;
 mod wanted;
 
 use super::claim::{self, Claim};
 use super::stream::{Refusal, Report, Standing, Terms};
-use super::{CLAIM, FILES, Spec, VOLUME};
+use super::{CLAIM, FILES, Spec};
 use crate::entry::{Facts, Problem, Supply};
 use crate::id::SourceName;
+use crate::source::kubernetes;
 use crate::source::kubernetes::api::{Api, Ask};
-use crate::source::kubernetes::{self, normal};
+use crate::source::kubernetes::normal::{self, FILLED, FILLING, STEP, VOLUME};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Context, Say, SourceError};
 use pod::Pod;
@@ -28,10 +29,6 @@ use wanted::{Layout, Sending, Wanted};
 
 /// Among a snapshot's facts: when it was captured. With the volume, it tells the snapshot from every other.
 pub const CAPTURED: &str = "captured";
-/// On a claim that is being filled, and on one that was: from which snapshot, and by which step of a plan.
-pub(super) const FILLING: &str = "lifeboat.dev/filling";
-const FILLED: &str = "lifeboat.dev/filled";
-const STEP: &str = "lifeboat.dev/step";
 /// Bytes that are sent at a time.
 const PIECE: usize = 256 << 10;
 const PAUSE: Duration = Duration::from_millis(500);
@@ -64,7 +61,7 @@ impl Named {
 }
 
 /// The claim that is restored into.
-pub(super) struct Place {
+struct Place {
     cluster: kubernetes::Spec,
     namespace: String,
     claim: String,

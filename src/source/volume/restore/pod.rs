@@ -2,12 +2,11 @@
 //! run in it. It ends itself when the restore must have ended, whatever becomes of this process.
 
 use super::super::stream::{Report, Terms};
-use super::super::{FILES, ROOT, claim};
+use super::super::{FILES, ROOT, claim, pods};
 use super::Place;
 use crate::source::kubernetes::api::{Api, Ask};
 use crate::source::kubernetes::attach::{Attached, Container};
-use crate::source::{Cancel, Context, SourceError};
-use kube::api::ListParams;
+use crate::source::{Context, SourceError};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -34,9 +33,7 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// It does not run, and why.
     pub fn start(context: &'a Context, api: &'a Api, place: &'a Place) -> Result<Self, SourceError> {
-        let hash = blake3::hash(format!("{}/{}", place.namespace, place.claim).as_bytes()).to_hex();
-        let own: String = place.claim.chars().take(40).collect();
-        let name = format!("lifeboat-restore-{}-{}", own.trim_end_matches(['-', '.']), &hash[..8]);
+        let name = pods::name("lifeboat-restore", &place.namespace, &place.claim);
         let mut pod = Self { context, api, namespace: &place.namespace, name, uid: String::new(), ended: true };
         if let Some(left) = pod.get(context)? {
             pod.uid = uid(&left);
@@ -77,10 +74,10 @@ impl<'a> Pod<'a> {
             let pod = self.get(self.context)?.ok_or_else(|| self.failed("somebody has deleted it".into(), ""))?;
             match pod["status"]["phase"].as_str() {
                 Some("Running") => return Ok(()),
-                Some("Succeeded" | "Failed") => return Err(self.failed(standing(&pod), "")),
+                Some("Succeeded" | "Failed") => return Err(self.failed(pods::standing(&pod), "")),
                 _ => {}
             }
-            let now = standing(&pod);
+            let now = pods::standing(&pod);
             if now != before {
                 tracing::info!(pod = self.name, state = now, "waiting for the pod to restore by");
                 before = now;
@@ -88,22 +85,13 @@ impl<'a> Pod<'a> {
             let slept = self.context.wait(async { tokio::time::sleep(PAUSE).await });
             slept.map_err(|stop| match stop {
                 SourceError::Deadline => {
-                    let why = self.why().unwrap_or_default();
+                    let context = self.context.afterwards(REMOVAL);
+                    let why = pods::warning(&context, self.api, self.namespace, &self.name).unwrap_or_default();
                     self.failed(format!("it does not run by the deadline: {before}{why}"), "")
                 }
                 other => other,
             })?;
         }
-    }
-
-    /// What the cluster last said of it and of its claim.
-    fn why(&self) -> Option<String> {
-        let context = over(self.context);
-        let events = format!("/api/v1/namespaces/{}/events", self.namespace);
-        let list = ListParams::default().fields(&format!("involvedObject.name={}", self.name)).limit(50);
-        let list = self.api.ask(&context, &events, &Ask::List(&list)).ok()?.ok()?;
-        let warning = list["items"].as_array()?.iter().rfind(|event| event["type"] == "Warning")?;
-        Some(format!("; {}", warning["message"].as_str()?))
     }
 
     fn container(&self) -> Container {
@@ -167,7 +155,7 @@ impl<'a> Pod<'a> {
     /// It is still there.
     pub fn end(mut self) -> Result<(), SourceError> {
         self.ended = true;
-        self.remove(&over(self.context))
+        self.remove(&self.context.afterwards(REMOVAL))
     }
 
     fn remove(&self, context: &Context) -> Result<(), SourceError> {
@@ -196,7 +184,7 @@ impl<'a> Pod<'a> {
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
         if !self.ended
-            && let Err(error) = self.remove(&over(self.context))
+            && let Err(error) = self.remove(&self.context.afterwards(REMOVAL))
         {
             let error = &error as &dyn std::error::Error;
             tracing::error!(pod = self.what(), error, "the pod that a claim was restored by is left: delete it");
@@ -206,22 +194,6 @@ impl Drop for Pod<'_> {
 
 fn uid(pod: &Value) -> String {
     pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned()
-}
-
-/// For what must be done though the run is over.
-fn over(context: &Context) -> Context {
-    Context { cancel: Cancel::default(), deadline: Instant::now() + REMOVAL, ..context.clone() }
-}
-
-/// Where it is, or why it does not run.
-pub fn standing(pod: &Value) -> String {
-    let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
-    let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-    let unscheduled = conditions.find(|one| one["type"] == "PodScheduled" && one["status"] != "True");
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let why = text(&waiting["message"]).or_else(|| text(&waiting["reason"]));
-    let why = why.or_else(|| unscheduled.and_then(|condition| text(&condition["message"])));
-    why.or_else(|| text(&pod["status"]["message"])).or_else(|| text(&pod["status"]["phase"])).unwrap_or_default()
 }
 
 fn manifest(context: &Context, name: &str, place: &Place) -> Value {

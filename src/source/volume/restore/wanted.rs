@@ -3,9 +3,10 @@
 use super::super::below::entry_below;
 use super::super::stream::{Sender, Standing};
 use super::super::{CLAIM, FILES};
-use super::{CAPTURED, FILLING};
+use super::CAPTURED;
 use crate::entry::{Body, Entry, Facts, Kind, Supply};
 use crate::source::SourceError;
+use crate::source::kubernetes::normal::FILLING;
 use crate::source::kubernetes::yaml;
 use crate::source::target::{Existing, Options};
 use crate::source::volume::claim::Claim;
