@@ -45,7 +45,7 @@ fn read(reader: &Reader, items: Vec<lifeboat::repo::Item>) -> Vec<Value> {
             return listing::line(&item.entry, None);
         }
         let mut content = vec![0; item.entry.size as usize];
-        for part in reader.parts(&item) {
+        for part in &reader.parts(&item).unwrap() {
             let put = &mut |at: u64, bytes: &[u8]| {
                 content[at as usize..][..bytes.len()].copy_from_slice(bytes);
                 Ok(())

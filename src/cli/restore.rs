@@ -18,7 +18,6 @@ use super::fault::{Exit, Failure, Fault};
 use super::output::{count, name, print, print_json};
 use super::progress::{self, Done, pace};
 use super::reference::{Reference, open_reader};
-use crate::config::Url;
 use crate::repo::State;
 use crate::restore::plan::Level;
 use crate::restore::snapshot::{Progress, Restored, restore};
@@ -67,16 +66,9 @@ pub struct Args {
     system: into::SystemArgs,
 }
 
-/// Ranged reads over a network are waited for more than worked on.
-const THREADS_OVER_NETWORK: usize = 8;
-
-/// For restoring files from a repository there.
-fn threads(url: &Url) -> usize {
-    let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
-    match url {
-        Url::Directory(_) => cores,
-        Url::S3 { .. } => cores.max(THREADS_OVER_NETWORK),
-    }
+/// That restore files.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).max(2)
 }
 
 /// Whether a person can be asked.
@@ -98,9 +90,9 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
 async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
     let selection = Selection::new(args.paths.into_iter().map(OsStringExt::into_vec));
     let Some(to) = args.to else { return Box::pin(into::run(context, &args.reference, selection, args.system)).await };
-    let (opened, reader) = open_reader(context, &args.reference).await?;
+    let (_, reader) = open_reader(context, &args.reference).await?;
     let clock = Instant::now();
-    let threads = threads(&opened.settings.url);
+    let threads = threads();
     // Whoever may not read the contents learns so before anything is made.
     reader.check_access()?;
     let tree = Tree::create(&to, tree::Options { into_existing: args.into_existing })?;

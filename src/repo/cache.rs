@@ -52,6 +52,11 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         Ok(value.clone())
     }
 
+    /// Whether somebody has it, or is at it.
+    pub fn holds(&self, key: K) -> bool {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).slots.contains_key(&key)
+    }
+
     /// Drops a value that nobody will ask for again.
     pub fn forget(&self, key: K) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);

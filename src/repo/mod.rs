@@ -43,7 +43,7 @@ pub use lineage::{Lineage, Newest, Selector, Snapshot, SteppedOver};
 pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
 pub use pipeline::Progress;
 pub use prune::{Plan as PrunePlan, Pruned};
-pub use reader::{Item, ReadError, Reader};
+pub use reader::{Item, PART, Part, ReadError, Reader};
 pub use repair::Mended;
 pub use replicate::{Copying, Point, Replicated, Replicating, Replication};
 pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};

@@ -17,17 +17,20 @@ use crate::store::pool::{Pool, Pooled};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use tokio::runtime::Handle;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
-/// Neighbouring frames are fetched together up to this many sealed bytes.
-const EXTENT: u64 = 2 << 20;
+/// Neighbouring frames are fetched together up to this many sealed bytes: a request costs a server as much as a megabyte.
+const EXTENT: u64 = 4 << 20;
+/// Extents that are fetched ahead at the same time.
+const AHEAD: usize = 8;
 /// Memory for fetched extents and for opened frames, bytes.
 const EXTENTS: usize = 48 << 20;
 const FRAMES: usize = 32 << 20;
-/// Chunks that are read by one thread; but a file has no more parts than this.
-const PART: u64 = 32;
-const PARTS: u64 = 64;
+/// Bytes of a content that are read by one thread, about.
+pub const PART: u64 = 4 << 20;
 /// Pages whose places are looked up at a time.
 const WINDOW: u64 = 4_096;
 
@@ -43,6 +46,14 @@ impl Item {
     #[must_use]
     pub fn is_stream(&self) -> bool {
         self.page_size().is_none()
+    }
+
+    /// Pack and ordinal of the first chunk of a part, or of all: two of the same content begin with the same one, as a rule.
+    #[must_use]
+    pub fn begins_at(&self, part: Option<&Part>) -> Option<(u32, u32)> {
+        let Place::Chunks(runs) = &self.place else { return None };
+        let (run, skip) = if let Some(Part::Chunks { run, skip, .. }) = part { (*run, *skip) } else { (0, 0) };
+        runs.get(run).map(|run| (run.0, run.1.saturating_add(skip)))
     }
 
     /// Of what is laid out in pages.
@@ -69,11 +80,28 @@ struct Pages {
     checked: Arc<OnceCell<()>>,
 }
 
+/// A stretch of an entry's content, to be read on its own.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    /// So many chunks, beginning in a run of them, and where that is in the content.
+    Chunks { run: usize, skip: u32, count: u32, offset: u64 },
+    /// From a byte to a byte, both multiples of the page's size (but for the end), of what is laid out in pages.
+    Pages(u64, u64),
+}
+
 struct OpenPack {
     index: Arc<PackIndex>,
     keys: PackKeys,
-    /// First frame of each extent.
-    extents: Vec<u32>,
+    extents: Vec<Extent>,
+}
+
+/// Neighbouring frames that are fetched together.
+struct Extent {
+    first: u32,
+    offset: u64,
+    length: u64,
+    /// Frames that nobody has opened yet.
+    left: AtomicU32,
 }
 
 /// An open snapshot.
@@ -84,7 +112,8 @@ pub struct Reader {
     catalogue: Catalogue,
     epoch: Arc<Epoch>,
     packs: Vec<OnceCell<OpenPack>>,
-    extents: Cache<(u32, u32), Bytes>,
+    extents: Arc<Cache<(u32, u32), Bytes>>,
+    ahead: Arc<Semaphore>,
     frames: Cache<(u32, u32), Pooled>,
     pool: Arc<Pool>,
 }
@@ -114,8 +143,9 @@ impl Reader {
             .ok_or_else(|| RepoError::WrongKey { what: "key", object: snapshot.manifest.object.clone() })?;
         let packs = header.packs.iter().map(|_| OnceCell::new()).collect();
         let (runtime, pool) = (Handle::current(), Arc::default());
-        let (extents, frames) = (Cache::new(EXTENTS), Cache::new(FRAMES));
-        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, frames, pool })
+        let (extents, frames) = (Arc::new(Cache::new(EXTENTS)), Cache::new(FRAMES));
+        let ahead = Arc::new(Semaphore::new(AHEAD));
+        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, ahead, frames, pool })
     }
 
     #[must_use]
@@ -179,28 +209,19 @@ impl Reader {
     async fn frame(&self, pack: u32, frame: u32) -> Result<Arc<Pooled>> {
         let open = self.pack(pack).await?;
         let get = || async {
-            let extent = open.extents.partition_point(|first| *first <= frame) - 1;
-            let first = open.extents[extent];
             let bad = || RepoError::damaged(&open.index.object, format!("it has no frame {frame}"));
             let info = open.index.tail.frames.get(frame as usize).ok_or_else(bad)?;
-            let start = open.index.tail.frames[first as usize].offset;
-            let last = open.extents.get(extent + 1).map_or(open.index.tail.frames.len(), |next| *next as usize) - 1;
-            let fetch = || async {
-                let last = &open.index.tail.frames[last];
-                let length = last.offset + u64::from(last.sealed) - start;
-                let bytes = self.lineage.store.get_range(&open.index.object, start, length).await?;
-                let size = bytes.len();
-                Ok::<_, RepoError>((bytes, size))
-            };
-            let extent = (pack, extent as u32);
-            let bytes = self.extents.get(extent, fetch).await?;
-            let at = (info.offset - start) as usize;
+            let number = open.extent_of(frame);
+            let extent = &open.extents[number];
+            let key = (pack, number as u32);
+            let bytes = self.extents.get(key, || self.fetch(open, extent)).await?;
+            let at = (info.offset - extent.offset) as usize;
             let sealed = bytes.get(at..at + info.sealed as usize).ok_or_else(bad)?;
             let mut plain = self.pool.take();
             open.index.open_frame(frame, sealed, &open.keys, &mut plain)?;
-            if frame as usize == last {
-                // Whoever reads forward does not come back.
-                self.extents.forget(extent);
+            if extent.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) == Ok(1) {
+                // Readers go forward: what was opened once is seldom opened again.
+                self.extents.forget(key);
             }
             let size = plain.capacity();
             Ok((Pooled::new(plain, &self.pool), size))
@@ -208,11 +229,73 @@ impl Reader {
         self.frames.get((pack, frame), get).await
     }
 
+    fn fetch(&self, open: &OpenPack, extent: &Extent) -> impl Future<Output = Result<(Bytes, usize)>> + Send + use<> {
+        let (store, object) = (self.lineage.store.clone(), open.index.object.clone());
+        let (offset, length) = (extent.offset, extent.length);
+        async move {
+            let bytes = store.get_range(&object, offset, length).await?;
+            let size = bytes.len();
+            Ok((bytes, size))
+        }
+    }
+
+    /// Begins to fetch what [`Reader::read`] of this part will need, so that it need not wait for it. A failure is left to
+    /// whoever reads. Blocks while much is being fetched.
+    ///
+    /// # Errors
+    /// A directory is damaged; a store's.
+    pub fn ahead(&self, item: &Item, part: &Part) -> Result<()> {
+        match (&item.place, *part) {
+            (Place::Chunks(runs), Part::Chunks { run, mut skip, mut count, .. }) => {
+                for &(pack, first, length) in runs.get(run..).unwrap_or_default() {
+                    let here = count.min(length.saturating_sub(skip));
+                    self.runtime.block_on(self.fetch_ahead(pack, first + skip, here))?;
+                    (skip, count) = (0, count - here);
+                    if count == 0 {
+                        break;
+                    }
+                }
+            }
+            (Place::Pages(pages), Part::Pages(from, to)) => {
+                let size = u64::from(pages.size);
+                let window = (from / size, to.div_ceil(size));
+                for (pack, _, run) in self.runtime.block_on(self.window(pages.space, window))? {
+                    if let Some(first) = run.ordinal {
+                        self.runtime.block_on(self.fetch_ahead(pack, first, run.count))?;
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The extents that hold these items of a pack.
+    async fn fetch_ahead(&self, pack: u32, first: u32, count: u32) -> Result<()> {
+        let open = self.pack(pack).await?;
+        let frame = |ordinal| open.index.locate(ordinal).map(|at| at.frame);
+        let last = first + count.saturating_sub(1);
+        let (Some(from), Some(to)) = (frame(first), frame(last)) else { return Ok(()) };
+        for number in open.extent_of(from)..=open.extent_of(to) {
+            let (key, extent) = ((pack, number as u32), &open.extents[number]);
+            if extent.left.load(Relaxed) == 0 || self.extents.holds(key) {
+                continue;
+            }
+            let (extents, fetch) = (self.extents.clone(), self.fetch(open, extent));
+            let Ok(turn) = self.ahead.clone().acquire_owned().await else { return Ok(()) };
+            self.runtime.spawn(async move {
+                let fetched = extents.get(key, || fetch).await.map(drop);
+                drop(turn);
+                fetched.err()
+            });
+        }
+        Ok(())
+    }
+
     /// One chunk, checked against its id.
     pub(crate) async fn chunk(&self, at: Ref) -> Result<Vec<u8>> {
         let index = self.index(at.pack).await?;
-        let bad = || RepoError::damaged(&index.object, format!("it has no item {}", at.ordinal));
-        let located = index.locate(at.ordinal).ok_or_else(bad)?;
+        let located = locate(&index, at.ordinal)?;
         let frame = self.frame(at.pack, located.frame).await?;
         let bytes = &frame[located.offset as usize..][..located.length as usize];
         self.check(&index, located.id, bytes)?;
@@ -348,8 +431,7 @@ impl Reader {
         for &(pack, first, count) in runs {
             let index = self.index(pack).await?;
             for ordinal in first..first.saturating_add(count) {
-                let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
-                chunks.push(index.locate(ordinal).ok_or_else(bad)?);
+                chunks.push(locate(&index, ordinal)?);
             }
         }
         Ok(chunks)
@@ -361,25 +443,35 @@ impl Reader {
         RepoError::damaged(&self.snapshot.manifest.object, reason)
     }
 
-    /// Cuts an entry's content, in order, into parts that can be read on their own: `(from, to)` in bytes for pages, else
-    /// in chunks.
-    #[must_use]
-    pub fn parts(&self, item: &Item) -> Vec<(u64, u64)> {
-        const MOST: u64 = 4_096;
+    /// Cuts an entry's content, in order, into parts. None of what is empty. Blocks.
+    ///
+    /// # Errors
+    /// `Damaged`, a store's.
+    pub fn parts(&self, item: &Item) -> Result<Vec<Part>> {
         let size = item.entry.size;
-        match &item.place {
+        let runs = match &item.place {
+            Place::Nothing => return Ok(Vec::new()),
             Place::Pages(pages) => {
-                let window = WINDOW * u64::from(pages.size);
-                let step = window * (size / window / MOST).max(4);
-                (0..size.div_ceil(step)).map(|i| (i * step, size.min((i + 1) * step))).collect()
+                let step = (PART / u64::from(pages.size)).max(1) * u64::from(pages.size);
+                return Ok((0..size.div_ceil(step)).map(|i| Part::Pages(i * step, size.min((i + 1) * step))).collect());
             }
-            Place::Chunks(runs) => {
-                let chunks = runs.iter().map(|run| u64::from(run.2)).sum::<u64>();
-                let step = chunks.div_ceil(PARTS).max(PART);
-                (0..chunks.div_ceil(step).max(1)).map(|i| (i * step, chunks.min((i + 1) * step))).collect()
+            Place::Chunks(runs) => runs,
+        };
+        let (mut parts, mut offset, mut end) = (Vec::new(), 0, 0);
+        for (run, &(pack, first, length)) in runs.iter().enumerate() {
+            let index = self.runtime.block_on(self.index(pack))?;
+            for skip in 0..length {
+                if offset >= end {
+                    parts.push(Part::Chunks { run, skip, count: 0, offset });
+                    end = offset + PART;
+                }
+                if let Some(Part::Chunks { count, .. }) = parts.last_mut() {
+                    *count += 1;
+                }
+                offset += u64::from(locate(&index, first.saturating_add(skip))?.length);
             }
-            Place::Nothing => vec![(0, 0)],
         }
+        if offset == size { Ok(parts) } else { Err(self.wrong_size(item, offset)) }
     }
 
     /// Reads one of [`Reader::parts`] and gives it to `emit`, in any order for pages, else from start to end. Of pages,
@@ -387,45 +479,75 @@ impl Reader {
     ///
     /// # Errors
     /// `Damaged`, a store's, the receiver's.
-    pub fn read(&self, item: &Item, part: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
-        match &item.place {
-            Place::Nothing => Ok(()),
-            Place::Chunks(runs) => self.read_chunks(item, runs, part, emit),
-            Place::Pages(pages) => self.read_pages(item, pages, part, emit),
+    pub fn read(&self, item: &Item, part: &Part, emit: &mut Emit<'_>) -> Result<(), ReadError> {
+        if let (Place::Pages(pages), Part::Pages(from, to)) = (&item.place, *part) {
+            return self.read_pages(item, pages, (from, to), emit);
         }
+        let mut held: Option<(u32, u32, Arc<Pooled>)> = None;
+        self.chunks(item, part, |pack, index, at, offset| {
+            let open = match held.take() {
+                Some((of, number, open)) if (of, number) == (pack, at.frame) => open,
+                _ => self.runtime.block_on(self.frame(pack, at.frame))?,
+            };
+            let bytes = &open[at.offset as usize..][..at.length as usize];
+            self.check(index, at.id, bytes)?;
+            emit(offset, bytes).map_err(ReadError::Emit)?;
+            held = Some((pack, at.frame, open));
+            Ok(())
+        })
     }
 
-    fn read_chunks(
+    /// As [`Reader::read`], from where the same content is already: `copy` fills a buffer with the bytes at an offset. False
+    /// when those are not what they should be; what was given to `emit` before is right. Only for chunks.
+    ///
+    /// # Errors
+    /// `Damaged`, a store's, the receiver's.
+    pub fn read_copy(
         &self,
         item: &Item,
-        runs: &[(u32, u32, u32)],
-        part: (u64, u64),
+        part: &Part,
+        copy: &mut dyn FnMut(u64, &mut [u8]) -> std::io::Result<()>,
         emit: &mut Emit<'_>,
-    ) -> Result<(), ReadError> {
-        let (mut offset, mut number) = (0, 0);
-        for &(pack, first, count) in runs {
-            let index = self.runtime.block_on(self.index(pack))?;
-            let mut frame: Option<(u32, Arc<Pooled>)> = None;
-            for ordinal in first..first.saturating_add(count) {
-                let bad = || RepoError::damaged(&index.object, format!("it has no item {ordinal}"));
-                let at = index.locate(ordinal).ok_or_else(bad)?;
-                let start = offset;
-                offset += u64::from(at.length);
-                number += 1;
-                if !(part.0 < number && number <= part.1) {
-                    continue;
+    ) -> Result<bool, ReadError> {
+        let (mut buffer, mut right) = (self.pool.take(), true);
+        let read = self.chunks(item, part, |_, index, at, offset| {
+            if right {
+                buffer.resize(at.length as usize, 0);
+                right = copy(offset, &mut buffer).is_ok() && self.check(index, at.id, &buffer).is_ok();
+                if right {
+                    emit(offset, &buffer).map_err(ReadError::Emit)?;
                 }
-                let open = match frame.take() {
-                    Some((number, open)) if number == at.frame => open,
-                    _ => self.runtime.block_on(self.frame(pack, at.frame))?,
-                };
-                let bytes = &open[at.offset as usize..][..at.length as usize];
-                self.check(&index, at.id, bytes)?;
-                emit(start, bytes).map_err(ReadError::Emit)?;
-                frame = Some((at.frame, open));
+            }
+            Ok(())
+        });
+        self.pool.give(buffer);
+        read.map(|()| right)
+    }
+
+    /// Goes through the chunks of a part: pack, its directory, place, offset in the content.
+    fn chunks(
+        &self,
+        item: &Item,
+        part: &Part,
+        mut each: impl FnMut(u32, &PackIndex, Located, u64) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        let (Place::Chunks(runs), Part::Chunks { run, mut skip, mut count, mut offset }) = (&item.place, *part) else {
+            return Ok(());
+        };
+        for &(pack, first, length) in runs.get(run..).unwrap_or_default() {
+            let index = self.runtime.block_on(self.index(pack))?;
+            let here = count.min(length.saturating_sub(skip));
+            for ordinal in (first + skip)..(first + skip + here) {
+                let at = locate(&index, ordinal)?;
+                each(pack, &index, at, offset)?;
+                offset += u64::from(at.length);
+            }
+            (skip, count) = (0, count - here);
+            if count == 0 {
+                break;
             }
         }
-        if offset == item.entry.size { Ok(()) } else { Err(self.wrong_size(item, offset).into()) }
+        Ok(())
     }
 
     fn read_pages(&self, item: &Item, pages: &Pages, part: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
@@ -514,8 +636,7 @@ impl Reader {
         for (pack, index, run) in self.runtime.block_on(self.window(pages.space, window))? {
             let Some(first) = run.ordinal else { continue };
             for i in 0..run.count {
-                let bad = || RepoError::damaged(&index.object, format!("it has no item {}", first + i));
-                let at = index.locate(first + i).ok_or_else(bad)?;
+                let at = locate(&index, first + i)?;
                 let open = match frame.take() {
                     Some((held, number, open)) if (held, number) == (pack, at.frame) => open,
                     _ => self.runtime.block_on(self.frame(pack, at.frame))?,
@@ -535,16 +656,29 @@ impl Reader {
     }
 }
 
-/// Groups neighbouring frames: the first frame of each group.
-fn extents(index: &PackIndex) -> Vec<u32> {
-    let mut firsts = Vec::new();
-    let mut size = 0;
-    for (number, frame) in (0..).zip(&index.tail.frames) {
-        if firsts.is_empty() || size + u64::from(frame.sealed) > EXTENT {
-            firsts.push(number);
-            size = 0;
-        }
-        size += u64::from(frame.sealed);
+impl OpenPack {
+    /// The number of the extent that a frame is in.
+    fn extent_of(&self, frame: u32) -> usize {
+        self.extents.partition_point(|extent| extent.first <= frame) - 1
     }
-    firsts
+}
+
+fn locate(index: &PackIndex, ordinal: u32) -> Result<Located> {
+    index.locate(ordinal).ok_or_else(|| RepoError::damaged(&index.object, format!("it has no item {ordinal}")))
+}
+
+/// Groups neighbouring frames.
+fn extents(index: &PackIndex) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for (number, frame) in (0..).zip(&index.tail.frames) {
+        let sealed = u64::from(frame.sealed);
+        match extents.last_mut() {
+            Some(extent) if extent.length + sealed <= EXTENT => {
+                extent.length += sealed;
+                *extent.left.get_mut() += 1;
+            }
+            _ => extents.push(Extent { first: number, offset: frame.offset, length: sealed, left: AtomicU32::new(1) }),
+        }
+    }
+    extents
 }

@@ -8,6 +8,7 @@ pub mod stream;
 pub mod supply;
 pub mod tar;
 pub mod tree;
+mod twice;
 
 use crate::entry::Entry;
 use crate::repo::{Item, RepoError};

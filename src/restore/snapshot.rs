@@ -1,13 +1,15 @@
 //! A snapshot into a directory, on many threads.
 //!
-//! One thread reads the entry list and makes everything but files as it goes, so that a directory is there before its
-//! content; the workers fill files, small ones in batches of neighbours (which share frames), large ones in parts; hard
-//! links come when all files are there, directories' times last. Queues are bounded, and the list is never whole in
+//! One thread makes everything but files as it comes, so that a directory is there before its content, and has fetched
+//! what files need; the workers fill these, small ones in batches of neighbours (which share frames), large ones in parts;
+//! hard links come when all files are there, directories' times last. Queues are bounded, and the list is never whole in
 //! memory. A file that is damaged in the repository is left out and reported; the rest is restored.
 
 use crate::entry::{Entry, Kind, Problem};
-use crate::repo::{Item, ReadError, Reader, RepoError};
+use crate::repo::{Item, PART, Part, ReadError, Reader, RepoError};
+use crate::restore::supply::walk;
 use crate::restore::tree::Tree;
+use crate::restore::twice::{First, Role, Twice};
 use crate::restore::{RestoreError, Selection, Strays};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fs::File;
@@ -16,8 +18,14 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// What a thread does at a time.
 const BATCH_FILES: usize = 64;
-const BATCH_BYTES: u64 = 4 << 20;
+/// So many files or parts, or bytes of them, are put into the order in which they were stored: what lies together is read
+/// once, though the list names it here and there.
+const SORTED: usize = 16_384;
+const SORTED_BYTES: u64 = 1 << 30;
+/// So many jobs wait: what they need is being fetched meanwhile, and has to fit into the reader's memory for that.
+const WAITING: usize = 6;
 /// Bytes gathered before they are written.
 const GATHER: usize = 512 << 10;
 /// Zeros are looked for in blocks of this size, as file systems allocate them.
@@ -50,17 +58,36 @@ pub struct Restored {
     pub problems: Vec<Problem>,
 }
 
+/// A file with its one part, or none if it is empty.
+struct Small {
+    item: Item,
+    part: Option<Part>,
+    role: Role,
+}
+
 struct Large {
     item: Item,
+    role: Role,
     file: File,
     parts_left: AtomicUsize,
     failed: AtomicBool,
 }
 
-enum Job {
-    Small(Vec<Item>),
-    Part(Arc<Large>, (u64, u64)),
+enum Task {
+    Small(Small),
+    Part(Arc<Large>, Part),
 }
+
+impl Task {
+    fn parts(&self) -> (&Item, Option<&Part>, &Role) {
+        match self {
+            Self::Small(Small { item, part, role }) => (item, part.as_ref(), role),
+            Self::Part(large, part) => (&large.item, Some(part), &large.role),
+        }
+    }
+}
+
+type Job = Vec<Task>;
 
 struct Shared<'a> {
     reader: &'a Reader,
@@ -82,7 +109,7 @@ pub fn restore(
     progress: &Progress,
 ) -> Result<Restored, RestoreError> {
     let shared = Shared { reader, tree: &tree, progress, error: Mutex::default(), problems: Mutex::default() };
-    let (jobs, queue) = bounded::<Job>(threads * 2);
+    let (jobs, queue) = bounded::<Job>(threads.max(WAITING));
     let fed = std::thread::scope(|scope| {
         for number in 0..threads {
             let (shared, queue) = (&shared, queue.clone());
@@ -94,8 +121,9 @@ pub fn restore(
             shared: &shared,
             selection,
             jobs,
-            batch: Vec::new(),
-            batch_bytes: 0,
+            twice: None,
+            tasks: Vec::new(),
+            bytes: 0,
             links: Vec::new(),
             strays: Strays::default(),
             found: vec![false; selection.paths().len()],
@@ -140,8 +168,10 @@ struct Feeder<'a> {
     shared: &'a Shared<'a>,
     selection: &'a Selection,
     jobs: Sender<Job>,
-    batch: Vec<Item>,
-    batch_bytes: u64,
+    twice: Option<Twice>,
+    /// To be sorted, and their bytes.
+    tasks: Vec<Task>,
+    bytes: u64,
     links: Vec<Entry>,
     strays: Strays,
     found: Vec<bool>,
@@ -149,12 +179,13 @@ struct Feeder<'a> {
 
 impl Feeder<'_> {
     fn feed(&mut self) -> Result<(), RestoreError> {
-        let runtime = tokio::runtime::Handle::current();
         let reader = self.shared.reader;
-        let mut fed =
-            runtime.block_on(reader.segments::<Stop>(|items| items.into_iter().try_for_each(|i| self.item(i))));
+        let mut fed = Twice::find(reader, self.selection).map_err(Stop::from).and_then(|twice| {
+            self.twice = Some(twice);
+            walk(reader, |item| self.item(item))
+        });
         if fed.is_ok() && !self.strays.is_empty() {
-            fed = runtime.block_on(reader.segments::<Stop>(|items| items.into_iter().try_for_each(|i| self.stray(i))));
+            fed = walk(reader, |item| self.stray(item));
         }
         match fed.and_then(|()| self.flush()) {
             Ok(()) | Err(Stop::Elsewhere) => Ok(()),
@@ -208,24 +239,49 @@ impl Feeder<'_> {
     }
 
     fn file(&mut self, item: Item) -> Result<(), Stop> {
-        let parts = self.shared.reader.parts(&item);
+        let reader = self.shared.reader;
+        let mut parts = match reader.parts(&item) {
+            Ok(parts) => parts,
+            Err(error) if concerns_one_file(&error) => {
+                self.shared.lost(&item, &error);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let role = self.twice.as_mut().map_or(Role::Alone, |twice| twice.role(reader, &item));
+        self.bytes += item.entry.size;
         if parts.len() <= 1 {
-            self.batch_bytes += item.entry.size;
-            self.batch.push(item);
-            let full = self.batch.len() >= BATCH_FILES || self.batch_bytes >= BATCH_BYTES;
-            return if full { self.flush() } else { Ok(()) };
+            self.tasks.push(Task::Small(Small { item, part: parts.pop(), role }));
+        } else {
+            let file = self.shared.tree.file(&item.entry)?;
+            file.set_len(item.entry.size).map_err(|source| write_error(&item.entry, source))?;
+            let parts_left = AtomicUsize::new(parts.len());
+            let large = Arc::new(Large { item, role, file, parts_left, failed: AtomicBool::new(false) });
+            self.tasks.extend(parts.into_iter().map(|part| Task::Part(large.clone(), part)));
         }
-        let file = self.shared.tree.file(&item.entry)?;
-        file.set_len(item.entry.size).map_err(|source| write_error(&item.entry, source))?;
-        let parts_left = AtomicUsize::new(parts.len());
-        let large = Arc::new(Large { item, file, parts_left, failed: AtomicBool::new(false) });
-        parts.into_iter().try_for_each(|part| self.send(Job::Part(large.clone(), part)))
+        if self.tasks.len() >= SORTED || self.bytes >= SORTED_BYTES { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), Stop> {
-        self.batch_bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
-        if batch.is_empty() { Ok(()) } else { self.send(Job::Small(batch)) }
+        self.bytes = 0;
+        self.tasks.sort_by_key(|task| {
+            let (item, part, _) = task.parts();
+            item.begins_at(part)
+        });
+        let (mut job, mut bytes) = (Job::new(), 0);
+        for task in std::mem::take(&mut self.tasks) {
+            let (item, part, role) = task.parts();
+            if let Some(part) = part {
+                self.shared.ahead(item, part, role);
+            }
+            bytes += item.entry.size.min(PART);
+            job.push(task);
+            if job.len() >= BATCH_FILES || bytes >= PART {
+                self.send(std::mem::take(&mut job))?;
+                bytes = 0;
+            }
+        }
+        if job.is_empty() { Ok(()) } else { self.send(job) }
     }
 
     fn send(&self, job: Job) -> Result<(), Stop> {
@@ -240,10 +296,10 @@ impl Shared<'_> {
             if self.progress.is_stopped() {
                 continue;
             }
-            let done = match job {
-                Job::Small(items) => items.iter().try_for_each(|item| self.small(item)),
-                Job::Part(large, part) => self.part(&large, part),
-            };
+            let done = job.iter().try_for_each(|task| match task {
+                Task::Small(file) => self.small(file),
+                Task::Part(large, part) => self.part(large, part),
+            });
             if let Err(error) = done {
                 self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 self.progress.stop();
@@ -251,7 +307,17 @@ impl Shared<'_> {
         }
     }
 
-    fn small(&self, item: &Item) -> Result<(), RestoreError> {
+    /// What fails here fails again where it is read.
+    fn ahead(&self, item: &Item, part: &Part, role: &Role) {
+        if matches!(role, Role::Again(first) if first.path().is_some()) {
+            return;
+        }
+        if let Err(error) = self.reader.ahead(item, part) {
+            tracing::debug!(error = &error as &dyn std::error::Error, "not fetched ahead");
+        }
+    }
+
+    fn small(&self, Small { item, part, role }: &Small) -> Result<(), RestoreError> {
         if self.progress.is_stopped() {
             return Ok(());
         }
@@ -259,15 +325,15 @@ impl Shared<'_> {
         if !item.is_stream() || item.entry.sparse == Some(true) {
             file.set_len(item.entry.size).map_err(|source| write_error(&item.entry, source))?;
         }
-        if self.fill(item, &file, (0, item.entry.size))? {
-            self.finish(&item.entry, file)
+        if part.map_or(Ok(true), |part| self.fill(item, &file, &part, role))? {
+            self.finish(&item.entry, file, role)
         } else {
             self.discard(&item.entry)
         }
     }
 
-    fn part(&self, large: &Arc<Large>, part: (u64, u64)) -> Result<(), RestoreError> {
-        if !large.failed.load(Ordering::Relaxed) && !self.fill(&large.item, &large.file, part)? {
+    fn part(&self, large: &Arc<Large>, part: &Part) -> Result<(), RestoreError> {
+        if !large.failed.load(Ordering::Relaxed) && !self.fill(&large.item, &large.file, part, &large.role)? {
             large.failed.store(true, Ordering::Relaxed);
         }
         if large.parts_left.fetch_sub(1, Ordering::AcqRel) > 1 {
@@ -278,36 +344,59 @@ impl Shared<'_> {
             return self.discard(entry);
         }
         let file = large.file.try_clone().map_err(|source| write_error(entry, source))?;
-        self.finish(entry, file)
+        self.finish(entry, file, &large.role)
     }
 
     /// Writes a part of a file; false if the repository does not have it any more.
-    fn fill(&self, item: &Item, file: &File, part: (u64, u64)) -> Result<bool, RestoreError> {
+    fn fill(&self, item: &Item, file: &File, part: &Part, role: &Role) -> Result<bool, RestoreError> {
         let mut gather = Gather { file, sparse: item.entry.sparse == Some(true), at: 0, bytes: Vec::new() };
-        let read = self.reader.read(item, part, &mut |offset, bytes| {
+        let mut emit = |offset: u64, bytes: &[u8]| {
             if self.progress.is_stopped() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             self.progress.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             gather.take(offset, bytes)
-        });
+        };
+        let copied = match role {
+            Role::Again(first) => self.copy(first, item, part, &mut emit),
+            Role::Alone | Role::First(_) => Ok(false),
+        };
+        let read = match copied {
+            Ok(true) => Ok(()),
+            Ok(false) => self.reader.read(item, part, &mut emit),
+            Err(error) => Err(error),
+        };
         match read.and_then(|()| gather.flush().map_err(ReadError::Emit)) {
             Ok(()) => Ok(true),
             Err(ReadError::Emit(_)) if self.progress.is_stopped() => Ok(true),
             Err(ReadError::Emit(source)) => Err(write_error(&item.entry, source)),
             Err(ReadError::Repo(error)) if concerns_one_file(&error) => {
-                let text = format!("left out, since the repository has lost a part of it: {error}");
-                self.note(Problem { path: item.entry.path.clone(), text });
+                self.lost(item, &error);
                 Ok(false)
             }
             Err(ReadError::Repo(error)) => Err(error.into()),
         }
     }
 
-    fn finish(&self, entry: &Entry, file: File) -> Result<(), RestoreError> {
+    /// From where the same content was restored to; false if it is not there, or not any more.
+    fn copy(
+        &self,
+        first: &First,
+        item: &Item,
+        part: &Part,
+        emit: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<bool, ReadError> {
+        let Some(from) = first.path().and_then(|path| self.tree.open(path).ok()) else { return Ok(false) };
+        self.reader.read_copy(item, part, &mut |offset, bytes| from.read_exact_at(bytes, offset), emit)
+    }
+
+    fn finish(&self, entry: &Entry, file: File, role: &Role) -> Result<(), RestoreError> {
         if !self.progress.is_stopped() {
             self.tree.finish_file(entry, file)?;
             self.progress.entries.fetch_add(1, Ordering::Relaxed);
+            if let Role::First(first) = role {
+                first.is_restored();
+            }
         }
         Ok(())
     }
@@ -317,7 +406,9 @@ impl Shared<'_> {
         Ok(self.tree.discard(entry)?)
     }
 
-    fn note(&self, problem: Problem) {
+    fn lost(&self, item: &Item, error: &RepoError) {
+        let text = format!("left out, since the repository has lost a part of it: {error}");
+        let problem = Problem { path: item.entry.path.clone(), text };
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
     }
 }

@@ -1,6 +1,6 @@
 //! An entry's content from start to end, for whoever cannot seek.
 
-use crate::repo::{Item, ReadError, Reader};
+use crate::repo::{Item, Part, ReadError, Reader};
 use crate::restore::RestoreError;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, Write};
@@ -21,7 +21,11 @@ pub fn copy(reader: &Reader, item: &Item, out: &mut dyn Write) -> Result<(), Res
     if let Some(page) = item.page_size() {
         return pages(reader, item, page, out);
     }
-    for part in reader.parts(item) {
+    let parts = reader.parts(item)?;
+    for (at, part) in parts.iter().enumerate() {
+        if let Some(next) = parts.get(at + 1) {
+            reader.ahead(item, next)?;
+        }
         reader.read(item, part, &mut |_, bytes| out.write_all(bytes)).map_err(edge)?;
     }
     Ok(())
@@ -78,7 +82,7 @@ fn piece(reader: &Reader, item: &Item, (from, to): (u64, u64), mut bytes: Vec<u8
         room.copy_from_slice(page);
         Ok(())
     };
-    reader.read(item, (from, to), place)?;
+    reader.read(item, &Part::Pages(from, to), place)?;
     Ok(bytes)
 }
 

@@ -26,7 +26,7 @@ impl Supply for Supplied<'_> {
     fn entries(&self, visit: &mut Visit<'_>) -> io::Result<()> {
         let reader = self.reader;
         let mut found = vec![false; self.selection.paths().len()];
-        let walked = walk(reader, |item| {
+        let walked = walk::<RestoreError>(reader, |item| {
             if self.selection.contains(&item.entry.path) {
                 if let Some(at) = self.selection.position(&item.entry.path) {
                     found[at] = true;
@@ -59,11 +59,8 @@ impl Body for Content<'_> {
 
 /// Gives every entry to `each`, which may block: reading a content must not be done where the list is read, so that goes
 /// through a short queue.
-pub(super) fn walk(
-    reader: &Reader,
-    mut each: impl FnMut(Item) -> Result<(), RestoreError>,
-) -> Result<(), RestoreError> {
-    let (items, queue) = crossbeam_channel::bounded::<Result<Vec<Item>, RestoreError>>(2);
+pub(super) fn walk<E: From<RepoError>>(reader: &Reader, mut each: impl FnMut(Item) -> Result<(), E>) -> Result<(), E> {
+    let (items, queue) = crossbeam_channel::bounded::<Result<Vec<Item>, RepoError>>(2);
     let runtime = tokio::runtime::Handle::current();
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -71,7 +68,7 @@ pub(super) fn walk(
                 runtime.block_on(reader.segments::<Ended>(|list| items.send(Ok(list)).map_err(|_| Ended(None))));
             if let Err(Ended(Some(error))) = listed {
                 // Nobody listens any more only when writing has failed, which says more.
-                let _ = items.send(Err(error.into()));
+                let _ = items.send(Err(error));
             }
         });
         for list in queue {

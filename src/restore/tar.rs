@@ -22,7 +22,7 @@ pub fn write(reader: &Reader, selection: &Selection, out: impl Write) -> Result<
     let mut archive = Builder::new(out);
     let mut strays = Strays::default();
     let mut count = 0;
-    walk(reader, |item| {
+    walk::<RestoreError>(reader, |item| {
         let wanted = selection.contains(&item.entry.path);
         let item = match item.entry.kind {
             _ if !wanted => return Ok(()),
@@ -33,7 +33,7 @@ pub fn write(reader: &Reader, selection: &Selection, out: impl Write) -> Result<
         Ok(())
     })?;
     if !strays.is_empty() {
-        walk(reader, |item| {
+        walk::<RestoreError>(reader, |item| {
             let Some((item, links)) = strays.claim(item) else { return Ok(()) };
             count += u64::from(entry(&mut archive, reader, &item)?);
             for link in links {

@@ -146,6 +146,14 @@ impl Tree {
         Ok(file.map_err(|error| io_error("create the file", &entry.path, error))?.into())
     }
 
+    /// Opens a file that was restored, to read what it holds without leaving a trace.
+    pub fn open(&self, path: &[u8]) -> Result<File> {
+        let (parent, name) = self.parent_if(path, false)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
+        let file = fs::openat(&*parent, name, flags, Mode::empty());
+        Ok(file.map_err(|error| io_error("open the file", path, error))?.into())
+    }
+
     /// Sets the size and the metadata of a file that was written.
     #[expect(clippy::needless_pass_by_value, reason = "nothing is to be written to it afterwards")]
     pub fn finish_file(&self, entry: &Entry, file: File) -> Result<()> {

@@ -52,13 +52,22 @@ struct State {
     fault: Fault,
     kind: StoreErrorKind,
     operations: u64,
+    fetched: u64,
     corrupt: BTreeMap<String, Corruption>,
 }
 
 impl Default for Faults {
     fn default() -> Self {
         let kind = StoreErrorKind::Other;
-        Self { state: Mutex::new(State { fault: Fault::Nothing, kind, operations: 0, corrupt: BTreeMap::new() }) }
+        Self {
+            state: Mutex::new(State {
+                fault: Fault::Nothing,
+                kind,
+                operations: 0,
+                fetched: 0,
+                corrupt: BTreeMap::new(),
+            }),
+        }
     }
 }
 
@@ -79,7 +88,7 @@ impl Faults {
     /// Begins counting anew with this fault, reported as `kind`.
     pub fn set_as(&self, fault: Fault, kind: StoreErrorKind) {
         let mut state = self.state();
-        state.operations = 0;
+        (state.operations, state.fetched) = (0, 0);
         state.fault = fault;
         state.kind = kind;
     }
@@ -87,6 +96,11 @@ impl Faults {
     /// Operations since the fault was set.
     pub fn operations(&self) -> u64 {
         self.state().operations
+    }
+
+    /// Bytes that ranged reads have given since the fault was set.
+    pub fn fetched(&self) -> u64 {
+        self.state().fetched
     }
 
     /// Falsifies what is read of `key` from now on.
@@ -200,7 +214,9 @@ impl Store for Faulty {
         self.faults
             .apply("read", key, async {
                 let Some(corruption) = self.faults.corruption(key) else {
-                    return self.inner.get_range(key, offset, length).await;
+                    let bytes = self.inner.get_range(key, offset, length).await?;
+                    self.faults.state().fetched += bytes.len() as u64;
+                    return Ok(bytes);
                 };
                 let body = self.read_falsified(key, corruption).await?;
                 match offset.checked_add(length) {

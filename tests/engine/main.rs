@@ -4,6 +4,7 @@
 
 mod crash;
 mod model;
+mod once;
 mod repair;
 mod replicate;
 mod roundtrip;

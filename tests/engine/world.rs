@@ -140,7 +140,7 @@ impl World {
             let mut tree = Tree::new();
             for item in items {
                 let mut bytes = vec![0; item.entry.size as usize];
-                for part in reader.parts(&item) {
+                for part in &reader.parts(&item)? {
                     reader
                         .read(&item, part, &mut |at, piece| {
                             bytes[at as usize..][..piece.len()].copy_from_slice(piece);

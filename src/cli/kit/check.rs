@@ -72,7 +72,7 @@ async fn open(opened: &Opened, source: &SourceName, identity: &Identity) -> Resu
     };
     let content = tokio::task::spawn_blocking(move || {
         let mut read = 0;
-        for part in reader.parts(&item) {
+        for part in &reader.parts(&item)? {
             reader.read(&item, part, &mut |_, piece| {
                 read += piece.len() as u64;
                 Ok(())

@@ -168,7 +168,7 @@ fn worker<'a>(
         access: context.access_to_contents(opened)?,
         documents: sources.iter().map(|(name, source)| (name.clone(), source.capture.clone())).collect(),
         confirmed: history.confirmed.clone(),
-        threads: super::threads(&opened.settings.url),
+        threads: super::threads(),
         runtime: tokio::runtime::Handle::current(),
         cancel: edge.cancel.clone(),
         outside: edge,

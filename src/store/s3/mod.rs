@@ -28,7 +28,7 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::types::{ObjectLockEnabled, ObjectLockMode, ServerSideEncryption};
 use aws_smithy_types::DateTime;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use error::other;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -274,17 +274,21 @@ fn page(wanted: usize) -> i32 {
     i32::try_from(wanted).map_or(MOST, |wanted| wanted.min(MOST))
 }
 
-async fn body(key: &str, answer: GetObjectOutput) -> Result<Bytes> {
+async fn body(key: &str, mut answer: GetObjectOutput) -> Result<Bytes> {
     let expected = length(key, answer.content_length())?;
-    let body = tokio::time::timeout(REQUEST_TIMEOUT, answer.body.collect())
-        .await
-        .map_err(|e| StoreError::new(StoreErrorKind::Unavailable, "read", key).because(e))?
-        .map_err(|e| StoreError::new(StoreErrorKind::Unavailable, "read", key).because(e))?
-        .into_bytes();
+    let unavailable = || StoreError::new(StoreErrorKind::Unavailable, "read", key);
+    let mut body = BytesMut::with_capacity(expected.min(MAX_WHOLE) as usize);
+    let read = async {
+        while let Some(piece) = answer.body.try_next().await.map_err(|e| unavailable().because(e))? {
+            body.extend_from_slice(&piece);
+        }
+        Ok(())
+    };
+    tokio::time::timeout(REQUEST_TIMEOUT, read).await.map_err(|e| unavailable().because(e))??;
     if body.len() as u64 != expected {
-        return Err(StoreError::new(StoreErrorKind::Unavailable, "read", key).because("the answer was cut short"));
+        return Err(unavailable().because("the answer was cut short"));
     }
-    Ok(body)
+    Ok(body.freeze())
 }
 
 fn length(key: &str, size: Option<i64>) -> Result<u64> {
