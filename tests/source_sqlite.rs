@@ -1,6 +1,8 @@
 //! Real SQLite databases, captured while somebody writes to them; programs start from what is restored.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/collect.rs"]
+mod collect;
 #[path = "endtoend/picture.rs"]
 #[allow(dead_code, reason = "the world's")]
 mod picture;
@@ -10,8 +12,10 @@ mod support;
 #[allow(dead_code, reason = "shared with the end-to-end tests")]
 mod world;
 
+use collect::{Collect, context, runtime};
+use lifeboat::source::{Context, SourceError, Spec};
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -230,4 +234,25 @@ fn what_keeps_a_capture_away_is_said() {
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0, "{listed}");
     with("TMPDIR", &tmp).expect(0);
     assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0, "a copy is left");
+}
+
+#[test]
+fn nobody_waits_for_a_lock_past_the_deadline() {
+    let world = World::local();
+    let file = database(&world, "delete", 4096);
+    let mut holder = support::command("sqlite3");
+    let mut holder = holder.arg(&file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = holder.stdin.take().unwrap();
+    stdin.write_all(b"BEGIN EXCLUSIVE; SELECT 'held';\n").unwrap();
+    let mut held = [0; 5];
+    holder.stdout.take().unwrap().read_exact(&mut held).unwrap();
+    let runtime = runtime();
+    // Shorter than it waits for a lock, and longer than a free database takes.
+    let limited = || Context { deadline: Instant::now() + Duration::from_secs(5), ..context(&runtime) };
+    let spec = Spec::Sqlite(lifeboat::source::sqlite::Spec { path: file });
+    let refused = spec.open().unwrap().capture(&limited(), &mut Collect::default()).unwrap_err();
+    assert!(matches!(refused, SourceError::Deadline), "{refused}");
+    drop(stdin);
+    assert!(holder.wait().unwrap().success());
+    spec.open().unwrap().check(&limited()).unwrap();
 }
