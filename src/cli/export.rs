@@ -36,6 +36,8 @@ pub struct Args {
 enum Named {
     /// What `argocd admin import` takes, of a snapshot that has Argo CD's namespace
     Argocd,
+    /// Helm's releases as a tar archive, each with its chart, values, manifest and records, for helm and kubectl
+    Helm,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -47,6 +49,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     reader.check_access()?;
     let format = match args.format {
         Some(Named::Argocd) => named(&reader, "argocd")?,
+        Some(Named::Helm) => named(&reader, "helm")?,
         None => format(&reader, Selection::new(args.path.map(OsStringExt::into_vec))).await?,
     };
     let partial = if to_stdout { None } else { Some(Partial::create(&args.output)?) };

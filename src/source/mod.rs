@@ -358,6 +358,7 @@ pub trait Native: Sync {
 pub fn format(kind: &str, name: &str) -> Option<&'static dyn Native> {
     match (kind, name) {
         ("kubernetes", "argocd") => Some(&kubernetes::Backup),
+        ("kubernetes", "helm") => Some(&kubernetes::Releases),
         _ => None,
     }
 }

@@ -111,7 +111,8 @@ fn helm_releases_come_back_with_their_history() {
     std::fs::create_dir_all(world.path("chart/templates")).unwrap();
     let chart = "apiVersion: v2\nname: web\nversion: 1.2.3\n";
     let template = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Release.Name }}}\n\
-        data: {colour: {{ .Values.colour }}}\n";
+        data: {colour: {{ .Values.colour }}, motto: {{ .Files.Get \"motto\" | quote }}}\n";
+    std::fs::write(world.path("chart/motto"), "ex libris").unwrap();
     std::fs::write(world.path("chart/Chart.yaml"), chart).unwrap();
     std::fs::write(world.path("chart/values.yaml"), "colour: red\n").unwrap();
     std::fs::write(world.path("chart/templates/web.yaml"), template).unwrap();
@@ -165,4 +166,29 @@ fn helm_releases_come_back_with_their_history() {
     assert_eq!(colour(), "red");
     helm(&["upgrade", "web", "chart", "--set", "colour=green"]);
     assert_eq!(colour(), "green");
+
+    // By files that helm and kubectl take, without Lifeboat.
+    world.as_owner(&["export", "apps@2", "--format", "helm", "-o", "releases.tar"]).expect(0);
+    let untar = command("tar").args(["-xf", "releases.tar"]).current_dir(world.home.path()).output().unwrap();
+    assert!(untar.status.success(), "{}", String::from_utf8_lossy(&untar.stderr));
+    server.kubectl(&["delete", "namespace", "apps", "--timeout=100s"]);
+    server.kubectl(&["create", "namespace", "apps"]);
+    let of_web = |name: &str| world.path(format!("apps/web/{name}")).to_str().unwrap().to_owned();
+    server.kubectl(&["apply", "-f", &of_web("records")]);
+    let revisions = |text: &str| {
+        let known: Vec<serde_json::Value> = serde_json::from_str(text).unwrap();
+        known
+            .iter()
+            .map(|one| (one["revision"].clone(), one["status"].clone(), one["chart"].clone()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(revisions(&helm(&["history", "web", "-o", "json"])), revisions(&history));
+    helm(&["rollback", "web", "1"]);
+    assert_eq!(colour(), "red");
+    helm(&["uninstall", "web"]);
+    helm(&["upgrade", "--install", "web", &of_web("chart"), "-f", &of_web("values.yaml")]);
+    assert_eq!(colour(), "blue");
+    let manifest = std::fs::read_to_string(of_web("manifest.yaml")).unwrap();
+    assert!(manifest.contains("ex libris"), "{manifest}");
+    assert_eq!(helm(&["get", "manifest", "web"]).trim(), manifest.trim());
 }

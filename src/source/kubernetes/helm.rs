@@ -78,28 +78,36 @@ pub fn at(path: &[u8]) -> Option<(String, u64)> {
     Some((format!("{}/{release}", place.namespace?), revision))
 }
 
+/// What an object holds of a release: JSON of the type that is asked for.
+///
+/// # Errors
+/// Why it holds none. The text does not repeat it.
+pub fn unpack<T: serde::de::DeserializeOwned>(object: &Value) -> Result<T, String> {
+    let text = object["data"]["release"].as_str().ok_or("it has no key release")?;
+    let decode = |text: &[u8]| STANDARD.decode(text).map_err(|_| "it is not base64".to_owned());
+    let mut bytes = text.as_bytes().to_vec();
+    if object["kind"] == "Secret" {
+        bytes = decode(&bytes)?;
+    }
+    bytes = decode(&bytes)?;
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut unpacked = Vec::new();
+        let read = MultiGzDecoder::new(&bytes[..]).take(LARGEST + 1).read_to_end(&mut unpacked);
+        match read {
+            Ok(length) if length as u64 > LARGEST => return Err("it is too large".into()),
+            Ok(_) => bytes = unpacked,
+            Err(_) => return Err("it is not gzipped as it should be".into()),
+        }
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|why| format!("it is no release (line {}, column {})", why.line(), why.column()))
+}
+
 impl Release {
     /// # Errors
     /// Why it is none. The text does not repeat it.
     pub fn of(object: &Value) -> Result<Self, String> {
-        let text = object["data"]["release"].as_str().ok_or("it has no key release")?;
-        let decode = |text: &[u8]| STANDARD.decode(text).map_err(|_| "it is not base64".to_owned());
-        let mut bytes = text.as_bytes().to_vec();
-        if object["kind"] == "Secret" {
-            bytes = decode(&bytes)?;
-        }
-        bytes = decode(&bytes)?;
-        if bytes.starts_with(&[0x1f, 0x8b]) {
-            let mut unpacked = Vec::new();
-            let read = MultiGzDecoder::new(&bytes[..]).take(LARGEST + 1).read_to_end(&mut unpacked);
-            match read {
-                Ok(length) if length as u64 > LARGEST => return Err("it is too large".into()),
-                Ok(_) => bytes = unpacked,
-                Err(_) => return Err("it is not gzipped as it should be".into()),
-            }
-        }
-        serde_json::from_slice(&bytes)
-            .map_err(|why| format!("it is no release (line {}, column {})", why.line(), why.column()))
+        unpack(object)
     }
 
     /// Of an entry's content.

@@ -25,6 +25,7 @@ mod needed;
 pub(super) mod normal;
 mod order;
 mod pages;
+mod releases;
 mod restore;
 mod rewrite;
 pub mod service;
@@ -33,6 +34,7 @@ pub(super) mod yaml;
 pub(super) use api::{Api, Ask, Failure};
 pub(super) use argocd::Backup;
 pub(super) use export::Manifests;
+pub(super) use releases::Releases;
 pub(super) use restore::Cluster;
 
 use super::target::Options;
