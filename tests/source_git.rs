@@ -296,6 +296,38 @@ fn what_a_bundle_does_not_hold_is_said() {
 }
 
 #[test]
+fn keys_of_sops_must_be_held_somewhere() {
+    let world = World::local();
+    let forge = Forge::empty(&world);
+    let rules = "creation_rules:\n- {path_regex: a, age: age1first}\n- {path_regex: b, pgp: 'FBC7, ABCD'}\n";
+    forge.commit("infra/.sops.yaml", rules);
+    forge.push();
+    document(&world, "gitops", &format!("url: {}", forge.bare.display()));
+    let captured = world.run(BACKUP).expect(0).json();
+    let details = &captured["backups"][0]["facts"]["details"];
+    assert_eq!(details["sops_keys"], "age age1first; pgp ABCD, pgp FBC7", "{details}");
+    let lacks =
+        "gitops: its .sops.yaml encrypts to keys of which no snapshot holds one (age age1first; pgp ABCD, pgp FBC7)";
+    let findings = |arguments: &[&str], code| {
+        let ran = world.as_writer(arguments).expect(code);
+        ran.out.contains(lacks)
+    };
+    assert!(findings(&["status"], 0) && findings(&["doctor"], 1));
+    let text = fs::read_to_string(world.path("config/source-gitops.yaml")).unwrap();
+    let held = text.replace("}}", "}, heldElsewhere: [the platform's people keep them]}");
+    world.document("source-gitops.yaml", &held);
+    assert!(!findings(&["status"], 0) && !findings(&["doctor"], 0));
+
+    // What cannot be read is no rule, and told.
+    forge.commit("infra/.sops.yaml", "creation_rules: [\n");
+    forge.push();
+    document(&world, "gitops", &format!("url: {}", forge.bare.display()));
+    world.run(BACKUP).expect(0);
+    let said = world.as_writer(&["status"]).expect(0).out;
+    assert!(said.contains("gitops: infra/.sops.yaml is not YAML"), "{said}");
+}
+
+#[test]
 fn nothing_and_damage_are_errors() {
     let world = World::local();
     let forge = Forge::empty(&world);

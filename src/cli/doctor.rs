@@ -9,6 +9,7 @@ use crate::policy::duration::Shown;
 use crate::repo::Access;
 use crate::restore::plan::lint::lint;
 use crate::source;
+use crate::source::escrow::{Newest, findings as escrow_findings};
 use crate::source::files::control_plane;
 use crate::store::{PutOptions, Store};
 use bytes::Bytes;
@@ -98,22 +99,30 @@ fn escrow(config: &Config) -> Result<String, Failure> {
 async fn kept(context: &Context, opened: &Opened) -> Result<Option<String>, Failure> {
     let (config, access) = (context.config()?, context.access(opened)?);
     let (mut planes, mut lacking, mut objects) = (Vec::new(), Vec::new(), Vec::new());
-    for source in config.sources.values().filter(|source| source.held_elsewhere.is_empty()) {
-        if !matches!(source.capture, source::Spec::Files(_) | source::Spec::Kubernetes(_)) {
+    for source in config.sources.values() {
+        if !matches!(source.capture, source::Spec::Files(_) | source::Spec::Git(_) | source::Spec::Kubernetes(_)) {
             continue;
         }
         let newest = opened.lineage(&source.name, &access).newest().await?;
         let Some(catalogue) = newest.snapshot.and_then(|snapshot| snapshot.catalogue) else { continue };
-        let details = catalogue.facts.details;
-        let found: Vec<_> =
-            control_plane::findings(&details).map(|(name, state)| control_plane_text(name, state)).collect();
-        if found.is_empty() && details.keys().any(|name| name.starts_with(control_plane::FACT)) {
-            planes.push(source.name.as_str());
+        let (details, held_elsewhere) = (catalogue.facts.details, !source.held_elsewhere.is_empty());
+        if !held_elsewhere {
+            let found: Vec<_> =
+                control_plane::findings(&details).map(|(name, state)| control_plane_text(name, state)).collect();
+            if found.is_empty() && details.keys().any(|name| name.starts_with(control_plane::FACT)) {
+                planes.push(source.name.as_str());
+            }
+            lacking.extend(found.into_iter().map(|text| format!("{}: {text}", source.name)));
+            lacking.extend(source::kubernetes::escrow::decryption(&details));
         }
-        lacking.extend(found.into_iter().map(|text| format!("{}: {text}", source.name)));
-        objects.push(details);
+        objects.push((&source.name, details, held_elsewhere));
     }
-    lacking.extend(source::kubernetes::escrow::findings(&objects));
+    let newest = objects.iter().map(|(source, details, held_elsewhere)| Newest {
+        source: source.as_str(),
+        details,
+        held_elsewhere: *held_elsewhere,
+    });
+    lacking.extend(escrow_findings(&newest.collect::<Vec<_>>(), &config.vaults()));
     if !lacking.is_empty() {
         return Err(Fault::Failed { message: lacking.join("; "), hint: None }.into());
     }

@@ -7,13 +7,15 @@ use super::fault::{Exit, Failure, chain};
 use super::output::{bytes, clock, print, print_json, table, time};
 use super::reference::missing_text;
 use super::snapshots::{state, way_out};
+use crate::config::Config;
 use crate::id::{Sequence, SourceName};
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::policy::objective::{self, Objective, Verdict};
 use crate::repo::{Access, Lineage, Newest, Selector, Snapshot, State};
+use crate::source::escrow;
 use crate::source::files::control_plane;
-use crate::source::kubernetes::escrow;
+use crate::source::kubernetes;
 use jiff::SignedDuration;
 use replica::{Copied, Replicas};
 use serde::{Deserialize, Serialize};
@@ -70,7 +72,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             "the state file cannot be written: a hidden newest snapshot will not be noticed"
         );
     }
-    let findings = context.config()?.escrow();
+    let mut findings = context.config()?.escrow();
+    // Another source may hold it: only all of them together tell.
+    if args.sources.is_empty() {
+        findings.extend(together(context.config()?, &reports));
+    }
     if context.globals.json {
         let all: Vec<Value> = reports.iter().map(describe).collect();
         let repository = opened.repository.root().id.to_string();
@@ -89,6 +95,16 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     } else {
         Exit::Ok
     })
+}
+
+/// What the newest snapshots together do not hold of the keys that they are worth nothing without.
+fn together(config: &Config, reports: &[Report]) -> Vec<String> {
+    let newest = reports.iter().filter_map(|report| {
+        let catalogue = report.newest.as_ref()?.catalogue.as_ref()?;
+        let held_elsewhere = config.sources.get(&report.source).is_some_and(|source| !source.held_elsewhere.is_empty());
+        Some(escrow::Newest { source: report.source.as_str(), details: &catalogue.facts.details, held_elsewhere })
+    });
+    escrow::findings(&newest.collect::<Vec<_>>(), &config.vaults())
 }
 
 /// Those that have snapshots, should have some, or had some.
@@ -148,7 +164,7 @@ async fn look(
         for (name, state) in control_plane::findings(&catalogue.facts.details) {
             warnings.push(control_plane_text(name, state));
         }
-        warnings.extend(escrow::decryption(&catalogue.facts.details));
+        warnings.extend(kubernetes::escrow::decryption(&catalogue.facts.details));
     }
     let tier = context.config()?.tier(&source);
     let point = newest.snapshot.as_ref().map(Snapshot::recovery_point);

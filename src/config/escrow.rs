@@ -18,6 +18,13 @@ impl Config {
         sources.filter_map(|source| self.lacks(source)).collect()
     }
 
+    /// The addresses of the Vaults that are captured, and with them the keys that they keep.
+    #[must_use]
+    pub fn vaults(&self) -> Vec<&str> {
+        let captured = self.sources.values().map(|source| &source.capture);
+        captured.filter_map(|spec| if let Spec::Vault(vault) = spec { Some(&*vault.address) } else { None }).collect()
+    }
+
     fn lacks(&self, source: &Source) -> Option<String> {
         let name = &source.name;
         match &source.capture {

@@ -3,6 +3,7 @@
 pub mod alertmanager;
 pub mod command;
 pub mod connection;
+pub mod escrow;
 pub mod etcd;
 pub mod files;
 pub mod git;

@@ -192,3 +192,45 @@ fn helm_releases_come_back_with_their_history() {
     assert!(manifest.contains("ex libris"), "{manifest}");
     assert_eq!(helm(&["get", "manifest", "web"]).trim(), manifest.trim());
 }
+
+/// What a repository is encrypted to, and what a cluster's Secret opens, are known to belong together.
+#[test]
+fn the_age_key_of_a_repository_is_found_in_the_cluster() {
+    use age::secrecy::ExposeSecret as _;
+    let server = Server::start();
+    let world = World::local();
+    let identity = age::x25519::Identity::generate();
+    let key = world.path("keys.txt");
+    std::fs::write(&key, format!("# ours\n{}\n", identity.to_string().expose_secret())).unwrap();
+    let repository = world.path("infra");
+    std::fs::create_dir(&repository).unwrap();
+    let git = |arguments: &[&str]| {
+        let who = ["-c", "user.name=A", "-c", "user.email=a@example.org"];
+        let ran = command("git").args(who).args(arguments).current_dir(&repository).output().unwrap();
+        assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    };
+    let rules = format!("creation_rules:\n- {{age: 'age1somebody,{}'}}\n", identity.to_public());
+    std::fs::write(repository.join(".sops.yaml"), rules).unwrap();
+    git(&["init", "-q", "-b", "main"]);
+    git(&["add", "-A"]);
+    git(&["commit", "-q", "-m", "rules"]);
+    let documents = format!(
+        "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: infra}}\nspec: {{git: {{url: {}}}}}\n---\n\
+         apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: apps}}\n\
+         spec: {{kubernetes: {{kubeconfig: {}, namespaces: [apps]}}}}\n",
+        repository.display(),
+        server.directory.path().join("admin.conf").display()
+    );
+    world.document("sources.yaml", &documents);
+    server.kubectl(&["create", "namespace", "apps"]);
+    server.kubectl(&["-n", "apps", "create", "configmap", "settings"]);
+    world.as_writer(&["backup", "--all"]).expect(0);
+    let lacks = || world.as_writer(&["status"]).expect(0).out.contains("infra: its .sops.yaml encrypts to keys");
+    assert!(lacks());
+    let from = format!("--from-file=keys.txt={}", key.display());
+    server.kubectl(&["-n", "apps", "create", "secret", "generic", "sops-age", &from]);
+    let captured = world.as_writer(&["backup", "apps", "--json"]).expect(0);
+    assert!(!captured.out.contains("AGE-SECRET"), "{}", captured.out);
+    assert!(!lacks());
+    world.as_writer(&["doctor"]).expect(0);
+}

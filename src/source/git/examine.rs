@@ -3,6 +3,7 @@
 use super::bundle::BUNDLE;
 use super::program::Program;
 use super::refs::{BRANCHES, Refs};
+use super::sops;
 use crate::entry::{Facts, Problem, Sink};
 use crate::source::{Context, SourceError};
 use std::collections::BTreeSet;
@@ -64,6 +65,8 @@ pub(super) fn facts(
         let root = git.ask(context, EXAMINE, &["rev-list", "--first-parent", "--max-parents=0", main, "--"])?;
         facts.system = Some(root.trim().to_owned());
         facts.position = git.ask(context, EXAMINE, &["rev-list", "--count", main, "--"])?.trim().parse().ok();
+        let told = search(context, git, &["-l", "-z", "-e", ""], &[main.to_owned()], &sops::FILES)?;
+        facts.details.extend(sops::facts(context, git, &told)?);
     }
     Ok(facts)
 }

@@ -18,6 +18,7 @@ mod examine;
 mod program;
 mod refs;
 mod restore;
+mod sops;
 
 pub(super) use bundle::BUNDLE;
 pub use restore::Restoring;
