@@ -3,6 +3,9 @@
 
 use std::io;
 
+/// The detail that says which version of a system was captured.
+pub const VERSION: &str = "version";
+
 /// What an entry is. The numbers are part of the repository format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, minicbor::Encode, minicbor::Decode)]
 #[cbor(index_only)]
@@ -201,4 +204,12 @@ pub struct Facts {
     /// Anything else worth showing, by name.
     #[n(4)]
     pub details: std::collections::BTreeMap<String, String>,
+}
+
+impl Facts {
+    /// Of the captured system, where it was told.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        self.details.get(VERSION).map_or("?", String::as_str)
+    }
 }

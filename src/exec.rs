@@ -175,6 +175,14 @@ impl Command {
         running.wait()?;
         Ok(all)
     }
+
+    /// Runs to the end and gives what it says on standard error, of much the last.
+    pub fn run_for_stderr(self) -> Result<String, ExecError> {
+        let (mut running, mut buffer) = (self.start()?, vec![0; PIECE]);
+        while running.read(&mut buffer)? > 0 {}
+        running.end()?;
+        Ok(running.last_words())
+    }
 }
 
 /// Runs the program that `words` name, and ends the whole process group when the standard input ends: nobody waits any more.
@@ -233,6 +241,10 @@ impl Running {
 
     /// Waits for its end. Anything but exit status 0 is an error.
     pub fn wait(mut self) -> Result<(), ExecError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), ExecError> {
         let status = loop {
             let ended = self.child.try_wait();
             match ended.map_err(|source| ExecError::Output { program: self.program(), source })? {

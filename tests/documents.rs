@@ -326,16 +326,16 @@ fn a_snapshot_names_its_classes() {
 
 #[test]
 fn a_source_is_of_one_kind() {
-    insta::assert_snapshot!(mistakes(&document("Source", "a", "tier: critical")), @"file.yaml:5: spec: expected exactly one of files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume");
+    insta::assert_snapshot!(mistakes(&document("Source", "a", "tier: critical")), @"file.yaml:5: spec: expected exactly one of files, alertmanager, command, etcd, git, kubernetes, mariadb, mariadbBackup, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume");
     let two = "files: {path: /a}\ncommand: {argv: [], output: a/b, timeout: 1 hour}\nguard: {minimumShare: 50}";
     insta::assert_snapshot!(mistakes(&document("Source", "a", two)), @r#"
-    file.yaml:5: spec: expected exactly one of files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume
+    file.yaml:5: spec: expected exactly one of files, alertmanager, command, etcd, git, kubernetes, mariadb, mariadbBackup, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume
     file.yaml:7: spec.command.argv: expected the program and its arguments
     file.yaml:7: spec.command.output: expected a file name, without slashes, such as "dump.sql"
     file.yaml:7: spec.command.timeout: expected whole numbers with the units d, h, m or s, the largest first, such as "90s", "1h30m" or "7d"
     file.yaml:8: spec.guard.minimumShare: expected a number from 0 to 1
     "#);
-    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, alertmanager, command, etcd, git, kubernetes, mariadb, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume, heldElsewhere, needs, captureAfter, guard");
+    insta::assert_snapshot!(mistakes(&document("Source", "a", "consul: {}")), @"file.yaml:6: spec.consul: unknown field; allowed: tier, files, alertmanager, command, etcd, git, kubernetes, mariadb, mariadbBackup, postgresql, postgresqlDump, prometheus, redis, sqlite, terraform, vault, volume, heldElsewhere, needs, captureAfter, guard");
     let globs = "files: {path: a, exclude: ['*.tmp', '[a']}";
     insta::assert_snapshot!(mistakes(&document("Source", "a", globs)), @"
     file.yaml:6: spec.files.exclude[1]: error parsing glob '[a': unclosed character class; missing ']'

@@ -2,11 +2,13 @@
 //! onto the volume. It reads no configuration and needs no key.
 
 use super::fault::{Exit, Failure};
-use super::output::print;
+use super::output::{clock, print};
 use crate::restore::receive::{give_back, look, receive};
 use crate::source::volume::stream::{Standing, Terms};
+use crate::source::{Cancel, Context};
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,6 +26,12 @@ pub struct Args {
     /// Bytes that will come
     #[arg(long, default_value_t = 0)]
     needs: u64,
+    /// Prepare what came, which is of a snapshot of this kind
+    #[arg(long, value_name = "KIND", requires = "version_of")]
+    prepare: Option<String>,
+    /// The version of the system that was captured
+    #[arg(long, value_name = "VERSION")]
+    version_of: Option<String>,
     /// Give up what the step of this name did not bring to its end
     #[arg(long, value_name = "STEP", conflicts_with_all = ["look", "existing", "aside"])]
     back: Option<String>,
@@ -43,11 +51,13 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
         (None, Existing::Clear) => Standing::Clear,
         (None, Existing::Beside) => Standing::Beside,
     };
-    let terms = Terms { standing, needs: args.needs };
+    let terms = Terms { standing, needs: args.needs, prepare: args.prepare.zip(args.version_of) };
+    // The pod ends when it must.
+    let world = Context::new(Cancel::default(), clock(), Duration::from_hours(24));
     let report = match args.back {
         Some(step) => give_back(&args.root, &step)?,
-        None if args.look => look(&args.root, &terms)?,
-        None => receive(&args.root, &terms, &mut io::stdin().lock())?,
+        None if args.look => look(&world, &args.root, &terms)?,
+        None => receive(&world, &args.root, &terms, &mut io::stdin().lock())?,
     };
     print(&serde_json::to_string(&report)?)?;
     Ok(Exit::Ok)

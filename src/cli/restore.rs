@@ -15,7 +15,7 @@ pub use rivals::Busy;
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{count, name, print, print_json};
+use super::output::{clock, count, name, print, print_json};
 use super::progress::{self, Done, pace};
 use super::reference::{Reference, open_reader};
 use crate::repo::State;
@@ -23,6 +23,7 @@ use crate::restore::plan::Level;
 use crate::restore::snapshot::{Progress, Restored, restore};
 use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
+use crate::source::{self, SourceError, preparation};
 use serde_json::json;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _};
@@ -95,6 +96,16 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
     let threads = threads();
     // Whoever may not read the contents learns so before anything is made.
     reader.check_access()?;
+    let preparation = preparation(&reader.catalogue().kind).filter(|_| selection.is_all());
+    if let Some(preparation) = preparation {
+        if args.into_existing {
+            let kind = &reader.catalogue().kind;
+            let message = format!("a snapshot of kind {kind} is restored into a directory of its own");
+            return Err(Fault::usage(message, "leave --into-existing out, or name a PATH of the snapshot").into());
+        }
+        let version = reader.catalogue().facts.version().to_owned();
+        prepared(context, None, move |world| preparation.check(world, &version)).await?;
+    }
     let tree = Tree::create(&to, tree::Options { into_existing: args.into_existing })?;
     let progress = Arc::new(Progress::default());
     let expected = selection.is_all().then(|| reader.catalogue().bytes);
@@ -131,10 +142,38 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
         milliseconds = clock.elapsed().as_millis() as u64,
         "restored"
     );
+    let mut done = None;
+    // What is incomplete is not fit for it.
+    if let Some(preparation) = preparation.filter(|_| restored.problems.is_empty()) {
+        let (left, to) = (Some(to.clone()), to.clone());
+        done = Some(prepared(context, left, move |world| preparation.run(world, &to)).await?);
+    }
     let snapshot = reader.snapshot();
     let what = format!("{}@{}", args.reference.source, snapshot.sequence());
-    say(context, &what, snapshot.state(), &to, &restored, clock.elapsed())?;
+    say(context, &what, snapshot.state(), &to, &restored, done, clock.elapsed())?;
     Ok(if restored.problems.is_empty() { Exit::Ok } else { Exit::Incomplete })
+}
+
+/// As long as somebody waits.
+const PATIENCE: Duration = Duration::from_hours(24);
+
+/// What makes files fit to be started from, or finds out whether it could; until somebody has enough of it, which leaves
+/// `left`.
+async fn prepared<T: Send + 'static>(
+    context: &Context,
+    left: Option<PathBuf>,
+    work: impl FnOnce(&source::Context) -> Result<T, SourceError> + Send + 'static,
+) -> Result<T, Failure> {
+    let world = source::Context::new(source::Cancel::default(), clock(), PATIENCE);
+    let cancel = world.cancel.clone();
+    let mut work = std::pin::pin!(tokio::task::spawn_blocking(move || work(&world)));
+    tokio::select! {
+        done = &mut work => return Ok(done??),
+        () = context.interrupt.requested() => cancel.cancel(),
+    }
+    // It ends, and nothing that it says matters any more.
+    let _ = work.await?;
+    Err(Fault::Interrupted { left }.into())
 }
 
 /// What was begun is still there.
@@ -151,6 +190,7 @@ fn say(
     state: State,
     target: &Path,
     restored: &Restored,
+    prepared: Option<String>,
     took: Duration,
 ) -> Result<(), Failure> {
     let Restored { entries, bytes, problems } = restored;
@@ -158,7 +198,7 @@ fn say(
         let problems = problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
         return print_json(&json!({
             "snapshot": what, "state": state, "target": target, "entries": entries, "bytes": bytes,
-            "seconds": took.as_secs_f64(), "problems": problems.collect::<Vec<_>>(),
+            "seconds": took.as_secs_f64(), "problems": problems.collect::<Vec<_>>(), "prepared": prepared,
         }));
     }
     let (entries, pace) = (count(*entries, "entry", "entries"), pace(*bytes, took));
@@ -166,6 +206,7 @@ fn say(
     if state != State::Good {
         text += &format!("The snapshot itself is {}: see `lifeboat show {what}`\n", super::snapshots::state(state));
     }
+    text.extend(prepared.map(|prepared| format!("{prepared}\n")));
     for problem in problems.iter().take(50) {
         text += &format!("  {}: {}\n", name(&problem.path), problem.text);
     }

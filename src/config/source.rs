@@ -25,7 +25,7 @@ pub struct Source {
     pub capture_after: Vec<SourceName>,
 }
 
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 16] = [
     "files",
     "alertmanager",
     "command",
@@ -33,6 +33,7 @@ const KINDS: [&str; 15] = [
     "git",
     "kubernetes",
     "mariadb",
+    "mariadbBackup",
     "postgresql",
     "postgresqlDump",
     "prometheus",
@@ -55,6 +56,7 @@ pub(super) struct Document {
     git: Option<source::git::Spec>,
     kubernetes: Option<source::kubernetes::Spec>,
     mariadb: Option<source::mariadb::Spec>,
+    mariadb_backup: Option<source::mariadb_backup::Spec>,
     postgresql: Option<source::postgresql::Spec>,
     postgresql_dump: Option<source::postgresql_dump::Spec>,
     prometheus: Option<source::prometheus::Spec>,
@@ -103,6 +105,7 @@ impl Document {
             self.git.map(source::Spec::Git),
             self.kubernetes.map(source::Spec::Kubernetes),
             self.mariadb.map(source::Spec::Mariadb),
+            self.mariadb_backup.map(source::Spec::MariadbBackup),
             self.postgresql.map(source::Spec::Postgresql),
             self.postgresql_dump.map(source::Spec::PostgresqlDump),
             self.prometheus.map(source::Spec::Prometheus),

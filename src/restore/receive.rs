@@ -7,8 +7,11 @@ use super::plan::place::{create_if_absent, dress, sync};
 use super::snapshot::write_block;
 use super::tree::{Options, Tree, TreeError};
 use crate::entry::{Entry, Kind, Problem};
+use crate::exec::causes;
 use crate::source::volume::FILES;
 use crate::source::volume::stream::{self, BEFORE, Refusal, Report, Standing, Terms};
+use crate::source::{Context, SourceError};
+use std::error::Error as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -24,6 +27,8 @@ pub enum ReceiveError {
     Volume { action: &'static str, path: PathBuf, source: io::Error },
     #[error("receive the volume's files")]
     Stream(#[from] io::Error),
+    #[error(transparent)]
+    Preparation(#[from] SourceError),
 }
 
 fn failed(action: &'static str, volume: &Path) -> impl FnOnce(io::Error) -> ReceiveError + use<> {
@@ -35,9 +40,14 @@ fn failed(action: &'static str, volume: &Path) -> impl FnOnce(io::Error) -> Rece
 ///
 /// # Errors
 /// It cannot be looked into.
-pub fn look(root: &Path, terms: &Terms) -> Result<Report, ReceiveError> {
+pub fn look(context: &Context, root: &Path, terms: &Terms) -> Result<Report, ReceiveError> {
     let volume = root.join(FILES);
-    let refused = refusal(&volume, terms).map_err(failed("look into", &volume))?;
+    let mut refused = refusal(&volume, terms).map_err(failed("look into", &volume))?;
+    if let Some((preparation, version)) = terms.preparation()
+        && let Err(why) = preparation.check(context, version)
+    {
+        refused.get_or_insert(Refusal::Unprepared(causes(why.to_string(), why.source())));
+    }
     Ok(Report { refused, ..Report::default() })
 }
 
@@ -45,8 +55,8 @@ pub fn look(root: &Path, terms: &Terms) -> Result<Report, ReceiveError> {
 ///
 /// # Errors
 /// What arrives is not whole, or cannot be written. The volume may be half filled then.
-pub fn receive(root: &Path, terms: &Terms, input: &mut dyn Read) -> Result<Report, ReceiveError> {
-    let looked = look(root, terms)?;
+pub fn receive(context: &Context, root: &Path, terms: &Terms, input: &mut dyn Read) -> Result<Report, ReceiveError> {
+    let looked = look(context, root, terms)?;
     if looked.refused.is_some() {
         return Ok(looked);
     }
@@ -70,6 +80,9 @@ pub fn receive(root: &Path, terms: &Terms, input: &mut dyn Read) -> Result<Repor
     })?;
     let told = |problem: Problem| (String::from_utf8_lossy(&problem.path).into_owned(), problem.text);
     received.problems = tree.finish()?.into_iter().map(told).collect();
+    if let Some((preparation, _)) = terms.preparation().filter(|_| received.problems.is_empty()) {
+        received.prepared = Some(preparation.run(context, &volume)?);
+    }
     let sync = File::open(&volume).and_then(|volume| rustix::fs::syncfs(&volume).map_err(io::Error::from));
     sync.map_err(failed("make durable what was written to", &volume))?;
     if let Standing::Aside(step) = &terms.standing {

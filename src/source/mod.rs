@@ -1,6 +1,7 @@
 //! What is protected: one module per kind of system, chosen by one visible `match` ([`Spec::open`]).
 
 pub mod alertmanager;
+mod clock;
 pub mod command;
 pub mod connection;
 pub mod escrow;
@@ -10,6 +11,7 @@ pub mod git;
 pub mod http;
 pub mod kubernetes;
 pub mod mariadb;
+pub mod mariadb_backup;
 pub mod postgresql;
 pub mod postgresql_dump;
 pub mod probe;
@@ -42,6 +44,7 @@ pub enum Spec {
     Git(git::Spec),
     Kubernetes(kubernetes::Spec),
     Mariadb(mariadb::Spec),
+    MariadbBackup(mariadb_backup::Spec),
     Postgresql(postgresql::Spec),
     PostgresqlDump(postgresql_dump::Spec),
     Prometheus(prometheus::Spec),
@@ -63,6 +66,7 @@ impl Spec {
             Self::Git(spec) => Box::new(git::Git::new(spec.clone())?),
             Self::Kubernetes(spec) => Box::new(kubernetes::Kubernetes::new(spec.clone())),
             Self::Mariadb(spec) => Box::new(mariadb::Mariadb::new(spec.clone())?),
+            Self::MariadbBackup(spec) => Box::new(mariadb_backup::MariadbBackup::new(spec.clone())?),
             Self::Postgresql(spec) => Box::new(postgresql::Postgresql::new(spec.clone())?),
             Self::PostgresqlDump(spec) => Box::new(postgresql_dump::PostgresqlDump::new(spec.clone())?),
             Self::Prometheus(spec) => Box::new(prometheus::Prometheus::new(spec.clone())),
@@ -75,7 +79,8 @@ impl Spec {
     }
 
     /// The system that this describes, to bring a snapshot of its kind back into. `None`: such snapshots are only brought
-    /// back as files (etcd, PostgreSQL's whole clusters, Prometheus, Redis and SQLite, which start from files).
+    /// back as files (etcd, PostgreSQL's whole clusters, physical backups of MariaDB, Prometheus, Redis and SQLite, which start from
+    /// files).
     pub fn target(&self, options: target::Options) -> Result<Option<Box<dyn target::Target>>, SourceError> {
         let of_others = match self {
             Self::Kubernetes(_) => options.of_vault(),
@@ -92,6 +97,7 @@ impl Spec {
             Self::Files(_)
             | Self::Command(_)
             | Self::Etcd(_)
+            | Self::MariadbBackup(_)
             | Self::Postgresql(_)
             | Self::Prometheus(_)
             | Self::Redis(_)
@@ -118,6 +124,7 @@ impl Spec {
             Self::Git(spec) => spec.check(directory, say),
             Self::Kubernetes(spec) => spec.check(directory, say),
             Self::Mariadb(spec) => spec.check(directory, say),
+            Self::MariadbBackup(spec) => spec.check(directory, say),
             Self::Postgresql(spec) => spec.check(directory, say),
             Self::PostgresqlDump(spec) => spec.check(directory, say),
             Self::Prometheus(spec) => spec.check(directory, say),
@@ -157,6 +164,7 @@ impl Spec {
                 ..Needs::default()
             },
             Self::Mariadb(spec) => spec.needs(),
+            Self::MariadbBackup(spec) => spec.needs(),
             Self::Postgresql(spec) => spec.needs(),
             Self::PostgresqlDump(spec) => spec.needs(),
             Self::Prometheus(spec) => spec.needs(),
@@ -179,6 +187,7 @@ impl Spec {
             Self::Git(_) => "git",
             Self::Kubernetes(_) => "kubernetes",
             Self::Mariadb(_) => "mariadb",
+            Self::MariadbBackup(_) => "mariadbBackup",
             Self::Postgresql(_) => "postgresql",
             Self::PostgresqlDump(_) => "postgresqlDump",
             Self::Prometheus(_) => "prometheus",
@@ -352,6 +361,30 @@ pub trait Native: Sync {
     /// # Errors
     /// The repository's, wrapped; `out`'s; `InvalidData` if the snapshot does not hold what it should.
     fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()>;
+}
+
+/// What is left to do once all files of a snapshot are in a directory of their own, before a program starts from them.
+pub trait Preparation: Sync {
+    /// Before anything is written: can it be done here, to a snapshot of a system of that version?
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    fn check(&self, context: &Context, version: &str) -> Result<(), SourceError>;
+
+    /// Says what was done.
+    ///
+    /// # Errors
+    /// The files are not fit for anything then.
+    fn run(&self, context: &Context, directory: &Path) -> Result<String, SourceError>;
+}
+
+/// `None`: programs start from the files as they are.
+#[must_use]
+pub fn preparation(kind: &str) -> Option<&'static dyn Preparation> {
+    match kind {
+        "mariadbBackup" => Some(&mariadb_backup::Prepare),
+        _ => None,
+    }
 }
 
 /// Other formats than [`native`]'s, by name. `None`: a snapshot of this kind has no such.

@@ -1,4 +1,5 @@
 //! Real MariaDB servers, in temporary directories, killed when dropped.
+#![allow(dead_code, reason = "each test crate uses its part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use crate::support::{command, free_port};
@@ -19,6 +20,12 @@ pub struct Server {
 impl Server {
     pub fn start(settings: &[&str]) -> Self {
         let home = tempfile::tempdir().unwrap();
+        Self::install(&home, settings);
+        Self::open(home, settings)
+    }
+
+    /// Makes a data directory, `data`.
+    fn install(home: &TempDir, settings: &[&str]) {
         let mut install = command("mariadb-install-db");
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         install.arg(format!("--datadir={}", home.path().join("data").display()));
@@ -27,8 +34,14 @@ impl Server {
         if rustix::process::geteuid().is_root() {
             install.arg("--user=root");
         }
+        // The pages' size counts from here on.
+        install.args(settings.iter().filter(|setting| setting.starts_with("--innodb-page-size")));
         let made = install.output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    /// Starts from the directory `data` that is there.
+    pub fn open(home: TempDir, settings: &[&str]) -> Self {
         let port = free_port();
         let mut daemon = command("/usr/sbin/mariadbd");
         daemon.args(["--no-defaults", "--bind-address=127.0.0.1", "--skip-name-resolve"]);

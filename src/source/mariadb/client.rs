@@ -19,10 +19,12 @@ const STATE: &str = "SELECT 'version', @@version; SELECT 'gtid', @@gtid_current_
     table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema'); \
     SELECT 'database', schema_name FROM information_schema.schemata WHERE schema_name NOT IN \
     ('mysql', 'sys', 'information_schema', 'performance_schema'); \
-    SELECT 'right', privilege_type FROM information_schema.user_privileges WHERE grantee IN (CONCAT('\\'', \
-    SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\''), \
-    CONCAT('\\'', CURRENT_ROLE(), '\\'@\\'\\'')); \
     SHOW GLOBAL VARIABLES LIKE 'server_uid'";
+
+/// What the account may do everywhere, a line `right` each.
+pub const HELD: &str = "SELECT 'right', privilege_type FROM information_schema.user_privileges WHERE grantee IN \
+    (CONCAT('\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), \
+    '\\''), CONCAT('\\'', CURRENT_ROLE(), '\\'@\\'\\''))";
 
 /// Without one of these the dump succeeds and leaves out what the account does not see.
 const RIGHTS: [&str; 4] = ["SELECT", "SHOW VIEW", "TRIGGER", "EVENT"];
@@ -35,6 +37,8 @@ pub struct Client {
     spec: Spec,
     /// As people write it.
     pub server: String,
+    /// To somebody whom the server does not let in.
+    advice: &'static str,
 }
 
 /// What a server says of itself.
@@ -56,11 +60,16 @@ pub struct State {
 
 impl Client {
     pub fn new(spec: Spec) -> Result<Self, SourceError> {
+        Self::of("mariadb", spec, ADVICE)
+    }
+
+    /// For a document of that kind.
+    pub fn of(kind: &str, spec: Spec, advice: &'static str) -> Result<Self, SourceError> {
         let mut wrong = None;
-        spec.check_rest(&mut |field, message| _ = wrong.get_or_insert(format!("mariadb.{field}: {message}")));
+        spec.check_rest(&mut |field, message| _ = wrong.get_or_insert(format!("{kind}.{field}: {message}")));
         match wrong {
             Some(what) => Err(SourceError::Spec { what }),
-            None => Ok(Self { server: spec.place().name(), spec }),
+            None => Ok(Self { server: spec.place().name(), spec, advice }),
         }
     }
 
@@ -114,7 +123,7 @@ impl Client {
     }
 
     pub fn state(&self, context: &Context) -> Result<State, SourceError> {
-        let answer = self.query(context, STATE)?;
+        let answer = self.query(context, &format!("{HELD}; {STATE}"))?;
         let text = "the answer is not MariaDB's".to_owned();
         let server = self.server.clone();
         State::parse(&answer).ok_or(SourceError::Server { action: "ask MariaDB", server, text })
@@ -122,12 +131,17 @@ impl Client {
 
     /// An account that sees a part must not make a dump that looks like all.
     pub fn sees_all(&self, state: &State) -> Result<(), SourceError> {
-        let missing: Vec<_> = RIGHTS.into_iter().filter(|right| !state.rights.iter().any(|has| has == right)).collect();
+        self.may(&RIGHTS, &state.rights)
+    }
+
+    /// Whether the rights that the account has are all that are needed.
+    pub fn may(&self, needed: &[&str], has: &[String]) -> Result<(), SourceError> {
+        let missing: Vec<_> = needed.iter().filter(|right| !has.iter().any(|has| has == *right)).copied().collect();
         if missing.is_empty() {
             return Ok(());
         }
         let text = format!("the account {} lacks {} on *.*", self.spec.user, missing.join(", "));
-        Err(SourceError::Refused { server: self.server.clone(), text, advice: ADVICE })
+        Err(SourceError::Refused { server: self.server.clone(), text, advice: self.advice })
     }
 
     pub fn failed(&self, context: &Context, action: &'static str, error: &ExecError) -> SourceError {
@@ -138,7 +152,7 @@ impl Client {
         let server = self.server.clone();
         // Denied: access, a privilege, a command.
         if ["ERROR 1045", "ERROR 1227", "ERROR 1142", "ERROR 1044"].iter().any(|code| text.contains(code)) {
-            return SourceError::Refused { server, text, advice: ADVICE };
+            return SourceError::Refused { server, text, advice: self.advice };
         }
         SourceError::Server { action, server, text }
     }

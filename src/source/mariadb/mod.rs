@@ -9,10 +9,10 @@
 //! only grows; without a binary log there is none. Objects are the tables of users.
 //!
 //! Everything committed before the recovery point is in the snapshot. Tables of other engines than InnoDB are not read
-//! consistently under writes; how many there are is a detail. Deliberately absent: physical backups (`mariadb-backup`
-//! must run on the server's machine), a continuous archive of the binary log, MySQL.
+//! consistently under writes; how many there are is a detail. Deliberately absent: physical backups (kind `mariadbBackup`), a
+//! continuous archive of the binary log, MySQL.
 
-mod client;
+pub(super) mod client;
 mod dump;
 mod target;
 
@@ -63,7 +63,7 @@ impl Spec {
         self.check_rest(say);
     }
 
-    fn check_rest(&self, say: &mut Say<'_>) {
+    pub(super) fn check_rest(&self, say: &mut Say<'_>) {
         if self.user.is_empty() {
             say("user", "expected an account that may read everything");
         }

@@ -5,12 +5,12 @@
 
 use super::client::{Client, Failure, Row, row};
 use crate::source::Context;
+use crate::source::clock::Clock;
 use crate::source::connection::{Waited, wait};
 use postgres_protocol::message::backend::Message;
 use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -19,8 +19,6 @@ use tokio::time::timeout;
 const STALL: Duration = Duration::from_mins(5);
 const PIECE: usize = 512 << 10;
 const PIECES: usize = 4;
-/// More bytes than are ever between the server and here.
-const UNDER_WAY: u64 = 64 << 20;
 
 /// A place in the write-ahead log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +203,6 @@ pub struct Stream {
     piece: Vec<u8>,
     taken: usize,
     next: Option<Event>,
-    received: u64,
     clock: Arc<Clock>,
 }
 
@@ -219,7 +216,7 @@ impl Stream {
 
     pub(super) fn of(events: mpsc::Receiver<Result<Event, String>>, context: &Context, began: Instant) -> Self {
         let clock = Arc::new(Clock::start(context.started, began));
-        Self { context: context.clone(), events, piece: Vec::new(), taken: 0, next: None, received: 0, clock }
+        Self { context: context.clone(), events, piece: Vec::new(), taken: 0, next: None, clock }
     }
 
     pub fn clock(&self) -> Arc<Clock> {
@@ -228,18 +225,14 @@ impl Stream {
 
     /// A moment before which nothing was committed that is not in the backup, in Unix milliseconds.
     pub fn recovery_point(&self) -> i64 {
-        self.clock.sure.load(Ordering::Relaxed)
+        self.clock.sure()
     }
 
     fn event(&mut self) -> io::Result<Event> {
         match wait(&self.context, Duration::MAX, self.events.recv()) {
             Ok(Some(Ok(event))) => {
                 if let Event::Data(bytes) = &event {
-                    let before = self.received / UNDER_WAY;
-                    self.received += bytes.len() as u64;
-                    if self.received / UNDER_WAY > before {
-                        self.clock.mark();
-                    }
+                    self.clock.received(bytes.len());
                 }
                 Ok(event)
             }
@@ -277,45 +270,5 @@ impl Read for Stream {
         buffer[..length].copy_from_slice(&self.piece[self.taken..self.taken + length]);
         self.taken += length;
         Ok(length)
-    }
-}
-
-/// Up to when the server was certainly still sending files, and so had not ended the backup: when all but the last bytes
-/// had come, more than can be under way. What comes behind the files (the log) does not count.
-pub struct Clock {
-    started: jiff::Timestamp,
-    began: Instant,
-    sure: AtomicI64,
-    newest: AtomicI64,
-    stopped: std::sync::atomic::AtomicBool,
-}
-
-impl Clock {
-    fn start(started: jiff::Timestamp, began: Instant) -> Self {
-        let clock = Self {
-            started,
-            began,
-            sure: AtomicI64::new(0),
-            newest: AtomicI64::new(0),
-            stopped: std::sync::atomic::AtomicBool::new(false),
-        };
-        clock.sure.store(clock.now(), Ordering::Relaxed);
-        clock.newest.store(clock.now(), Ordering::Relaxed);
-        clock
-    }
-
-    fn now(&self) -> i64 {
-        let passed = i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX);
-        self.started.as_millisecond().saturating_add(passed)
-    }
-
-    fn mark(&self) {
-        if !self.stopped.load(Ordering::Relaxed) {
-            self.sure.store(self.newest.swap(self.now(), Ordering::Relaxed), Ordering::Relaxed);
-        }
-    }
-
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
     }
 }

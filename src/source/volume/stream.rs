@@ -6,6 +6,7 @@
 //! whole. Both ends are of one version of Lifeboat, or the greeting differs.
 
 use crate::entry::{Body, Entry, Kind};
+use crate::source::{Preparation, preparation};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
@@ -36,9 +37,18 @@ pub struct Terms {
     pub standing: Standing,
     /// Bytes that will come. It is not begun without room for them.
     pub needs: u64,
+    /// The kind of snapshot, and the version of its system, if its files must be prepared once they are there.
+    pub prepare: Option<(String, String)>,
 }
 
 impl Terms {
+    /// What prepares the files, and the version that it must fit.
+    #[must_use]
+    pub fn preparation(&self) -> Option<(&'static dyn Preparation, &str)> {
+        let (kind, version) = self.prepare.as_ref()?;
+        Some((preparation(kind)?, version))
+    }
+
     /// The options of `lifeboat receive`.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
@@ -48,7 +58,11 @@ impl Terms {
             Standing::Beside => "--existing=beside".into(),
             Standing::Aside(step) => format!("--aside={step}"),
         };
-        vec![standing, format!("--needs={}", self.needs)]
+        let mut arguments = vec![standing, format!("--needs={}", self.needs)];
+        if let Some((kind, version)) = &self.prepare {
+            arguments.extend([format!("--prepare={kind}"), format!("--version-of={version}")]);
+        }
+        arguments
     }
 }
 
@@ -59,6 +73,8 @@ pub enum Refusal {
     Occupied(String),
     /// Bytes that there is room for.
     Short(u64),
+    /// What comes could not be prepared here.
+    Unprepared(String),
 }
 
 /// What the receiving end says when it has ended.
@@ -71,6 +87,9 @@ pub struct Report {
     pub problems: Vec<(String, String)>,
     /// The directory of the volume in which what it held is now.
     pub aside: Option<String>,
+    /// What made the files fit to be started from.
+    #[serde(default)]
+    pub prepared: Option<String>,
 }
 
 fn broken(text: &str) -> io::Error {

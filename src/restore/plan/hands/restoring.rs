@@ -16,7 +16,7 @@ use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target, summary};
 use crate::source::volume;
-use crate::source::{Context, Spec};
+use crate::source::{Context, Spec, preparation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
@@ -157,6 +157,11 @@ impl Worker<'_> {
 
     fn fill(&self, reader: &Reader, wanted: &Restore, stage: &Path, deadline: Instant) -> Result<Outcome, Failure> {
         let selection = selection(wanted);
+        let preparation = preparation(&reader.catalogue().kind).filter(|_| selection.is_all());
+        if let Some(preparation) = preparation {
+            let ready = preparation.check(&self.context(deadline), reader.catalogue().facts.version());
+            ready.map_err(|error| Failure::Refused(told(&error)))?;
+        }
         let tree = Tree::create(stage, tree::Options::default()).map_err(|error| self.unread(&error.into()))?;
         let (progress, done) = (Progress::default(), crossbeam_channel::bounded::<()>(0));
         let result = std::thread::scope(|scope| {
@@ -175,12 +180,15 @@ impl Worker<'_> {
             filled
         });
         match result {
-            Ok(done) => Ok(Outcome {
-                lines: vec![format!("{} entries, {} bytes", done.entries, done.bytes)],
-                problems: problems(done.problems),
-                bytes: done.bytes,
-                to_do: Vec::new(),
-            }),
+            Ok(done) => {
+                let mut lines = vec![format!("{} entries, {} bytes", done.entries, done.bytes)];
+                // What is incomplete is not fit for it.
+                if let Some(preparation) = preparation.filter(|_| done.problems.is_empty()) {
+                    let prepared = preparation.run(&self.context(deadline), stage);
+                    lines.push(prepared.map_err(|error| self.failed(&error))?);
+                }
+                Ok(Outcome { lines, problems: problems(done.problems), bytes: done.bytes, to_do: Vec::new() })
+            }
             Err(RestoreError::Stopped) if !self.cancel.is_cancelled() => {
                 Err(Failure::Failed("it did not end within its timeout".into()))
             }

@@ -19,7 +19,7 @@ use crate::source::kubernetes;
 use crate::source::kubernetes::api::{Api, Ask};
 use crate::source::kubernetes::normal::{self, FILLED, FILLING, STEP, VOLUME};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
-use crate::source::{Context, Say, SourceError};
+use crate::source::{Context, Say, SourceError, preparation};
 use pod::Pod;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -78,6 +78,8 @@ impl Place {
 pub struct Restoring {
     place: Place,
     layout: Layout,
+    /// The snapshot's kind, if its files must be prepared once they are there.
+    prepare: Option<String>,
     options: Options,
 }
 
@@ -86,7 +88,7 @@ impl Restoring {
     pub fn new(spec: &Spec, options: Options) -> Self {
         let (namespace, claim, image) = (spec.namespace.clone(), spec.claim.clone(), spec.image.clone());
         let place = Place { cluster: spec.cluster(), namespace, claim, image };
-        Self { place, layout: Layout::Volume, options }
+        Self { place, layout: Layout::Volume, prepare: None, options }
     }
 
     /// A snapshot into a claim that somebody names. `whole`: not some of its entries. `id` tells the snapshot from every
@@ -101,8 +103,9 @@ impl Restoring {
         let Named { namespace, name, image, .. } = claim.clone();
         let place = Place { cluster: cluster.clone(), namespace, claim: name, image: Some(image) };
         let layout = if kind == "volume" { Layout::Volume } else { Layout::Tree { id, whole } };
+        let prepare = preparation(kind).filter(|_| whole).map(|_| kind.to_owned());
         // Whose claim it is, its name says.
-        Self { place, layout, options: Options { foreign: true, ..options } }
+        Self { place, layout, prepare, options: Options { foreign: true, ..options } }
     }
 
     fn failed(&self, text: impl Into<String>, need: &str) -> SourceError {
@@ -295,6 +298,10 @@ impl Restoring {
                 let need = "if all that it holds may go, restore with --existing replace (in a plan: options.existing)";
                 Err(self.failed(format!("it is not empty: it holds {first}; nothing was done"), need))
             }
+            Some(Refusal::Unprepared(why)) => {
+                let need = "the pod's image must have what prepares it: volume.image, or the image of the claim";
+                Err(self.failed(format!("{why}; nothing was done"), need))
+            }
             Some(Refusal::Short(room)) => {
                 let need = match terms.standing {
                     Standing::Aside(_) => {
@@ -368,7 +375,9 @@ impl Target for Restoring {
             return Err(self.failed(format!("pod {name} uses it by now"), "scale what it belongs to down first"));
         }
         self.outlast_backups(context, &api)?;
-        let terms = Terms { standing: wanted.standing(&self.options, there.as_ref()), needs: wanted.bytes };
+        let version = supply.facts().version().to_owned();
+        let prepare = self.prepare.clone().map(|kind| (kind, version));
+        let terms = Terms { standing: wanted.standing(&self.options, there.as_ref()), needs: wanted.bytes, prepare };
         let pod = Pod::start(context, &api, &self.place)?;
         let filled = self.fill(context, &api, supply, (&wanted, &terms), &pod);
         let ended = pod.end();
@@ -383,6 +392,7 @@ impl Target for Restoring {
         let problems = report.problems.into_iter();
         applied.problems = problems.map(|(path, text)| Problem { path: path.into_bytes(), text }).collect();
         applied.checked.push(format!("{} entries, {} bytes are on the volume", report.entries, report.bytes));
+        applied.checked.extend(report.prepared);
         applied.to_do.extend(report.aside.map(|aside| {
             let what = self.place.what();
             format!("what {what} held is in its directory {aside}: remove it when it is not needed")
