@@ -87,7 +87,9 @@ cgroups() {
         [[ $hierarchy != */unified/ ]] || continue
         mkdir -p "$hierarchy$cgroup"
         if [[ -e $hierarchy/cgroup.subtree_control ]]; then
-            echo '+cpu +cpuset +memory +pids' | tee "$hierarchy/cgroup.subtree_control" >"$hierarchy$cgroup/cgroup.subtree_control"
+            # All that the kernel has: the kubelet wants each of those that it knows.
+            sed 's/[^ ]*/+&/g' "$hierarchy/cgroup.controllers" |
+                tee "$hierarchy/cgroup.subtree_control" >"$hierarchy$cgroup/cgroup.subtree_control"
         elif [[ -e $hierarchy/cpuset.cpus ]]; then
             # A new one has none of its own.
             cat "$hierarchy/cpuset.cpus" >"$hierarchy$cgroup/cpuset.cpus"
