@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build fmt lint deny test fuzz demo bench lab-up lab-down lab-status lab-test clean
+.PHONY: help setup build fmt lint deny test fuzz demo bench lab-up lab-down lab-status lab-writer lab-test clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -57,6 +57,9 @@ lab-down: ## stop that cluster and remove all of it
 
 lab-status: ## what of the clusters is ready
 	tests/lab/status
+
+lab-writer: ## keep writing numbered records into every system of it (DO=stop; DO=report says what is there and what is lost)
+	tests/lab/platform/writer $(or $(LAB),region-a) $(or $(DO),start)
 
 lab-test: ## the part of `make test` that loses a node and an application on real clusters, as root (minutes; the first time, half an hour)
 	tests/tools/setup test

@@ -85,6 +85,13 @@ impl Cluster {
         String::from_utf8(output.unwrap_or_else(|error| panic!("tests/lab/{name} {}: {error}", self.name))).unwrap()
     }
 
+    /// Lifeboat's own image, with the program under test.
+    pub fn load_lifeboat(&self) {
+        let archive = tempfile::NamedTempFile::new().unwrap();
+        succeed(script("lifeboat-image").arg(env!("CARGO_BIN_EXE_lifeboat")).arg(archive.path())).unwrap();
+        self.lab("load", &[archive.path().to_str().unwrap()]);
+    }
+
     pub fn state(&self) -> PathBuf {
         state_of(self.name)
     }

@@ -23,7 +23,7 @@ fn a_csi_volume_is_captured_at_one_moment_destroyed_and_brought_back() {
     owner.create_repository(&store);
     let csi = Csi(Lab { cluster: &cluster, owner, store: &store });
     csi.the_driver_keeps_to_the_specification();
-    csi.0.load_image();
+    cluster.load_lifeboat();
     csi.shop();
     csi.documents();
 

@@ -76,7 +76,7 @@ inside() {
 
 # cgroups make|remove: the one below which the cluster's pods live, in every hierarchy.
 cgroups() {
-    local hierarchy hierarchies=(/sys/fs/cgroup/*/)
+    local level hierarchy hierarchies=(/sys/fs/cgroup/*/)
     [[ ! -e /sys/fs/cgroup/cgroup.controllers ]] || hierarchies=(/sys/fs/cgroup/)
     for hierarchy in "${hierarchies[@]}"; do
         if [[ $1 == remove ]]; then
@@ -87,7 +87,10 @@ cgroups() {
         [[ $hierarchy != */unified/ ]] || continue
         mkdir -p "$hierarchy$cgroup"
         if [[ -e $hierarchy/cgroup.subtree_control ]]; then
-            echo '+cpu +cpuset +memory +pids' | tee "$hierarchy/cgroup.subtree_control" >"$hierarchy$cgroup/cgroup.subtree_control"
+            # All that the kernel has, since the kubelet wants each of those that it knows; from above to below.
+            for level in "$hierarchy" "$hierarchy$cgroup/"; do
+                sed 's/[^ ]*/+&/g' "$hierarchy/cgroup.controllers" >"${level}cgroup.subtree_control"
+            done
         elif [[ -e $hierarchy/cpuset.cpus ]]; then
             # A new one has none of its own.
             cat "$hierarchy/cpuset.cpus" >"$hierarchy$cgroup/cpuset.cpus"

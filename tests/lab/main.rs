@@ -13,8 +13,10 @@ mod people;
 mod pictshare;
 mod plan;
 mod platform;
+mod records;
 mod recovery;
 mod secrets;
+mod shop;
 #[path = "../support/mod.rs"]
 mod support;
 mod volumes;
@@ -50,6 +52,7 @@ fn a_cluster_works_is_backed_up_from_inside_is_lost_and_comes_back_by_one_comman
     owner.backs_up_from_outside(&a, &store);
     let before = Before::look(&a);
     backs_itself_up(&a, &owner, &store);
+    wait(Duration::from_mins(3), "a run of a CronJob", || a.finished_jobs("work").pop());
     let given = ledger.given();
     a.kubectl(&["-n", "work", "create", "configmap", "later", "--from-literal=k=v"]);
     ledger.goes_on(&a);
@@ -143,7 +146,6 @@ fn workload(cluster: &Cluster) {
                              "command": ["echo", "tick"] }],
           } } } } } },
     ] }));
-    ticks(cluster);
 }
 
 /// A run of the CronJob that began on this cluster succeeds.
@@ -236,11 +238,7 @@ fn etcd(name: &str, cluster: &Cluster, directory: &Path, ca: &str, certificate: 
 
 /// The CronJob that `lifeboat schedule render` makes, with Lifeboat's own image and service account.
 fn backs_itself_up(cluster: &Cluster, owner: &Owner<'_>, store: &Server) {
-    let archive = owner.home.join("lifeboat.tar");
-    let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lifeboat-image");
-    output(command(make).arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&archive));
-    cluster.lab("load", &[archive.to_str().unwrap()]);
-
+    cluster.load_lifeboat();
     let secrets = "/etc/lifeboat/repository";
     let credentials =
         format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");

@@ -85,7 +85,7 @@ impl<'a> Application<'a> {
     fn install(cluster: &'a Cluster) -> Self {
         let home = tempfile::tempdir().unwrap();
         let application = Self { cluster, vault: Vault::install(cluster, &home.path().join("secrets/vault")), home };
-        application.load_images();
+        cluster.load_lifeboat();
         application.make_volumes();
         application.make_secrets();
         application.define_argo_cd();
@@ -106,20 +106,6 @@ impl<'a> Application<'a> {
 
     fn volume(&self, name: &str) -> PathBuf {
         self.cluster.state().join("volumes").join(NAMESPACE).join(name)
-    }
-
-    fn load_images(&self) {
-        let archive = self.path("lifeboat.tar");
-        output(command(in_tree("lifeboat-image")).arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&archive));
-        self.cluster.lab("load", &[archive.to_str().unwrap()]);
-        fs::remove_file(archive).unwrap();
-        let archive = self.path("pictshare.tar");
-        let packages = output(command(in_tree("layer")).arg(in_tree("pictshare/packages")));
-        let mut make = command(in_tree("image"));
-        make.arg(&archive).arg("lifeboat.lab/pictshare:1").arg(packages.trim()).arg(in_tree("pictshare/root"));
-        output(&mut make);
-        self.cluster.lab("load", &[archive.to_str().unwrap()]);
-        fs::remove_file(archive).unwrap();
     }
 
     /// Directories of the node, which outlive their claims.

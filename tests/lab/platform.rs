@@ -1,13 +1,17 @@
-//! The whole platform (`tests/lab/platform/up`), backed up by the shipped schedules as CronJobs. Then what watches it is lost
-//! with its namespace and its data, and the shipped plan brings it back while Argo CD makes everything anew.
+//! The whole platform (`tests/lab/platform/up`), backed up by the shipped schedules as CronJobs while everything is written to.
+//! Then databases and Vault are destroyed ([`crate::shop`]), and what watches the platform is lost with its namespace and its
+//! data. Plans bring each back by one command; Argo CD makes monitoring anew meanwhile.
 
 use crate::cluster::{Cluster, wait};
 use crate::pictshare::shipped;
+use crate::records::Records;
 use crate::recovery::{Recovered, finish};
+use crate::shop::came_back;
 use crate::support::command;
 use crate::{IMAGE, in_tree, output, text};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -71,7 +75,7 @@ impl Place {
 }
 
 #[test]
-fn the_platform_is_backed_up_by_its_schedules_and_what_watches_it_comes_back() {
+fn the_platform_is_backed_up_by_its_schedules_and_what_is_lost_of_it_comes_back() {
     let cluster = Cluster::up("test-d");
     let table = cluster.lab("platform/up", &[]);
     assert!(table.contains("monitoring/Deployment/prometheus") && !table.contains("Not ready"), "{table}");
@@ -88,20 +92,35 @@ fn the_platform_is_backed_up_by_its_schedules_and_what_watches_it_comes_back() {
     ]);
     platform.schedules();
 
+    let vault = platform.prepare_shop();
+
     let seen = platform.is_watched();
+    let records = Records(&cluster);
+    records.start();
     platform.backs_itself_up();
     platform.keeps_its_promises();
+    for system in ["mariadb", "prometheus", "redis", "vault"] {
+        records.go_on(system);
+    }
 
+    platform.lose_shop();
+    vault.corrupt();
     platform.lose_monitoring();
-    let recovered = platform.recover_monitoring();
-    recovered.tell();
-    let report = &recovered.report;
-    assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
+    records.stop();
+
+    platform.recover_shop(&records);
+    platform.recover_vault(&vault, &records);
+    let recovered = platform.recover("monitoring", &[]);
     platform.is_watched_again(&seen);
+    came_back(&recovered, "prometheus", &records, "prometheus");
+    // What nothing happened to.
+    for system in ["kubernetes", "pictshare"] {
+        assert_eq!(records.judge(system, Timestamp::UNIX_EPOCH), 0);
+    }
 }
 
-struct Platform<'a> {
-    cluster: &'a Cluster,
+pub struct Platform<'a> {
+    pub cluster: &'a Cluster,
     /// Of whoever backs up and recovers: documents and manifests.
     home: tempfile::TempDir,
 }
@@ -114,25 +133,21 @@ struct Seen {
 
 impl<'a> Platform<'a> {
     fn new(cluster: &'a Cluster) -> Self {
-        let platform = Self { cluster, home: tempfile::tempdir().unwrap() };
-        let archive = platform.path("lifeboat.tar");
-        output(command(in_tree("lifeboat-image")).arg(env!("CARGO_BIN_EXE_lifeboat")).arg(&archive));
-        cluster.lab("load", &[archive.to_str().unwrap()]);
-        fs::remove_file(archive).unwrap();
-        platform
+        cluster.load_lifeboat();
+        Self { cluster, home: tempfile::tempdir().unwrap() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), text).unwrap();
     }
 
     /// What is `/etc/lifeboat/NAME` in a pod.
-    fn secret(&self, name: &str) -> String {
+    pub fn secret(&self, name: &str) -> String {
         format!("{}/secrets/{name}", self.cluster.state().display())
     }
 
@@ -375,7 +390,7 @@ impl<'a> Platform<'a> {
     fn lose_monitoring(&self) {
         self.cluster.kubectl(&["delete", "namespace", "monitoring", "--request-timeout=0", "--timeout=3m"]);
         for volume in fs::read_dir(self.volumes()).unwrap() {
-            output(command("find").arg(volume.unwrap().path()).args(["-mindepth", "1", "-delete"]));
+            empty(&volume.unwrap().path());
         }
         wait(Duration::from_mins(3), "Argo CD to make monitoring anew", || {
             self.cluster.try_kubectl(&["-n", "monitoring", "get", "deployment", "prometheus"]).ok()?;
@@ -389,13 +404,17 @@ impl<'a> Platform<'a> {
         self.cluster.get(&["-n", "argocd", "application", "monitoring", "-o", &format!("jsonpath={fields}")])
     }
 
-    /// By one command, after a look at what it would do.
-    fn recover_monitoring(&self) -> Recovered {
-        let restore = ["-r", "platform", "--identity", "kit.txt", "restore", "service", "monitoring"];
+    /// By one command, after a look at what it would do, and in the time that its tier allows.
+    pub fn recover(&self, service: &str, more: &[&str]) -> Recovered {
+        let restore = ["-r", "platform", "--identity", "kit.txt", "restore", "service", service];
         let seen: Value = serde_json::from_str(&self.succeed(&[&restore[..], &["--dry-run"]].concat())).unwrap();
         let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
         let named: Vec<_> = ids.flat_map(|id| ["--target-id", id]).collect();
-        finish(self.lifeboat(&[&restore[..], &["--yes"], &named].concat()).spawn().unwrap(), 0)
+        let recovered = finish(self.lifeboat(&[&restore[..], &["--yes"], more, &named].concat()).spawn().unwrap(), 0);
+        recovered.tell();
+        let report = &recovered.report;
+        assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
+        recovered
     }
 
     fn is_watched_again(&self, seen: &Seen) {
@@ -415,6 +434,11 @@ impl<'a> Platform<'a> {
         let table = self.cluster.lab("status", &[]);
         assert!(!table.contains("Not ready"), "{table}");
     }
+}
+
+/// Of a volume: nothing is on it any more.
+pub fn empty(directory: &Path) {
+    output(command("find").arg(directory).args(["-mindepth", "1", "-delete"]));
 }
 
 /// What the shipped documents do not speak of: a MariaDB, a Redis, states in Secrets, the second region.

@@ -50,6 +50,7 @@ impl<'a> Vault<'a> {
         fs::copy(cluster.state().join("secrets/vault/ca.crt"), files.join("ca.crt")).unwrap();
         let kept = fs::read_to_string(cluster.state().join("safe/vault.json")).unwrap();
         let (keys, token) = opened_by(&kept);
+        vault.ask(&["login", "-no-print", &token]);
         for (number, key) in (1..).zip(keys) {
             fs::write(files.join(format!("unseal-key-{number}")), key).unwrap();
         }

@@ -28,5 +28,32 @@ pub fn warning(context: &Context, api: &Api, namespace: &str, object: &str) -> O
     let events = format!("/api/v1/namespaces/{namespace}/events");
     let list = ListParams::default().fields(&format!("involvedObject.name={object},type=Warning")).limit(50);
     let list = api.ask(context, &events, &Ask::List(&list)).ok()?.ok()?;
-    Some(format!("; {}", list["items"].as_array()?.last()?["message"].as_str()?))
+    // They come in the order in which they were said first.
+    let last = list["items"].as_array()?.iter().max_by_key(|event| last_said(event))?;
+    Some(format!("; {}", last["message"].as_str()?))
+}
+
+/// Which of these an event has depends on who wrote it.
+fn last_said(event: &Value) -> Option<&str> {
+    let times = [&event["series"]["lastObservedTime"], &event["lastTimestamp"], &event["eventTime"]];
+    times.into_iter().find_map(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_said;
+    use serde_json::json;
+
+    #[test]
+    fn an_event_was_last_said_when_its_author_says() {
+        let repeated = json!({ "lastTimestamp": "2026-01-01T00:00:16Z", "eventTime": null });
+        let series = json!({ "lastTimestamp": null, "eventTime": "2026-01-01T00:00:00.000001Z",
+            "series": { "count": 2, "lastObservedTime": "2026-01-01T00:00:26.000001Z" } });
+        let once = json!({ "lastTimestamp": null, "eventTime": "2026-01-01T00:00:07.000001Z" });
+        let said = [&repeated, &series, &once].map(last_said);
+        assert_eq!(
+            said,
+            ["2026-01-01T00:00:16Z", "2026-01-01T00:00:26.000001Z", "2026-01-01T00:00:07.000001Z"].map(Some)
+        );
+    }
 }

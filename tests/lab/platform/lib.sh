@@ -10,6 +10,8 @@ secrets=$state/secrets
 safe=$state/safe
 mkdir -p -m 700 "$secrets" "$safe"
 tools() { "$here/../tools/build" "$@"; }
+# Built for the images, all but tofu.
+programs=$(tools --path)
 exec </dev/null
 
 # word FILE: a password, made once.
@@ -67,19 +69,22 @@ Y
     done
 }
 
+# ask ARGUMENT…: Vault, by its own program on the node.
+ask() {
+    "$here/node" "$name" env VAULT_ADDR=https://vault.vault.svc:8200 "VAULT_CACERT=$secrets/vault/ca.crt" NO_PROXY='*' \
+        "$programs/vault" "$@"
+}
+# kept FIELD: of what its holders keep.
+kept() { python3 -c "import json; print(json.load(open('$safe/vault.json'))$1, end='')"; }
+log_in() {
+    VAULT_TOKEN=$(kept "['root_token']")
+    export VAULT_TOKEN
+}
+
 apply() { "$bin/kubectl" apply -f - >/dev/null; }
 
 # until_rolled_out NAMESPACE KIND/NAME…
 until_rolled_out() {
     local workload
     for workload in "${@:2}"; do "$bin/kubectl" -n "$1" rollout status "$workload" --timeout=4m >/dev/null; done
-}
-
-# image NAME ROOT…: makes it of these layers and imports it, unless it is there.
-image() {
-    [[ -z $(inside ctr --address "$containerd_socket" --namespace k8s.io images list --quiet "name==$1") ]] || return 0
-    local archive=$state/image.$BASHPID.tar
-    "$here/image" "$archive" "$@"
-    "$here/load" "$name" "$archive"
-    rm "$archive"
 }
