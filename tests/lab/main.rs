@@ -14,6 +14,7 @@ mod pictshare;
 mod plan;
 mod platform;
 mod recovery;
+mod region;
 mod secrets;
 #[path = "../support/mod.rs"]
 mod support;

@@ -122,18 +122,23 @@ impl Desk {
     /// Killed whenever one more step is done, or several are; `snapshot` is what it goes back to.
     pub fn recover_though_killed(&self, snapshot: &str) -> Recovered {
         let begin = ["platform", "--snapshot", snapshot];
-        though_killed(&self.home.path().join("state"), &begin, |arguments| self.lifeboat(arguments))
+        though_killed(|_| self.home.path().join("state"), &begin, |_, arguments| self.lifeboat(arguments))
     }
 }
 
-/// A restore that is killed whenever one more step is done, or several are. `state` has its journal.
-pub fn though_killed(state: &Path, begin: &[&str], restore: impl Fn(&[&str]) -> Command) -> Recovered {
-    let journals = Journals(state.join("lifeboat/restores"));
-    let known = journals.all();
-    let mut child = restore(begin).spawn().unwrap();
-    let mut killed = 0;
+/// A restore that is killed whenever one more step is done, or several are. `state` gives the directory of the machine that it
+/// is on after having been killed so often, where its journal is.
+pub fn though_killed(
+    state: impl Fn(usize) -> PathBuf,
+    begin: &[&str],
+    restore: impl Fn(&Path, &[&str]) -> Command,
+) -> Recovered {
+    let journals = |killed| Journals(state(killed).join("lifeboat/restores"));
+    let known = journals(0).all();
+    let mut child = restore(&state(0), begin).spawn().unwrap();
+    let (mut killed, mut before) = (0, 0);
     loop {
-        let before = journals.done(&known).map_or(0, |(_, done, _)| done);
+        let journals = journals(killed);
         let deadline = Instant::now() + Duration::from_mins(6);
         let id = loop {
             if child.try_wait().unwrap().is_some() {
@@ -151,8 +156,9 @@ pub fn though_killed(state: &Path, begin: &[&str], restore: impl Fn(&[&str]) -> 
         // Only the program: what its steps were running ends with it.
         child.kill().unwrap();
         child.wait().unwrap();
+        before = journals.done(&known).map_or(0, |(_, done, _)| done);
         killed += 1;
-        child = restore(&["--resume", &id]).spawn().unwrap();
+        child = restore(&state(killed), &["--resume", &id]).spawn().unwrap();
     }
 }
 
