@@ -4,7 +4,7 @@
 
 use crate::cluster::{Cluster, wait};
 use crate::people::{People, Pictures};
-use crate::recovery::{Recovered, finish, though_killed};
+use crate::recovery::{Recovered, finish, named, though_killed};
 use crate::region::{self, Standby};
 use crate::secrets::{Vault, certificate, certificate_secret};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, minio_at, tool};
@@ -410,11 +410,4 @@ pub fn shipped(file: &str, here: &[(&str, String)]) -> String {
         text = text.replace(there, here);
     }
     text
-}
-
-/// What `restore` needs to be told after a look at what it would do.
-pub fn named(mut look: Command) -> Vec<String> {
-    let seen: Value = serde_json::from_str(&output(&mut look)).unwrap();
-    let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
-    ids.flat_map(|id| ["--target-id".to_owned(), id.to_owned()]).collect()
 }

@@ -2,8 +2,9 @@
 //! with its namespace and its data, and the shipped plan brings it back while Argo CD makes everything anew.
 
 use crate::cluster::{Cluster, wait};
+use crate::forward::Forwarded;
 use crate::pictshare::shipped;
-use crate::recovery::{Recovered, finish};
+use crate::recovery::{Recovered, finish, named};
 use crate::support::command;
 use crate::{IMAGE, in_tree, output, text};
 use base64::Engine as _;
@@ -181,8 +182,7 @@ impl<'a> Platform<'a> {
             let outside = text.replace("/etc/lifeboat/", &self.secret("")).replace(standard, &reached);
             self.write(&format!("outside/{name}"), &outside);
         }
-        let volumes = self.volumes().display().to_string();
-        self.write("outside/plan.yaml", &shipped("restore-plans/monitoring.yaml", &[("/restore", volumes)]));
+        self.write("outside/plan.yaml", &shipped("restore-plans/monitoring.yaml", &[image]));
         for replica in ["platform-b", "replicate-secrets", "replicate-platform-b"] {
             let directory = self.secret(replica);
             fs::create_dir_all(&directory).unwrap();
@@ -198,12 +198,17 @@ impl<'a> Platform<'a> {
 
     /// On the node, which has the volumes and the names of the services.
     fn lifeboat(&self, arguments: &[&str]) -> Command {
-        let home = self.home.path();
         let mut lifeboat = command(in_tree("node"));
-        lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(home).arg(env!("CARGO_BIN_EXE_lifeboat"));
-        lifeboat.args(["--config", "outside", "--json"]).args(arguments).env("XDG_STATE_HOME", home.join("state"));
+        lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(self.home.path()).arg(env!("CARGO_BIN_EXE_lifeboat"));
         lifeboat.env("LIFEBOAT_LAB", self.cluster.state().parent().unwrap());
-        lifeboat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.dressed(lifeboat, arguments)
+    }
+
+    /// With the documents.
+    fn dressed(&self, mut lifeboat: Command, arguments: &[&str]) -> Command {
+        let home = self.home.path();
+        lifeboat.args(["--config", "outside", "--json"]).args(arguments).env("XDG_STATE_HOME", home.join("state"));
+        lifeboat.current_dir(home).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         lifeboat
     }
 
@@ -389,13 +394,19 @@ impl<'a> Platform<'a> {
         self.cluster.get(&["-n", "argocd", "application", "monitoring", "-o", &format!("jsonpath={fields}")])
     }
 
-    /// By one command, after a look at what it would do.
+    /// By one command, after a look at what it would do, at an operator's desk.
     fn recover_monitoring(&self) -> Recovered {
+        let alertmanager = Forwarded::to(self.cluster, "monitoring", "svc/alertmanager", 9093);
+        let plan = fs::read_to_string(self.path("outside/plan.yaml")).unwrap();
+        self.write("outside/plan.yaml", &plan.replace("127.0.0.1:9093", &format!("127.0.0.1:{}", alertmanager.port)));
         let restore = ["-r", "platform", "--identity", "kit.txt", "restore", "service", "monitoring"];
-        let seen: Value = serde_json::from_str(&self.succeed(&[&restore[..], &["--dry-run"]].concat())).unwrap();
-        let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
-        let named: Vec<_> = ids.flat_map(|id| ["--target-id", id]).collect();
-        finish(self.lifeboat(&[&restore[..], &["--yes"], &named].concat()).spawn().unwrap(), 0)
+        let desk = |more: &[&str]| {
+            let lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
+            self.dressed(lifeboat, &[&restore[..], more].concat())
+        };
+        let named = named(desk(&["--dry-run"]));
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        finish(desk(&[&["--yes"], &named[..]].concat()).spawn().unwrap(), 0)
     }
 
     fn is_watched_again(&self, seen: &Seen) {

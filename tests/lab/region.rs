@@ -3,18 +3,19 @@
 //! one command, which is killed at every step and goes on each time on another machine.
 
 use crate::cluster::{Cluster, wait};
+use crate::forward::Forwarded;
 use crate::people::{People, Pictures};
-use crate::pictshare::{Application, NAMESPACE, define_argo_cd, is_back, load_images, make_volumes, named, place, shipped};
-use crate::recovery::{Recovered, though_killed};
+use crate::pictshare::{Application, NAMESPACE, define_argo_cd, is_back, load_images, make_volumes, place, shipped};
+use crate::recovery::{Recovered, named, though_killed};
 use crate::secrets::Vault;
-use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, free_port, minio_at};
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, minio_at};
 use crate::{in_tree, output, repository};
 use serde_json::{Value, json};
 use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Of region A's images, and of region B's.
@@ -220,7 +221,7 @@ pub fn is_lost_and_comes_back(application: Application<'_>, store: Server, stand
     replicate_from(&application, standby);
     let cluster = application.cluster;
     standby.lead_people_to(&place(cluster));
-    let vault = Forwarded::to_vault(&standby.cluster);
+    let vault = Forwarded::to(&standby.cluster, "vault", "svc/vault", 8200);
     standby.keep(&application, vault.port);
 
     let mut people = People::begin(&standby.site(), used);
@@ -253,30 +254,6 @@ pub fn is_lost_and_comes_back(application: Application<'_>, store: Server, stand
 
 fn head(repository: &Path) -> String {
     output(command("git").arg("-C").arg(repository).args(["rev-parse", "main"]))
-}
-
-/// The way of an operator to Vault: `kubectl port-forward`.
-struct Forwarded {
-    child: Child,
-    port: u16,
-}
-
-impl Forwarded {
-    fn to_vault(cluster: &Cluster) -> Self {
-        let port = free_port();
-        let mut forward = command(cluster.state().join("bin/kubectl"));
-        forward.arg("--kubeconfig").arg(cluster.etc().join("admin.conf")).args(["-n", "vault", "port-forward", "svc/vault"]);
-        let child = forward.arg(format!("{port}:8200")).stdout(Stdio::null()).spawn().unwrap();
-        wait(Duration::from_secs(30), "the way to Vault", || TcpStream::connect(("127.0.0.1", port)).ok());
-        Self { child, port }
-    }
-}
-
-impl Drop for Forwarded {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Passes connections on to the place that the file names at the moment.
