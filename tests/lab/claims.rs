@@ -94,7 +94,10 @@ pub fn takes_a_snapshot_into_a_claim(lab: &Lab<'_>) {
     lab.owner.document("little.yaml", &documents(lab, &tree));
     let run = |arguments: &[&str]| {
         let mut lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
-        lifeboat.args(["--config", "little.yaml", "--repository", "little-repository"]).args(arguments).current_dir(home);
+        lifeboat
+            .args(["--config", "little.yaml", "--repository", "little-repository"])
+            .args(arguments)
+            .current_dir(home);
         said(lifeboat.env("XDG_STATE_HOME", home.join("state")))
     };
     run(&["init", "--kit", "little-kit.txt", "--writer-key-out", "little.key"]).expect(0, "");

@@ -53,7 +53,11 @@ impl Standby {
         cluster.lab("platform/vault", &[]);
         let store = minio_at(&cluster.address(1));
         tokio::runtime::Runtime::new().unwrap().block_on(bucket(&store, "lab", Bucket::Locked));
-        output(command("git").args(["init", "--quiet", "--bare", "--initial-branch=main", "gitops.git"]).current_dir(&desk));
+        output(
+            command("git")
+                .args(["init", "--quiet", "--bare", "--initial-branch=main", "gitops.git"])
+                .current_dir(&desk),
+        );
         let port = balance(desk.path().join("balancer"));
         Self { cluster, store, desk, port }
     }
@@ -142,7 +146,8 @@ impl Standby {
             }
             self.lifeboat(state, &all)
         };
-        let named = named(self.lifeboat(&state(0), &["--identity", "kit.txt", "restore", "region", "region-b", "--dry-run"]));
+        let named =
+            named(self.lifeboat(&state(0), &["--identity", "kit.txt", "restore", "region", "region-b", "--dry-run"]));
         let named: Vec<_> = named.iter().map(String::as_str).collect();
         though_killed(state, &[&["region-b", "--yes"], &named[..]].concat(), restore)
     }
@@ -198,10 +203,12 @@ fn replicate_from(application: &Application<'_>, standby: &Standby) {
         let text = repository(&standby.store, credentials, "").replace("  writerKey: {file: }\n", "");
         text.replace("name: platform}", "name: platform-b}")
     };
-    application.document("replica.yaml", &second("{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}"));
+    application
+        .document("replica.yaml", &second("{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}"));
     let inside = application.path("in-the-cluster");
     let secrets = "/etc/lifeboat/repository";
-    let credentials = format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");
+    let credentials =
+        format!("{{accessKeyId: {{file: {secrets}/key-id}}, secretAccessKey: {{file: {secrets}/secret-key}}}}");
     fs::write(inside.join("documents/replica.yaml"), second(&credentials)).unwrap();
     let wanted = [("# replica: {to: platform-b}", "replica: {to: platform-b}".to_owned())];
     fs::write(inside.join("documents/critical.yaml"), shipped("schedules/critical.yaml", &wanted)).unwrap();

@@ -356,7 +356,8 @@ mod tests {
         let third = write("th:ird", &("current-context: other\n".to_owned() + &context("other", "third")));
         let read = |paths: &str| {
             let file = kubeconfig(Path::new(paths)).map_err(|(path, error)| bad(&path, &error).to_string())?;
-            let contexts = file.contexts.into_iter().map(|one| format!("{} {}", one.name, one.context.unwrap().cluster));
+            let contexts =
+                file.contexts.into_iter().map(|one| format!("{} {}", one.name, one.context.unwrap().cluster));
             Ok::<_, String>((file.current_context, contexts.collect::<Vec<_>>()))
         };
         let both = || Some("both".to_owned());

@@ -116,13 +116,7 @@ impl Wanted {
         sent.map_err(|error| if out.failed { Sending::Gone } else { Sending::Snapshot(at, error) })
     }
 
-    fn pour(
-        &self,
-        supply: &dyn Supply,
-        needed: bool,
-        out: &mut Telling<'_>,
-        at: &mut Vec<u8>,
-    ) -> io::Result<Sent> {
+    fn pour(&self, supply: &dyn Supply, needed: bool, out: &mut Telling<'_>, at: &mut Vec<u8>) -> io::Result<Sent> {
         let (mut sender, mut lost, mut links) = (Sender::new(out)?, BTreeMap::new(), Vec::new());
         supply.entries(&mut |entry, body: &dyn Body| {
             let Some(entry) = self.layout.placed(entry) else { return Ok(()) };
