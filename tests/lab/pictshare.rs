@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 pub const NAMESPACE: &str = "pictshare-production";
@@ -28,7 +29,11 @@ const PASSWORDS: &str = "secret/pictshare-production/database";
 
 #[test]
 fn an_application_and_what_it_needs_are_lost_and_come_back_by_one_command() {
-    let standby = std::thread::spawn(Standby::prepare);
+    // Region B comes up meanwhile.
+    std::thread::scope(|scope| disasters(scope.spawn(Standby::prepare)));
+}
+
+fn disasters(standby: ScopedJoinHandle<'_, Standby>) {
     let cluster = Cluster::up("test-c");
     let application = Application::install(&cluster);
     let store = minio_at(&cluster.address(1));
