@@ -101,7 +101,7 @@ pub fn takes_a_snapshot_into_a_claim(lab: &Lab<'_>) {
         said(lifeboat.env("XDG_STATE_HOME", home.join("state")))
     };
     run(&["init", "--kit", "little-kit.txt", "--writer-key-out", "little.key"]).expect(0, "");
-    run(&["--writer-key", "little.key", "backup", "tree"]).expect(0, "");
+    run(&["--writer-key", "little.key", "backup", "tree", "large"]).expect(0, "");
     let disk = lab.disk("f");
     fs::create_dir(&disk).unwrap();
     given_claim(lab, "little", "f");
@@ -115,11 +115,12 @@ pub fn takes_a_snapshot_into_a_claim(lab: &Lab<'_>) {
     into("other", &[]).expect(1, "it is not empty");
     into("little", &["--dry-run"]).expect(0, "files of persistentvolumeclaim shop/little create");
     assert!(picture(&disk).len() == 1, "a dry run changes nothing");
-    into("little", &[]).expect(0, "4 entries");
+    into("little", &[]).expect(0, "are on the volume");
     assert_eq!(picture(&disk), picture(&tree));
     into("little", &[]).expect(0, "unchanged 1");
 
-    for pack in fs::read_dir(home.join("little-repository/tree/packs")).unwrap() {
+    let packs = |source: &str| fs::read_dir(home.join(format!("little-repository/{source}/packs"))).unwrap();
+    for pack in packs("tree").chain(packs("large")) {
         let pack = pack.unwrap().path();
         let mut bytes = fs::read(&pack).unwrap();
         let middle = bytes.len() / 2;
@@ -143,6 +144,15 @@ pub fn takes_a_snapshot_into_a_claim(lab: &Lab<'_>) {
     assert_eq!((there.len(), there), (whole.len(), whole));
     // It is not taken for the snapshot.
     into("little", &[]).expect(1, "it is not empty");
+
+    // What must be whole makes the step of a plan fail.
+    let before = picture(&disk);
+    let plan = ["--identity", "little-kit.txt", "restore", "app"];
+    let failed =
+        run(&[&plan[..], &["large", "--yes", "--target-id", id]].concat()).expect(1, "shop/little (files/large)");
+    let begun = failed.split("--abort ").last().unwrap().split_whitespace().next().unwrap();
+    run(&[&plan[..], &["--abort", begun]].concat()).expect(0, "is given up");
+    assert_eq!(picture(&disk), before);
 }
 
 /// A claim whose volume is a directory of the node.
@@ -171,18 +181,20 @@ fn without_root(mut picture: Picture) -> Picture {
 
 fn documents(lab: &Lab<'_>, tree: &Path) -> String {
     let kubeconfig = lab.cluster.etc().join("admin.conf");
-    let plan = |name: &str, claim: &str| {
+    let plan = |name: &str, source: &str, claim: &str| {
         json!({ "apiVersion": "lifeboat.dev/v1", "kind": "RestorePlan", "metadata": { "name": name },
             "spec": { "level": "app", "tier": "standard", "steps": [{ "name": "files", "restore": {
-                "source": "tree", "options": { "existing": "replace" },
+                "source": source, "options": { "existing": "replace" },
                 "claim": { "cluster": "it", "namespace": "shop", "name": claim, "image": crate::IMAGE } } }] } })
     };
     let source = |name: &str, spec: &Value| json!({ "apiVersion": "lifeboat.dev/v1", "kind": "Source", "metadata": { "name": name }, "spec": spec });
     let all = [
         source("it", &json!({ "kubernetes": { "kubeconfig": kubeconfig, "namespaces": ["shop"] } })),
         source("tree", &json!({ "files": { "path": tree } })),
-        plan("tree", "other"),
-        plan("small", "small"),
+        source("large", &json!({ "command": { "argv": ["cat", tree.join("b/large")], "output": "large" } })),
+        plan("tree", "tree", "other"),
+        plan("small", "tree", "small"),
+        plan("large", "large", "little"),
     ];
     all.map(|document| document.to_string()).join("\n---\n")
 }
