@@ -58,7 +58,7 @@ impl Body for Content<'_> {
     }
 
     fn is_lost(&self, error: &io::Error) -> bool {
-        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<RestoreError>());
         matches!(inner, Some(RestoreError::Repo(error)) if concerns_one_file(error))
     }
 }

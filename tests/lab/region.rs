@@ -142,7 +142,7 @@ impl Standby {
             let answers = ["--answer", "vault/keys", "--answer", "sure"];
             let mut all = [&given[..], arguments, &answers].concat();
             if let ["--resume", id] = arguments {
-                all.extend(["--dead", id]);
+                all.extend(["--dead", *id]);
             }
             self.lifeboat(state, &all)
         };
