@@ -171,7 +171,7 @@ impl<'a> Platform<'a> {
                     &[(state_region, format!("{state_region}{state_store}")), (forge, own_forge.into()), image.clone()],
                 ),
             ),
-            ("development.yaml", shipped("schedules/development.yaml", &[image])),
+            ("development.yaml", shipped("schedules/development.yaml", &[image.clone()])),
             ("lab.yaml", LAB.replace("STORE_B", store(30901).trim_end())),
         ];
         for (name, text) in texts {

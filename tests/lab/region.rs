@@ -110,14 +110,15 @@ impl Standby {
             ("https://pictshare.example.org", self.site()),
         ];
         fs::write(self.path("restore-plans/region-b.yaml"), shipped("restore-plans/region-b.yaml", &plan)).unwrap();
-        let kubectl = self.cluster.state().join("bin/kubectl");
+        let (kubectl, kubeconfig) = (self.cluster.state().join("bin/kubectl"), secure.join("region-b/kubeconfig"));
         let switch = format!(
-            "#!/bin/sh -eu\n[ \"$1\" = region-b ]\nport=$({} --kubeconfig {} -n {NAMESPACE} get service pictshare-frontend \
-             -o 'jsonpath={{.spec.ports[0].nodePort}}')\necho \"{}:$port\" >{2}.new\nmv {2}.new {2}\n",
-            kubectl.display(),
-            secure.join("region-b/kubeconfig").display(),
-            self.path("balancer").display(),
-            self.cluster.address(2),
+            "#!/bin/sh -eu\n[ \"$1\" = region-b ]\nport=$({kubectl} --kubeconfig {kubeconfig} -n {NAMESPACE} get service \
+             pictshare-frontend -o 'jsonpath={{.spec.ports[0].nodePort}}')\necho \"{node}:$port\" >{file}.new\n\
+             mv {file}.new {file}\n",
+            kubectl = kubectl.display(),
+            kubeconfig = kubeconfig.display(),
+            node = self.cluster.address(2),
+            file = self.path("balancer").display(),
         );
         fs::write(self.path("switch-traffic"), switch).unwrap();
         output(command("chmod").arg("755").arg(self.path("switch-traffic")));
