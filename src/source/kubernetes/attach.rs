@@ -169,7 +169,9 @@ impl Attached {
 
     /// As [`Read::read`].
     fn next(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
-        let Some(stdout) = &mut self.stdout else { return Ok(0) };
+        // Nobody says then that the output is at its end.
+        let stdout = self.stdout.as_mut().filter(|_| !matches!(self.end, End::Broken));
+        let Some(stdout) = stdout else { return Ok(0) };
         let (ended, end) = (&mut self.ended, &mut self.end);
         let read = self.context.wait(async {
             loop {
@@ -178,7 +180,6 @@ impl Attached {
                     read = stdout.read(buffer) => return read.unwrap_or(0),
                     status = &mut *ended, if matches!(end, End::Unknown) => {
                         *end = status.into();
-                        // Nobody says then that the output is at its end.
                         if matches!(end, End::Broken) {
                             return 0;
                         }
