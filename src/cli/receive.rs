@@ -47,7 +47,13 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     let report = match args.back {
         Some(step) => give_back(&args.root, &step)?,
         None if args.look => look(&args.root, &terms)?,
-        None => receive(&args.root, &terms, &mut io::stdin().lock())?,
+        None => {
+            let mut input = io::stdin().lock();
+            let received = receive(&args.root, &terms, &mut input);
+            // Whoever sends learns of the end only when all that is under way has been taken.
+            let _ = io::copy(&mut input, &mut io::sink());
+            received?
+        }
     };
     print(&serde_json::to_string(&report)?)?;
     Ok(Exit::Ok)

@@ -89,13 +89,13 @@ pub fn takes_a_snapshot_into_a_claim(lab: &Lab<'_>) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8
     });
-    fs::write(tree.join("b/large"), noise.take(2 << 20).collect::<Vec<_>>()).unwrap();
+    fs::write(tree.join("b/large"), noise.take(16 << 20).collect::<Vec<_>>()).unwrap();
     fs::hard_link(tree.join("b/large"), tree.join("b/link")).unwrap();
     lab.owner.document("little.yaml", &documents(lab, &tree));
     let run = |arguments: &[&str]| {
         let mut lifeboat = command(env!("CARGO_BIN_EXE_lifeboat"));
         lifeboat
-            .args(["--config", "little.yaml", "--repository", "little-repository"])
+            .args(["--config", "little.yaml", "--repository", "./little-repository"])
             .args(arguments)
             .current_dir(home);
         said(lifeboat.env("XDG_STATE_HOME", home.join("state")))

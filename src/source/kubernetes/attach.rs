@@ -24,6 +24,9 @@ const BUFFER: usize = 256 << 10;
 const KEPT: usize = 4 << 10;
 /// For the rest of standard error, when the program has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A program that takes nothing for so long is gone, whatever the connection says: what is under way to it keeps the client from
+/// reading of its end.
+const STALL: Duration = Duration::from_mins(5);
 
 /// Where a program is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,6 +219,10 @@ impl Write for Attached {
                 status = &mut *ended => {
                     *end = status.into();
                     Err(io::ErrorKind::BrokenPipe.into())
+                }
+                () = tokio::time::sleep(STALL) => {
+                    *end = End::Broken;
+                    Err(io::ErrorKind::TimedOut.into())
                 }
             }
         });

@@ -1,7 +1,7 @@
 //! What a snapshot holds for a volume.
 
 use super::super::below::entry_below;
-use super::super::stream::{Sender, Standing};
+use super::super::stream::{BEFORE, Sender, Standing};
 use super::super::{CLAIM, FILES};
 use super::CAPTURED;
 use crate::entry::{Body, Entry, Facts, Kind, Problem, Supply};
@@ -40,6 +40,8 @@ impl Layout {
                 let rest = entry.path.strip_prefix(FILES.as_bytes())?;
                 (rest.is_empty() || rest[0] == b'/').then_some(Cow::Borrowed(entry))
             }
+            // What an earlier restore had moved aside there: a capture of a database takes it along.
+            Self::Tree { .. } if entry.path.starts_with(BEFORE.as_bytes()) => None,
             Self::Tree { .. } => Some(Cow::Owned(entry_below(FILES, entry.clone()))),
         }
     }
