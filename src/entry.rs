@@ -148,6 +148,19 @@ pub struct Problem {
     pub text: String,
 }
 
+impl Problem {
+    /// A file of which the repository has lost a part: with holes where its content should be, it would be taken for the file.
+    pub fn lost(path: Vec<u8>, error: &dyn std::fmt::Display) -> Self {
+        Self { path, text: format!("left out, since the repository has lost a part of it: {error}") }
+    }
+
+    /// A further name of such a file.
+    #[must_use]
+    pub fn link_to_lost(path: Vec<u8>) -> Self {
+        Self { path, text: "left out with the file that it is a further name of".into() }
+    }
+}
+
 /// The run has already failed elsewhere; its own error says why. Stop capturing.
 #[derive(Debug, thiserror::Error)]
 #[error("the run was stopped")]
@@ -170,6 +183,11 @@ pub trait Body {
     /// # Errors
     /// The repository's, wrapped, or `out`'s own.
     fn copy(&self, out: &mut dyn io::Write) -> io::Result<()>;
+
+    /// Whether such an error is of this content alone: the repository has lost a part of it.
+    fn is_lost(&self, _error: &io::Error) -> bool {
+        false
+    }
 }
 
 /// What [`Supply::entries`] calls for each entry.

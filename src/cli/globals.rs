@@ -18,7 +18,8 @@ pub struct Globals {
     /// A Repository document's name, or a URL: file:///PATH, s3://BUCKET/PREFIX
     #[arg(short, long, global = true, value_name = "NAME|URL", env = "LIFEBOAT_REPOSITORY")]
     pub repository: Option<String>,
-    /// The way to the clusters of documents that name no kubeconfig: those mean the pod's own service account
+    /// The way to the clusters of documents that name no kubeconfig: those mean the pod's own service account.
+    /// Several files, separated by `:`, are merged
     #[arg(long, global = true, value_name = "FILE", env = "KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
     /// The recovery identity, or the recovery kit; opens everything

@@ -57,7 +57,13 @@ pub fn run(args: Args) -> Result<Exit, Failure> {
     let report = match args.back {
         Some(step) => give_back(&args.root, &step)?,
         None if args.look => look(&world, &args.root, &terms)?,
-        None => receive(&world, &args.root, &terms, &mut io::stdin().lock())?,
+        None => {
+            let mut input = io::stdin().lock();
+            let received = receive(&world, &args.root, &terms, &mut input);
+            // Whoever sends learns of the end only when all that is under way has been taken.
+            let _ = io::copy(&mut input, &mut io::sink());
+            received?
+        }
     };
     print(&serde_json::to_string(&report)?)?;
     Ok(Exit::Ok)

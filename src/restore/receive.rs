@@ -69,14 +69,19 @@ pub fn receive(context: &Context, root: &Path, terms: &Terms, input: &mut dyn Re
     let tree = Tree::create(root, Options { into_existing: true })?;
     let (mut received, mut buffer) = (Report::default(), vec![0; PIECE]);
     stream::receive::<ReceiveError>(input, |entry, content| {
-        received.entries += 1;
-        if entry.kind != Kind::File {
-            return Ok(tree.make(entry)?);
+        if entry.kind == Kind::File {
+            let file = tree.file(entry)?;
+            fill(entry, &file, content, &mut buffer)?;
+            if content.lost {
+                return Ok(tree.discard(entry)?);
+            }
+            tree.finish_file(entry, file)?;
+            received.bytes += entry.size;
+        } else {
+            tree.make(entry)?;
         }
-        received.bytes += entry.size;
-        let file = tree.file(entry)?;
-        fill(entry, &file, content, &mut buffer)?;
-        Ok(tree.finish_file(entry, file)?)
+        received.entries += 1;
+        Ok(())
     })?;
     let told = |problem: Problem| (String::from_utf8_lossy(&problem.path).into_owned(), problem.text);
     received.problems = tree.finish()?.into_iter().map(told).collect();

@@ -12,6 +12,7 @@ use crate::restore::tree::Tree;
 use crate::restore::twice::{First, Role, Twice};
 use crate::restore::{RestoreError, Selection, Strays};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -142,11 +143,16 @@ pub fn restore(
     if let Some(at) = found.iter().position(|found| !found) {
         return Err(RestoreError::NotThere(String::from_utf8_lossy(&selection.paths()[at]).into_owned()));
     }
+    let mut problems = shared.problems.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let lost: BTreeSet<_> = problems.iter().map(|problem| problem.path.clone()).collect();
     for link in &links {
+        if link.link.as_ref().is_some_and(|file| lost.contains(file)) {
+            problems.push(Problem::link_to_lost(link.path.clone()));
+            continue;
+        }
         tree.make(link)?;
         progress.entries.fetch_add(1, Ordering::Relaxed);
     }
-    let mut problems = shared.problems.into_inner().unwrap_or_else(PoisonError::into_inner);
     problems.extend(tree.finish()?);
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     Ok(Restored { entries: count(&progress.entries), bytes: count(&progress.bytes), problems })
@@ -407,8 +413,7 @@ impl Shared<'_> {
     }
 
     fn lost(&self, item: &Item, error: &RepoError) {
-        let text = format!("left out, since the repository has lost a part of it: {error}");
-        let problem = Problem { path: item.entry.path.clone(), text };
+        let problem = Problem::lost(item.entry.path.clone(), error);
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
     }
 }
@@ -417,7 +422,8 @@ fn write_error(entry: &Entry, source: io::Error) -> RestoreError {
     RestoreError::Write { path: String::from_utf8_lossy(&entry.path).into_owned(), source }
 }
 
-fn concerns_one_file(error: &RepoError) -> bool {
+/// Others may be whole.
+pub(super) fn concerns_one_file(error: &RepoError) -> bool {
     match error {
         RepoError::Damaged { .. } | RepoError::Foreign { .. } => true,
         RepoError::Store(error) => error.kind.blames_object(),

@@ -2,6 +2,7 @@
 
 use crate::entry::{Body, Facts, Supply, Visit};
 use crate::repo::{Item, Reader, RepoError};
+use crate::restore::snapshot::concerns_one_file;
 use crate::restore::{RestoreError, Selection, stream};
 use std::io::{self, Write};
 
@@ -54,6 +55,11 @@ struct Content<'a> {
 impl Body for Content<'_> {
     fn copy(&self, out: &mut dyn Write) -> io::Result<()> {
         stream::copy(self.reader, self.item, out).map_err(RestoreError::into_io)
+    }
+
+    fn is_lost(&self, error: &io::Error) -> bool {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<RestoreError>());
+        matches!(inner, Some(RestoreError::Repo(error)) if concerns_one_file(error))
     }
 }
 

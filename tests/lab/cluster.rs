@@ -38,6 +38,7 @@ fn number(name: &str) -> u8 {
         "test-c" => 5,
         "test-d" => 6,
         "test-e" => 7,
+        "test-f" => 8,
         _ => panic!("the tests have no cluster {name}"),
     }
 }

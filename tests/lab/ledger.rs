@@ -72,6 +72,14 @@ impl Ledger {
         self.book.lock().unwrap().close();
     }
 
+    /// After a recovery, from which on what was lost is not missed any more.
+    pub fn reopen(&self, cluster: &Cluster, loss: &Loss) {
+        self.book.lock().unwrap().reopen(loss);
+        // The kubelet waits longer each time that the writer got no number.
+        cluster.kubectl(&["-n", "records", "delete", "pods", "--all", "--timeout=60s"]);
+        self.goes_on(cluster);
+    }
+
     /// Every record that was acknowledged before `moment` is there; none that was asked for after `given`.
     pub fn judge(&self, cluster: &Cluster, moment: Timestamp, given: u32) -> Loss {
         self.book.lock().unwrap().judge(&written(cluster), moment, given)
@@ -106,6 +114,11 @@ impl Book {
     /// Nothing is written any more.
     pub fn close(&mut self) {
         self.closed = true;
+    }
+
+    fn reopen(&mut self, loss: &Loss) {
+        self.closed = false;
+        self.acknowledged.retain(|(number, _)| *number <= loss.kept);
     }
 
     /// Of what is `there`, see [`Ledger::judge`].

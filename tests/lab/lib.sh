@@ -5,7 +5,7 @@ root=${LIFEBOAT_LAB:-${XDG_STATE_HOME:-$HOME/.local/state}/lifeboat/lab}
 cache=${LIFEBOAT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lifeboat}
 [[ $cache == /* ]] || cache=$PWD/$cache
 # A number each, so that any of them can run side by side. The tests have their own: they do not disturb the user's.
-clusters=(region-a region-b test-a test-b test-c test-d test-e)
+clusters=(region-a region-b test-a test-b test-c test-d test-e test-f)
 # In the order of their start.
 components=(containerd etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
 export PATH=$PATH:/usr/sbin:/sbin

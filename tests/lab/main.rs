@@ -8,6 +8,7 @@ mod cluster;
 #[path = "../support/collect.rs"]
 mod collect;
 mod csi;
+mod forward;
 mod ledger;
 mod people;
 mod pictshare;
@@ -15,6 +16,7 @@ mod plan;
 mod platform;
 mod records;
 mod recovery;
+mod region;
 mod secrets;
 mod shop;
 #[path = "../support/mod.rs"]
@@ -22,7 +24,7 @@ mod support;
 mod volumes;
 
 use cluster::{Cluster, wait};
-use ledger::Ledger;
+use ledger::{Ledger, Loss};
 use recovery::Desk;
 use serde_json::{Value, json};
 use std::fs;
@@ -78,11 +80,45 @@ fn a_cluster_works_is_backed_up_from_inside_is_lost_and_comes_back_by_one_comman
     again.tell();
     assert!(again.killed >= 5, "it was killed {} times only", again.killed);
     before.is_back(&a);
-    assert_eq!(ledger.judge(&a, again.moment("cluster-etcd"), given).kept, loss.kept);
+    let again_lost = ledger.judge(&a, again.moment("cluster-etcd"), given);
+    assert_eq!(again_lost.kept, loss.kept);
     names_are_served(&a, "after");
 
+    etcd_loses_its_disk(&a, &owner, &desk, (&ledger, &before, &again_lost));
     drop(a);
     cluster::assert_nothing_is_left("test-a");
+}
+
+/// The rest of the node lives on, what runs there too. What the snapshot does not know of is gone afterwards.
+fn etcd_loses_its_disk(a: &Cluster, owner: &Owner<'_>, desk: &Desk, (ledger, before, lost): (&Ledger, &Before, &Loss)) {
+    ledger.reopen(a, lost);
+    owner.backs_up_etcd();
+    let given = ledger.given();
+    let stray = ["run", "stray", "--image=lifeboat.lab/busybox:1", "--image-pull-policy=Never", "--restart=Never"];
+    a.kubectl(&[&stray[..], &["--", "sleep", "86399"]].concat());
+    a.kubectl(&["wait", "--for=condition=Ready", "pod/stray", "--timeout=60s"]);
+    let strays = || a.lab("node", &["sh", "-c", "busybox pgrep -f '^sleep 8639[9]$' || true"]);
+    assert!(!strays().is_empty());
+    let served = || a.get(&["-n", "work", "pods", "-l", "app=web", "-o", "jsonpath={..uid} {..containerID}"]);
+    let web = served();
+    ledger.goes_on(a);
+    recovery::lose_etcd(a);
+    ledger.close();
+
+    let recovered = desk.recover();
+    recovered.tell();
+    before.is_back(a);
+    let loss = ledger.judge(a, recovered.moment("cluster-etcd"), given);
+    let part = recovered.part("cluster-etcd");
+    eprintln!("lab: {loss:?}, and {} ms of it as the report has it", part["lossMs"]);
+    assert!(loss.records > 0 && part["lossMs"].as_u64() < part["rpoMs"].as_u64(), "{part}");
+    let report = &recovered.report;
+    assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
+    wait(Duration::from_mins(1), "the end of a pod that the cluster does not know any more", || {
+        strays().is_empty().then_some(())
+    });
+    assert_eq!(served(), web, "another pod serves");
+    ticks(a);
 }
 
 /// What tells the cluster that came back from every other.
@@ -205,13 +241,20 @@ impl Owner<'_> {
     fn backs_up_from_outside(&self, cluster: &Cluster, store: &Server) {
         let pki = cluster.pki();
         let credentials = "{accessKeyId: {env: TEST_KEY}, secretAccessKey: {env: TEST_SECRET}}";
+        let etcd = |name| etcd(name, cluster, &pki, "etcd-ca.crt", "etcd-client.crt", "etcd-client.key");
         let all = repository(store, credentials, "writer.key")
-            + &etcd("outside-etcd", cluster, &pki, "etcd-ca.crt", "etcd-client.crt", "etcd-client.key")
+            + &etcd("outside-etcd")
             + &source("control-plane", &format!("files: {{path: {}}}", cluster.etc().display()));
         self.document("outside.yaml", &all);
+        self.document("etcd.yaml", &etcd("cluster-etcd"));
         self.lifeboat(&["--writer-key", "writer.key", "backup", "--all"]);
         let listed = self.lifeboat(&["--writer-key", "writer.key", "snapshots"]);
         assert!(listed.contains("outside-etcd") && listed.contains("control-plane"), "{listed}");
+    }
+
+    /// What the cluster's own CronJob does, whose image is not on a new machine.
+    fn backs_up_etcd(&self) {
+        self.lifeboat(&["--config", "etcd.yaml", "--writer-key", "writer.key", "backup", "cluster-etcd"]);
     }
 }
 

@@ -1,9 +1,11 @@
-//! An application is lost with its namespace: its objects, its database and its pictures. Later its database is dropped, and
-//! at last Vault is overwritten with garbage. The shipped plans bring each back by one command, from an operator's desk.
+//! An application is lost with its namespace: its objects, its database and its pictures. Later its database is dropped, then
+//! Vault is overwritten with garbage, and at last its region is lost ([`crate::region`]). The shipped plans bring each back by
+//! one command, from an operator's desk.
 
 use crate::cluster::{Cluster, wait};
 use crate::people::{People, Pictures};
-use crate::recovery::{Recovered, finish, though_killed};
+use crate::recovery::{Recovered, finish, named, though_killed};
+use crate::region::{self, Standby};
 use crate::secrets::{Vault, certificate, certificate_secret};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, minio_at, tool};
 use crate::{IMAGE, in_tree, output, repository, text};
@@ -11,12 +13,13 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-const NAMESPACE: &str = "pictshare-production";
+pub const NAMESPACE: &str = "pictshare-production";
 const VOLUMES: [&str; 2] = ["database", "uploads"];
-const ROWS: &str = "pictshare-production-database";
-const FILES: &str = "pictshare-production-uploads";
+pub const ROWS: &str = "pictshare-production-database";
+pub const FILES: &str = "pictshare-production-uploads";
 /// By a run of their own, as in a cluster.
 const OTHERS: [&str; 3] = ["critical-objects", ROWS, "vault"];
 /// Of the volume.
@@ -26,6 +29,11 @@ const PASSWORDS: &str = "secret/pictshare-production/database";
 
 #[test]
 fn an_application_and_what_it_needs_are_lost_and_come_back_by_one_command() {
+    // Region B comes up meanwhile.
+    std::thread::scope(|scope| disasters(scope.spawn(Standby::prepare)));
+}
+
+fn disasters(standby: ScopedJoinHandle<'_, Standby>) {
     let cluster = Cluster::up("test-c");
     let application = Application::install(&cluster);
     let store = minio_at(&cluster.address(1));
@@ -63,8 +71,8 @@ fn an_application_and_what_it_needs_are_lost_and_come_back_by_one_command() {
     // What was there, without its database, is still to be had.
     let aside = text(&recovered.report["toDo"][0]).to_owned();
     assert!(aside.contains("persistentvolumeclaim pictshare-production/database held"), "{:#}", recovered.report);
-    let pictures = People::begin(&application.site(), people.given());
-    drop(pictures);
+    let mut people = People::begin(&application.site(), people.given());
+    people.end();
 
     application.vault.corrupt();
     application.vault.replace();
@@ -72,10 +80,12 @@ fn an_application_and_what_it_needs_are_lost_and_come_back_by_one_command() {
     recovered.tell();
     application.vault.sings();
     application.succeed(&["backup", "vault"]);
+
+    region::is_lost_and_comes_back(application, store, &standby.join().unwrap(), people.given());
 }
 
-struct Application<'a> {
-    cluster: &'a Cluster,
+pub struct Application<'a> {
+    pub cluster: &'a Cluster,
     vault: Vault<'a>,
     /// Of whoever backs up and recovers: documents and keys.
     home: tempfile::TempDir,
@@ -86,19 +96,20 @@ impl<'a> Application<'a> {
         let home = tempfile::tempdir().unwrap();
         let application = Self { cluster, vault: Vault::install(cluster, &home.path().join("secrets/vault")), home };
         cluster.load_lifeboat();
-        application.make_volumes();
+        make_volumes(cluster, "fast", true);
         application.make_secrets();
         application.define_argo_cd();
-        application.helm(&["install", "--set", "frontend.serviceType=NodePort", "pictshare", &in_tree("pictshare")]);
+        let set = "frontend.serviceType=NodePort,storageClass=fast";
+        application.helm(&["install", "--set", set, "pictshare", &in_tree("pictshare")]);
         application.serves();
         application
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    fn document(&self, name: &str, text: &str) {
+    pub fn document(&self, name: &str, text: &str) {
         let directory = self.path("documents");
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join(name), text).unwrap();
@@ -106,25 +117,6 @@ impl<'a> Application<'a> {
 
     fn volume(&self, name: &str) -> PathBuf {
         self.cluster.state().join("volumes").join(NAMESPACE).join(name)
-    }
-
-    /// Directories of the node, which outlive their claims.
-    fn make_volumes(&self) {
-        let mut objects =
-            vec![json!({ "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": { "name": "local" },
-            "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer" })];
-        let here = json!({ "nodeSelectorTerms": [{ "matchExpressions": [
-            { "key": "kubernetes.io/hostname", "operator": "In", "values": [self.cluster.name] }] }] });
-        for name in VOLUMES {
-            let path = self.volume(name);
-            fs::create_dir_all(&path).unwrap();
-            objects.push(json!({ "apiVersion": "v1", "kind": "PersistentVolume",
-                "metadata": { "name": format!("{NAMESPACE}-{name}") },
-                "spec": { "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"], "storageClassName": "local",
-                    "persistentVolumeReclaimPolicy": "Retain", "local": { "path": path }, "nodeAffinity": { "required": here },
-                    "claimRef": { "namespace": NAMESPACE, "name": name } } }));
-        }
-        self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": objects }));
     }
 
     /// Passwords, which Vault has, and a certificate of the database's name.
@@ -145,20 +137,12 @@ impl<'a> Application<'a> {
 
     /// The Application of which the plan takes the sync. Nobody carries it out here.
     fn define_argo_cd(&self) {
-        let source = output(command(in_tree("../tools/build")).args(["--source", "argocd"]));
-        let definition = format!("{}/manifests/crds/application-crd.yaml", source.trim());
-        self.cluster.kubectl(&["apply", "--server-side", "-f", &definition]);
-        wait(Duration::from_mins(1), "Argo CD's kind", || {
-            self.cluster.try_kubectl(&["get", "applications.argoproj.io", "-A"]).ok()
-        });
-        self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": [
-            { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "argocd" } },
-            { "apiVersion": "argoproj.io/v1alpha1", "kind": "Application",
-              "metadata": { "name": NAMESPACE, "namespace": "argocd" },
-              "spec": { "project": "default", "syncPolicy": { "automated": { "selfHeal": true } },
+        define_argo_cd(self.cluster);
+        self.cluster.apply(&json!({ "apiVersion": "argoproj.io/v1alpha1", "kind": "Application",
+            "metadata": { "name": NAMESPACE, "namespace": "argocd" },
+            "spec": { "project": "default", "syncPolicy": { "automated": { "selfHeal": true } },
                 "source": { "repoURL": "https://git.example.org/platform/gitops.git", "path": NAMESPACE },
-                "destination": { "server": "https://kubernetes.default.svc", "namespace": NAMESPACE } } },
-        ] }));
+                "destination": { "server": "https://region-a.example.org:6443", "namespace": NAMESPACE } } }));
     }
 
     fn helm(&self, arguments: &[&str]) -> String {
@@ -171,11 +155,8 @@ impl<'a> Application<'a> {
         self.cluster.etc().join("admin.conf")
     }
 
-    /// Where people find it: on a port that the cluster gives, on its node.
     fn site(&self) -> String {
-        let port = ["service", "pictshare-frontend", "-o", "jsonpath={.spec.ports[0].nodePort}"];
-        let port = self.cluster.get(&[&["-n", NAMESPACE], &port[..]].concat());
-        format!("http://{}:{port}", self.cluster.address(2))
+        format!("http://{}", place(self.cluster))
     }
 
     fn serves(&self) {
@@ -229,28 +210,33 @@ impl<'a> Application<'a> {
         );
         fs::write(home.join("kustomization.yaml"), overlay).unwrap();
         self.cluster.kubectl(&["apply", "-k", home.to_str().unwrap()]);
+        self.cluster.apply(&self.rendered(CRONJOB));
+    }
+
+    /// What `schedule render` makes, for a test to run when it likes: its turns would come at any time.
+    pub fn rendered(&self, name: &str) -> Value {
         let mut render = command(env!("CARGO_BIN_EXE_lifeboat"));
-        render.arg("--config").arg(home.join("documents")).args(["--json", "schedule", "render", "--image", IMAGE]);
+        render.arg("--config").arg(self.path("in-the-cluster/documents"));
+        render.args(["--json", "schedule", "render", "--image", IMAGE]);
         let rendered: Value = serde_json::from_str(&output(&mut render)).unwrap();
         let mut all = rendered["items"].as_array().unwrap().iter();
-        let mut cronjob = all.find(|cronjob| cronjob["metadata"]["name"] == CRONJOB).unwrap().clone();
-        // Its turns would come at any time.
+        let mut cronjob = all.find(|cronjob| cronjob["metadata"]["name"] == name).unwrap().clone();
         cronjob["spec"]["suspend"] = json!(true);
-        self.cluster.apply(&cronjob);
+        cronjob
     }
 
     /// By their CronJob.
-    fn begin_to_back_up_uploads(&self, job: &str) {
+    pub fn begin_to_back_up_uploads(&self, job: &str) {
         let from = format!("--from=cronjob/{CRONJOB}");
         self.cluster.kubectl(&["-n", NAMESPACE, "create", "job", job, &from]);
     }
 
     /// Everything else, by another run.
-    fn back_up_others(&self) {
+    pub fn back_up_others(&self) {
         self.succeed(&[&["backup", "--schedule", "critical"][..], &OTHERS].concat());
     }
 
-    fn uploads_are_backed_up(&self, job: &str) {
+    pub fn uploads_are_backed_up(&self, job: &str) {
         wait(Duration::from_mins(2), "the backup of the uploads", || {
             self.cluster.finished_jobs(NAMESPACE).into_iter().find(|ended| ended.1 == job)
         });
@@ -273,7 +259,7 @@ impl<'a> Application<'a> {
         self.dressed(lifeboat, arguments)
     }
 
-    fn succeed(&self, arguments: &[&str]) -> String {
+    pub fn succeed(&self, arguments: &[&str]) -> String {
         output(&mut self.lifeboat(arguments))
     }
 
@@ -314,7 +300,8 @@ impl<'a> Application<'a> {
             |arguments: &[&str]| self.desk(&[&["--identity", "kit.txt", "restore", "app"], arguments].concat());
         let named = named(restore(&[NAMESPACE, "--dry-run"]));
         let named: Vec<_> = named.iter().map(String::as_str).collect();
-        though_killed(&self.path("state"), &[&[NAMESPACE, "--yes"], &named[..]].concat(), restore)
+        let begin = [&[NAMESPACE, "--yes"], &named[..]].concat();
+        though_killed(|_| self.path("state"), &begin, |_, arguments| restore(arguments))
     }
 
     /// On the node, since it is asked by its name.
@@ -326,21 +313,8 @@ impl<'a> Application<'a> {
         finish(self.lifeboat(&[&restore[..], &answered, &named].concat()).spawn().unwrap(), 0)
     }
 
-    /// Within its tier's objectives, and every picture that was acknowledged before is served.
     fn is_back(&self, recovered: &Recovered, people: &People, given: u32) {
-        recovered.tell();
-        let report = &recovered.report;
-        assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
-        for source in ["critical-objects", ROWS, FILES] {
-            let part = recovered.part(source);
-            assert!(part["lossMs"].as_u64() < part["rpoMs"].as_u64(), "{part}");
-        }
-        let pictures = Pictures::look(&self.site(), &self.volume("uploads"));
-        assert!(pictures.torn.is_empty(), "rows without their pictures: {:?}", pictures.torn);
-        assert!(recovered.moment(ROWS) <= recovered.moment(FILES), "{report:#}");
-        let loss = people.judge(&pictures, recovered.moment(ROWS), given);
-        eprintln!("lab: of the pictures {loss:?}; {} files without a row", pictures.without_row.len());
-        assert!(loss.records > 0, "nothing was uploaded after the snapshot");
+        is_back(recovered, people, given, &Pictures::look(&self.site(), &self.volume("uploads")));
     }
 
     /// Objects, Helm's release, Argo CD's sync.
@@ -366,6 +340,60 @@ impl<'a> Application<'a> {
     }
 }
 
+/// Within its tier's objectives, and every picture that was acknowledged before is served.
+pub fn is_back(recovered: &Recovered, people: &People, given: u32, pictures: &Pictures) {
+    recovered.tell();
+    let report = &recovered.report;
+    assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
+    for source in ["critical-objects", ROWS, FILES] {
+        let part = recovered.part(source);
+        assert!(part["lossMs"].as_u64() < part["rpoMs"].as_u64(), "{part}");
+    }
+    assert!(pictures.torn.is_empty(), "rows without their pictures: {:?}", pictures.torn);
+    assert!(recovered.moment(ROWS) <= recovered.moment(FILES), "{report:#}");
+    let loss = people.judge(pictures, recovered.moment(ROWS), given);
+    eprintln!("lab: of the pictures {loss:?}; {} files without a row", pictures.without_row.len());
+    assert!(loss.records > 0, "nothing was uploaded after the snapshot");
+}
+
+/// Directories of the node, which outlive their claims; with `named`, a claim gets the one of its name.
+pub fn make_volumes(cluster: &Cluster, class: &str, named: bool) {
+    let mut objects =
+        vec![json!({ "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": { "name": class },
+            "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer" })];
+    let here = json!({ "nodeSelectorTerms": [{ "matchExpressions": [
+        { "key": "kubernetes.io/hostname", "operator": "In", "values": [cluster.name] }] }] });
+    for name in VOLUMES {
+        let path = cluster.state().join("volumes").join(NAMESPACE).join(name);
+        fs::create_dir_all(&path).unwrap();
+        let mut volume = json!({ "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": name },
+            "spec": { "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"], "storageClassName": class,
+                "persistentVolumeReclaimPolicy": "Retain", "local": { "path": path }, "nodeAffinity": { "required": here } } });
+        if named {
+            volume["spec"]["claimRef"] = json!({ "namespace": NAMESPACE, "name": name });
+        }
+        objects.push(volume);
+    }
+    cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": objects }));
+}
+
+/// Its kind of objects, and its namespace. It does not run.
+pub fn define_argo_cd(cluster: &Cluster) {
+    let source = output(command(in_tree("../tools/build")).args(["--source", "argocd"]));
+    let definition = format!("{}/manifests/crds/application-crd.yaml", source.trim());
+    cluster.kubectl(&["apply", "--server-side", "-f", &definition]);
+    wait(Duration::from_mins(1), "Argo CD's kind", || {
+        cluster.try_kubectl(&["get", "applications.argoproj.io", "-A"]).ok()
+    });
+    cluster.kubectl(&["create", "namespace", "argocd"]);
+}
+
+/// Where people find it: on a port that the cluster gives, on its node.
+pub fn place(cluster: &Cluster) -> String {
+    let port = ["service", "pictshare-frontend", "-o", "jsonpath={.spec.ports[0].nodePort}"];
+    format!("{}:{}", cluster.address(2), cluster.get(&[&["-n", NAMESPACE], &port[..]].concat()))
+}
+
 /// A document of the tree, in which each of these texts is another here.
 pub fn shipped(file: &str, here: &[(&str, String)]) -> String {
     let mut text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
@@ -374,11 +402,4 @@ pub fn shipped(file: &str, here: &[(&str, String)]) -> String {
         text = text.replace(there, here);
     }
     text
-}
-
-/// What `restore` needs to be told after a look at what it would do.
-fn named(mut look: Command) -> Vec<String> {
-    let seen: Value = serde_json::from_str(&output(&mut look)).unwrap();
-    let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
-    ids.flat_map(|id| ["--target-id".to_owned(), id.to_owned()]).collect()
 }

@@ -3,9 +3,10 @@
 //! data. Plans bring each back by one command; Argo CD makes monitoring anew meanwhile.
 
 use crate::cluster::{Cluster, wait};
+use crate::forward::Forwarded;
 use crate::pictshare::shipped;
 use crate::records::Records;
-use crate::recovery::{Recovered, finish};
+use crate::recovery::{Recovered, finish, named};
 use crate::shop::came_back;
 use crate::support::command;
 use crate::{IMAGE, in_tree, output, text};
@@ -110,7 +111,7 @@ fn the_platform_is_backed_up_by_its_schedules_and_what_is_lost_of_it_comes_back(
 
     platform.recover_shop(&records);
     platform.recover_vault(&vault, &records);
-    let recovered = platform.recover("monitoring", &[]);
+    let recovered = platform.recover_monitoring();
     platform.is_watched_again(&seen);
     came_back(&recovered, "prometheus", &records, "prometheus");
     // What nothing happened to.
@@ -185,7 +186,7 @@ impl<'a> Platform<'a> {
                     &[(state_region, format!("{state_region}{state_store}")), (forge, own_forge.into()), image.clone()],
                 ),
             ),
-            ("development.yaml", shipped("schedules/development.yaml", &[image])),
+            ("development.yaml", shipped("schedules/development.yaml", &[image.clone()])),
             ("lab.yaml", LAB.replace("STORE_B", store(30901).trim_end())),
         ];
         for (name, text) in texts {
@@ -196,8 +197,7 @@ impl<'a> Platform<'a> {
             let outside = text.replace("/etc/lifeboat/", &self.secret("")).replace(standard, &reached);
             self.write(&format!("outside/{name}"), &outside);
         }
-        let volumes = self.volumes().display().to_string();
-        self.write("outside/plan.yaml", &shipped("restore-plans/monitoring.yaml", &[("/restore", volumes)]));
+        self.write("outside/plan.yaml", &shipped("restore-plans/monitoring.yaml", &[image]));
         for replica in ["platform-b", "replicate-secrets", "replicate-platform-b"] {
             let directory = self.secret(replica);
             fs::create_dir_all(&directory).unwrap();
@@ -213,12 +213,17 @@ impl<'a> Platform<'a> {
 
     /// On the node, which has the volumes and the names of the services.
     fn lifeboat(&self, arguments: &[&str]) -> Command {
-        let home = self.home.path();
         let mut lifeboat = command(in_tree("node"));
-        lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(home).arg(env!("CARGO_BIN_EXE_lifeboat"));
-        lifeboat.args(["--config", "outside", "--json"]).args(arguments).env("XDG_STATE_HOME", home.join("state"));
+        lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(self.home.path()).arg(env!("CARGO_BIN_EXE_lifeboat"));
         lifeboat.env("LIFEBOAT_LAB", self.cluster.state().parent().unwrap());
-        lifeboat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.dressed(lifeboat, arguments)
+    }
+
+    /// With the documents.
+    fn dressed(&self, mut lifeboat: Command, arguments: &[&str]) -> Command {
+        let home = self.home.path();
+        lifeboat.args(["--config", "outside", "--json"]).args(arguments).env("XDG_STATE_HOME", home.join("state"));
+        lifeboat.current_dir(home).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         lifeboat
     }
 
@@ -406,11 +411,23 @@ impl<'a> Platform<'a> {
 
     /// By one command, after a look at what it would do, and in the time that its tier allows.
     pub fn recover(&self, service: &str, more: &[&str]) -> Recovered {
+        self.recover_by(service, more, |restore| self.lifeboat(restore))
+    }
+
+    /// At an operator's desk.
+    fn recover_monitoring(&self) -> Recovered {
+        let alertmanager = Forwarded::to(self.cluster, "monitoring", "svc/alertmanager", 9093);
+        let plan = fs::read_to_string(self.path("outside/plan.yaml")).unwrap();
+        self.write("outside/plan.yaml", &plan.replace("127.0.0.1:9093", &format!("127.0.0.1:{}", alertmanager.port)));
+        let desk = |restore: &[&str]| self.dressed(command(env!("CARGO_BIN_EXE_lifeboat")), restore);
+        self.recover_by("monitoring", &[], desk)
+    }
+
+    fn recover_by(&self, service: &str, more: &[&str], lifeboat: impl Fn(&[&str]) -> Command) -> Recovered {
         let restore = ["-r", "platform", "--identity", "kit.txt", "restore", "service", service];
-        let seen: Value = serde_json::from_str(&self.succeed(&[&restore[..], &["--dry-run"]].concat())).unwrap();
-        let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
-        let named: Vec<_> = ids.flat_map(|id| ["--target-id", id]).collect();
-        let recovered = finish(self.lifeboat(&[&restore[..], &["--yes"], more, &named].concat()).spawn().unwrap(), 0);
+        let named = named(lifeboat(&[&restore[..], &["--dry-run"]].concat()));
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        let recovered = finish(lifeboat(&[&restore[..], &["--yes"], more, &named].concat()).spawn().unwrap(), 0);
         recovered.tell();
         let report = &recovered.report;
         assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");

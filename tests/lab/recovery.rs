@@ -1,8 +1,10 @@
 //! The node is lost with all that was on it. What is left is the bucket, the kit and the documents; what is new is a machine
-//! with the programs and the address. One command brings the cluster back, and goes on where it was killed.
+//! with the programs and the address. One command brings the cluster back, and goes on where it was killed. The same one does
+//! where etcd's disk is lost, and nothing else.
 
 use crate::cluster::Cluster;
 use crate::support::{ACCESS_KEY, SECRET_KEY, command};
+use crate::{output, text};
 use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -44,6 +46,12 @@ pub fn serve(cluster: &Cluster) {
     let lease = json!({ "apiVersion": "v1", "kind": "Endpoints", "metadata": { "name": "gone" },
         "subsets": [{ "addresses": [{ "ip": GONE }] }] });
     cluster.etcd(&["put", &format!("/registry/masterleases/{GONE}"), &lease.to_string()]);
+}
+
+/// A disk that has etcd alone. Its process cannot do without; everything else of the node lives on.
+pub fn lose_etcd(cluster: &Cluster) {
+    cluster.lab("component", &["stop", "etcd"]);
+    output(command("find").arg(cluster.state().join("etcd")).args(["-mindepth", "1", "-delete"]));
 }
 
 pub fn api_servers(cluster: &Cluster) -> String {
@@ -116,24 +124,39 @@ impl Desk {
 
     /// By one command.
     pub fn recover(&self) -> Recovered {
-        finish(self.lifeboat(&["platform"]).spawn().unwrap(), 0)
+        let named = named(self.lifeboat(&["platform", "--dry-run"]));
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        let yes: &[&str] = if named.is_empty() { &[] } else { &["--yes"] };
+        finish(self.lifeboat(&[&["platform"], yes, &named].concat()).spawn().unwrap(), 0)
     }
 
     /// Killed whenever one more step is done, or several are; `snapshot` is what it goes back to.
     pub fn recover_though_killed(&self, snapshot: &str) -> Recovered {
         let begin = ["platform", "--snapshot", snapshot];
-        though_killed(&self.home.path().join("state"), &begin, |arguments| self.lifeboat(arguments))
+        though_killed(|_| self.home.path().join("state"), &begin, |_, arguments| self.lifeboat(arguments))
     }
 }
 
-/// A restore that is killed whenever one more step is done, or several are. `state` has its journal.
-pub fn though_killed(state: &Path, begin: &[&str], restore: impl Fn(&[&str]) -> Command) -> Recovered {
-    let journals = Journals(state.join("lifeboat/restores"));
-    let known = journals.all();
-    let mut child = restore(begin).spawn().unwrap();
-    let mut killed = 0;
+/// What `restore` needs to be told after a look at what it would do.
+pub fn named(mut look: Command) -> Vec<String> {
+    let seen: Value = serde_json::from_str(&output(&mut look)).unwrap();
+    let ids = seen["mustBeConfirmed"].as_array().unwrap().iter().map(text);
+    ids.flat_map(|id| ["--target-id".to_owned(), id.to_owned()]).collect()
+}
+
+/// A restore that is killed whenever one more step is done, or several are. `state` gives the directory of the machine that it
+/// is on after having been killed so often, where its journal is.
+pub fn though_killed(
+    state: impl Fn(usize) -> PathBuf,
+    begin: &[&str],
+    restore: impl Fn(&Path, &[&str]) -> Command,
+) -> Recovered {
+    let journals = |killed| Journals(state(killed).join("lifeboat/restores"));
+    let known = journals(0).all();
+    let mut child = restore(&state(0), begin).spawn().unwrap();
+    let (mut killed, mut before) = (0, 0);
     loop {
-        let before = journals.done(&known).map_or(0, |(_, done, _)| done);
+        let journals = journals(killed);
         let deadline = Instant::now() + Duration::from_mins(6);
         let id = loop {
             if child.try_wait().unwrap().is_some() {
@@ -151,8 +174,9 @@ pub fn though_killed(state: &Path, begin: &[&str], restore: impl Fn(&[&str]) -> 
         // Only the program: what its steps were running ends with it.
         child.kill().unwrap();
         child.wait().unwrap();
+        before = journals.done(&known).map_or(0, |(_, done, _)| done);
         killed += 1;
-        child = restore(&["--resume", &id]).spawn().unwrap();
+        child = restore(&state(killed), &["--resume", &id]).spawn().unwrap();
     }
 }
 

@@ -43,6 +43,7 @@ fn a_volume_is_held_still_captured_destroyed_and_filled_before_its_workload_star
     lab.again(&expected);
     lab.refuses_what_is_not_empty();
     claims::takes_trees_into_claims(&lab);
+    claims::takes_a_snapshot_into_a_claim(&lab);
     lab.restored_by_a_plan(&expected);
     lab.works_on();
     drop(cluster);
@@ -59,6 +60,12 @@ pub struct Lab<'a> {
 pub struct Said {
     pub code: Option<i32>,
     pub text: String,
+}
+
+pub fn said(command: &mut Command) -> Said {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    Said { code: output.status.code(), text }
 }
 
 impl Said {
@@ -215,9 +222,7 @@ impl Lab<'_> {
     }
 
     pub fn lifeboat(&self, arguments: &[&str]) -> Said {
-        let output = self.command(arguments).output().unwrap();
-        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-        Said { code: output.status.code(), text }
+        said(&mut self.command(arguments))
     }
 
     fn newest(&self) -> Value {

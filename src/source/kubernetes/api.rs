@@ -14,6 +14,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::Request;
 use reqwest::StatusCode;
 use serde_json::Value;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -99,11 +101,10 @@ impl Api {
     pub fn connect(context: &Context, spec: &Spec) -> Result<Self, SourceError> {
         let mut config = match &spec.kubeconfig {
             Some(path) => {
-                let bad = |text: String| KubernetesError::Kubeconfig { path: path.display().to_string(), text };
-                let file = Kubeconfig::read_from(path).map_err(|error| bad(told(&error)))?;
+                let file = kubeconfig(path).map_err(|(path, error)| bad(&path, &error))?;
                 let options = KubeConfigOptions { context: spec.context.clone(), ..KubeConfigOptions::default() };
                 let read = kube::Config::from_custom_kubeconfig(file, &options);
-                context.wait(read)?.map_err(|error| bad(told(&error)))?
+                context.wait(read)?.map_err(|error| bad(path, &error))?
             }
             None => kube::Config::incluster().map_err(|error| KubernetesError::NotInside {
                 text: causes(error.to_string(), std::error::Error::source(&error)),
@@ -296,6 +297,32 @@ fn into_failure(error: &kube::Error) -> Failure {
     }
 }
 
+/// One file or several, as kubectl takes KUBECONFIG: whichever names something first counts, and those that are not there are
+/// passed over, unless none is.
+fn kubeconfig(paths: &Path) -> Result<Kubeconfig, (PathBuf, KubeconfigError)> {
+    // A colon may be part of a name.
+    let files: Vec<_> = if paths.is_file() { vec![paths.to_owned()] } else { std::env::split_paths(paths).collect() };
+    let (mut merged, mut missing) = (None, None);
+    for path in files.into_iter().filter(|path| !path.as_os_str().is_empty()) {
+        let mut file = match Kubeconfig::read_from(&path) {
+            Err(KubeconfigError::ReadConfig(error, file)) if error.kind() == ErrorKind::NotFound => {
+                missing.get_or_insert((path, KubeconfigError::ReadConfig(error, file)));
+                continue;
+            }
+            read => read.map_err(|error| (path.clone(), error))?,
+        };
+        // As kubectl writes it where none is chosen.
+        file.current_context = file.current_context.filter(|name| !name.is_empty());
+        let before = merged.unwrap_or_default();
+        merged = Some(Kubeconfig::merge(before, file).map_err(|error| (path, error))?);
+    }
+    merged.ok_or_else(|| missing.unwrap_or_else(|| (paths.to_owned(), KubeconfigError::FindPath)))
+}
+
+fn bad(path: &Path, error: &KubeconfigError) -> KubernetesError {
+    KubernetesError::Kubeconfig { path: path.display().to_string(), text: told(error) }
+}
+
 /// Without the file's text, which holds credentials.
 fn told(error: &KubeconfigError) -> String {
     match error {
@@ -305,5 +332,41 @@ fn told(error: &KubeconfigError) -> String {
         },
         KubeconfigError::ReadConfig(error, _) => error.to_string(),
         other => causes(other.to_string(), std::error::Error::source(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn several_kubeconfigs_are_one() {
+        let home = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = home.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let context = |name: &str, cluster: &str| {
+            format!("contexts: [{{name: {name}, context: {{cluster: {cluster}, user: ann}}}}]\n")
+        };
+        let first = write("first", &("current-context: ''\n".to_owned() + &context("both", "first")));
+        let second = write("second", &("current-context: both\n".to_owned() + &context("both", "second")));
+        let third = write("th:ird", &("current-context: other\n".to_owned() + &context("other", "third")));
+        let read = |paths: &str| {
+            let file = kubeconfig(Path::new(paths)).map_err(|(path, error)| bad(&path, &error).to_string())?;
+            let contexts =
+                file.contexts.into_iter().map(|one| format!("{} {}", one.name, one.context.unwrap().cluster));
+            Ok::<_, String>((file.current_context, contexts.collect::<Vec<_>>()))
+        };
+        let both = || Some("both".to_owned());
+        assert_eq!(read(&format!("{first}::/nowhere:{second}")), Ok((both(), vec!["both first".into()])));
+        assert_eq!(read(&format!("{second}:{first}")), Ok((both(), vec!["both second".into()])));
+        assert_eq!(read(&third), Ok((Some("other".into()), vec!["other third".into()])));
+        assert!(read("/nowhere:/else").unwrap_err().contains("/nowhere:"));
+        let broken = write("broken", "contexts: secret");
+        let why = read(&format!("{first}:{broken}")).unwrap_err();
+        assert!(why.contains(&broken) && !why.contains("secret"), "{why}");
     }
 }

@@ -24,6 +24,9 @@ const BUFFER: usize = 256 << 10;
 const KEPT: usize = 4 << 10;
 /// For the rest of standard error, when the program has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A program that takes nothing for so long is gone, whatever the connection says: what is under way to it keeps the client from
+/// reading of its end.
+const STALL: Duration = Duration::from_mins(5);
 
 /// Where a program is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +172,9 @@ impl Attached {
 
     /// As [`Read::read`].
     fn next(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
-        let Some(stdout) = &mut self.stdout else { return Ok(0) };
+        // Nobody says then that the output is at its end.
+        let stdout = self.stdout.as_mut().filter(|_| !matches!(self.end, End::Broken));
+        let Some(stdout) = stdout else { return Ok(0) };
         let (ended, end) = (&mut self.ended, &mut self.end);
         let read = self.context.wait(async {
             loop {
@@ -178,7 +183,6 @@ impl Attached {
                     read = stdout.read(buffer) => return read.unwrap_or(0),
                     status = &mut *ended, if matches!(end, End::Unknown) => {
                         *end = status.into();
-                        // Nobody says then that the output is at its end.
                         if matches!(end, End::Broken) {
                             return 0;
                         }
@@ -215,6 +219,10 @@ impl Write for Attached {
                 status = &mut *ended => {
                     *end = status.into();
                     Err(io::ErrorKind::BrokenPipe.into())
+                }
+                () = tokio::time::sleep(STALL) => {
+                    *end = End::Broken;
+                    Err(io::ErrorKind::TimedOut.into())
                 }
             }
         });

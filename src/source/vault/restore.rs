@@ -2,7 +2,9 @@
 //!
 //! Order: everything that can be found out beforehand is (the server unsealed, the right to restore, whether the captured
 //! Vault's unseal method is at hand); the snapshot is sent; the server is unsealed with the captured Vault's keys; then it
-//! is asked what it holds.
+//! is asked what it holds. A server that is sealed may have been left so by a restore that was broken off: it is unsealed with
+//! those keys first. If they open it, it is the captured one, and the document's token of that opens it where the fresh one's
+//! does not any more.
 
 use super::client::{Client, Health, SNAPSHOT, SNAPSHOT_FORCE, Seal};
 use super::{SEAL, SHARES, Snapshot, Spec, THRESHOLD};
@@ -56,6 +58,7 @@ pub struct Restoring {
 struct Ready {
     client: Client,
     keys: Vec<Zeroizing<String>>,
+    sealed: bool,
     foreign: bool,
     orphans: Vec<String>,
 }
@@ -95,10 +98,20 @@ impl Target for Restoring {
         let facts = supply.facts();
         let mut client = Client::new(&self.spec)?;
         let health = client.health(context)?;
+        if let (true, true, Some(captured)) = (health.initialized, health.sealed, &facts.system)
+            && !self.spec.restore.unseal_keys.is_empty()
+        {
+            let seal = client.seal(context)?;
+            let keys = self.keys(&client, facts, &seal, true)?;
+            let about = "it is sealed: it would be unsealed with the captured Vault's keys first, which open it if a restore into \
+                         it was broken off";
+            self.ready = Some(Ready { client, keys, sealed: true, foreign: false, orphans: Vec::new() });
+            let changes = vec![Change { what: format!("all data of the Vault {captured}"), action: Action::Replace }];
+            return Ok(Plan { target: captured.clone(), about: vec![about.into()], changes });
+        }
         health.must_be_unsealed(&client)?;
-        client.log_in(context, &self.spec.auth)?;
-        client.follow_leader(context, &self.spec, &health)?;
-        client.must_be_allowed(context, "update")?;
+        let captured = facts.system.is_some() && facts.system == health.cluster_id;
+        self.enter(context, &mut client, &health, captured)?;
         let target = health.cluster_id.clone().unwrap_or_else(|| client.address().to_owned());
         let foreign = facts.system.as_ref() != Some(&target);
         if foreign && !self.options.foreign {
@@ -128,14 +141,25 @@ impl Target for Restoring {
                 Err(why) => format!("leases younger than the snapshot cannot be listed: {why}"),
             },
         ];
-        self.ready = Some(Ready { client, keys, foreign, orphans: orphans.unwrap_or_default() });
+        self.ready = Some(Ready { client, keys, sealed: false, foreign, orphans: orphans.unwrap_or_default() });
         let changes = vec![Change { what: format!("all data of the Vault {target}"), action: Action::Replace }];
         Ok(Plan { target, about, changes })
     }
 
     fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError> {
+        if let Some(Ready { client, keys, sealed: true, .. }) = &self.ready {
+            settle(context, client, keys)?;
+            let now = self.plan(context, supply)?.target;
+            if now != plan.target {
+                return Err(SourceError::System {
+                    attempt: "restore a Vault".into(),
+                    text: format!("it is cluster {now}, and not {} as its keys seemed to say", plan.target),
+                    need: "look at it, and begin again".into(),
+                });
+            }
+        }
         let ready = self.ready.take();
-        let Some(Ready { mut client, keys, foreign, orphans }) = ready else {
+        let Some(Ready { mut client, keys, foreign, orphans, .. }) = ready else {
             return Err(SourceError::System {
                 attempt: "restore a Vault".into(),
                 text: "it was not planned".into(),
@@ -169,6 +193,27 @@ fn count(leases: usize) -> String {
 }
 
 impl Restoring {
+    /// Logs in, and sees that it may restore.
+    fn enter(
+        &self,
+        context: &Context,
+        client: &mut Client,
+        health: &Health,
+        captured: bool,
+    ) -> Result<(), SourceError> {
+        let entered = client.log_in(context, &self.spec.auth);
+        let entered = entered.and_then(|()| client.follow_leader(context, &self.spec, health));
+        match (entered.and_then(|()| client.must_be_allowed(context, "update")), &self.spec.restore.token) {
+            (Err(SourceError::Cancelled), _) => Err(SourceError::Cancelled),
+            (Err(_), Some(token)) if captured => {
+                client.use_token(token.read()?);
+                client.follow_leader(context, &self.spec, health)?;
+                client.must_be_allowed(context, "update")
+            }
+            (entered, _) => entered,
+        }
+    }
+
     /// The keys that will open what is restored; none where something else unseals.
     fn keys(
         &self,
@@ -316,7 +361,7 @@ fn unseal(context: &Context, client: &Client, keys: &[Zeroizing<String>]) -> Res
             // A server that is just restarting refuses; it is asked again.
             Ok(_) | Err(http::Failure { status: None, .. }) => {}
             Err(failure) => {
-                let need = "the snapshot is restored, and opens with the captured Vault's keys only";
+                let need = "what is restored opens with the captured Vault's keys only; a fresh Vault must be unsealed with its own before";
                 return Err(client.failed("unseal", &failure, need));
             }
         }

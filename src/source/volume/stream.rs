@@ -2,17 +2,20 @@
 //! them and needs no key.
 //!
 //! The greeting, then for each entry its length (four bytes, the highest first), itself in CBOR as the repository has it,
-//! and, if it is a file, its content of exactly the size that the entry names. The length 0 ends it: without that, it is not
-//! whole. Both ends are of one version of Lifeboat, or the greeting differs.
+//! and, if it is a file, its content of exactly the size that the entry names: pieces, each after its length, and the length 0;
+//! or the length ffffffff, if the repository has lost a part of it. The length 0 in the place of an entry's ends it all:
+//! without that, it is not whole. Both ends are of one version of Lifeboat, or the greeting differs.
 
 use crate::entry::{Body, Entry, Kind};
 use crate::source::{Preparation, preparation};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
-const GREETING: &[u8] = b"lifeboat volume 2\n";
+const GREETING: &[u8] = b"lifeboat volume 3\n";
 /// Longer entries there are not: a path, a link, extended attributes.
 const LONGEST: u32 = 4 << 20;
+/// In the place of a piece's length.
+const LOST: u32 = u32::MAX;
 
 /// The directories of a volume that hold what it held before a restore of that name begin so. Nothing but that restore's own
 /// end touches them, and no capture takes them for the volume's.
@@ -109,22 +112,31 @@ impl<W: Write> Sender<W> {
         Ok(Self { out, entries: 0 })
     }
 
+    /// Gives the body's error if the repository has lost a part of it: the receiving end leaves the file out.
+    ///
     /// # Errors
-    /// The body's, or `out`'s. Nothing more may be sent then.
-    pub fn send(&mut self, entry: &Entry, body: &dyn Body) -> io::Result<()> {
+    /// Any other of the body's, or `out`'s. Nothing more may be sent then.
+    pub fn send(&mut self, entry: &Entry, body: &dyn Body) -> io::Result<Option<io::Error>> {
         let encoded = minicbor::to_vec(entry).map_err(|error| broken(&format!("the entry cannot be sent: {error}")))?;
         let length = u32::try_from(encoded.len()).ok().filter(|length| *length <= LONGEST);
         self.out.write_all(&length.ok_or_else(|| broken("the entry is too long"))?.to_be_bytes())?;
         self.out.write_all(&encoded)?;
         if entry.kind == Kind::File {
             let mut exactly = Exactly { out: &mut self.out, left: entry.size };
-            body.copy(&mut exactly)?;
+            if let Err(error) = body.copy(&mut exactly) {
+                if !body.is_lost(&error) {
+                    return Err(error);
+                }
+                self.out.write_all(&LOST.to_be_bytes())?;
+                return Ok(Some(error));
+            }
             if exactly.left > 0 {
                 return Err(broken("the content is shorter than its entry says"));
             }
+            self.out.write_all(&0_u32.to_be_bytes())?;
         }
         self.entries += 1;
-        Ok(())
+        Ok(None)
     }
 
     /// # Errors
@@ -135,6 +147,7 @@ impl<W: Write> Sender<W> {
     }
 }
 
+/// Writes pieces.
 struct Exactly<'a, W> {
     out: &'a mut W,
     left: u64,
@@ -142,12 +155,17 @@ struct Exactly<'a, W> {
 
 impl<W: Write> Write for Exactly<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() as u64 > self.left {
+        let piece = &bytes[..bytes.len().min(LONGEST as usize)];
+        if piece.len() as u64 > self.left {
             return Err(broken("the content is longer than its entry says"));
         }
-        let written = self.out.write(bytes)?;
-        self.left -= written as u64;
-        Ok(written)
+        if piece.is_empty() {
+            return Ok(0);
+        }
+        self.out.write_all(&(piece.len() as u32).to_be_bytes())?;
+        self.out.write_all(piece)?;
+        self.left -= piece.len() as u64;
+        Ok(piece.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -161,7 +179,7 @@ impl<W: Write> Write for Exactly<'_, W> {
 /// `each`'s own; `input`'s, wrapped by `E`; `InvalidData` for what is no such stream, `UnexpectedEof` for one that is not whole.
 pub fn receive<E: From<io::Error>>(
     input: &mut dyn Read,
-    mut each: impl FnMut(&Entry, &mut dyn Read) -> Result<(), E>,
+    mut each: impl FnMut(&Entry, &mut Content<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut greeting = [0; GREETING.len()];
     input.read_exact(&mut greeting)?;
@@ -169,9 +187,7 @@ pub fn receive<E: From<io::Error>>(
         return Err(broken("it comes from another version of Lifeboat").into());
     }
     loop {
-        let mut length = [0; 4];
-        input.read_exact(&mut length)?;
-        let length = u32::from_be_bytes(length);
+        let length = length(input)?;
         if length == 0 {
             return Ok(());
         }
@@ -181,28 +197,55 @@ pub fn receive<E: From<io::Error>>(
         let mut encoded = vec![0; length as usize];
         input.read_exact(&mut encoded)?;
         let entry: Entry = minicbor::decode(&encoded).map_err(|_| broken("an entry cannot be read"))?;
-        let size = if entry.kind == Kind::File { entry.size } else { 0 };
-        let mut content = Whole { input: &mut *input, left: size };
+        let is_file = entry.kind == Kind::File;
+        let left = if is_file { entry.size } else { 0 };
+        let mut content = Content { input: &mut *input, left, piece: 0, ended: !is_file, lost: false };
         each(&entry, &mut content)?;
-        if content.left > 0 {
+        if !content.ended {
             return Err(broken("a content was not read to its end").into());
         }
     }
 }
 
-/// A content; that it ends early is an error.
-struct Whole<'a> {
-    input: &'a mut dyn Read,
-    left: u64,
+fn length(input: &mut dyn Read) -> io::Result<u32> {
+    let mut length = [0; 4];
+    input.read_exact(&mut length)?;
+    Ok(u32::from_be_bytes(length))
 }
 
-impl Read for Whole<'_> {
+/// Of a file. That it ends early is an error, unless the repository has [`lost`](Self::lost) a part of it.
+pub struct Content<'a> {
+    input: &'a mut dyn Read,
+    left: u64,
+    /// What is left of the piece.
+    piece: u32,
+    ended: bool,
+    pub lost: bool,
+}
+
+impl Read for Content<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if self.ended || buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.piece == 0 {
+            self.piece = length(self.input)?;
+            self.lost = self.piece == LOST;
+            self.ended = self.lost || self.piece == 0;
+            if self.ended {
+                let whole = self.lost || self.left == 0;
+                return if whole { Ok(0) } else { Err(broken("a content is shorter than its entry says")) };
+            }
+            if u64::from(self.piece) > self.left {
+                return Err(broken("a content is longer than its entry says"));
+            }
+        }
+        let want = buffer.len().min(self.piece as usize);
         let read = self.input.read(&mut buffer[..want])?;
-        if read == 0 && want > 0 {
+        if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.piece -= read as u32;
         self.left -= read as u64;
         Ok(read)
     }
@@ -220,6 +263,20 @@ mod tests {
         }
     }
 
+    /// The repository has no more of it.
+    struct Part(Vec<u8>);
+
+    impl Body for Part {
+        fn copy(&self, out: &mut dyn Write) -> io::Result<()> {
+            out.write_all(&self.0)?;
+            Err(broken("the rest is gone"))
+        }
+
+        fn is_lost(&self, error: &io::Error) -> bool {
+            error.to_string() == "the rest is gone"
+        }
+    }
+
     fn file(path: &str, size: u64) -> Entry {
         crate::source::command::plain_file(path.into(), size, jiff::Timestamp::UNIX_EPOCH)
     }
@@ -229,16 +286,20 @@ mod tests {
         let mut sender = Sender::new(&mut bytes).unwrap();
         sender.send(&Entry { kind: Kind::Directory, ..file("d", 0) }, &Bytes(b"not sent".into())).unwrap();
         sender.send(&file("d/a", 3), &Bytes(b"abc".into())).unwrap();
+        let lost = sender.send(&file("d/lost", 9), &Part(b"ab".into())).unwrap();
+        assert_eq!(lost.unwrap().to_string(), "the rest is gone");
         sender.send(&file("d/empty", 0), &Bytes(Vec::new())).unwrap();
+        assert_eq!(sender.entries, 3);
         sender.end().unwrap();
         bytes
     }
 
-    fn received(mut bytes: &[u8]) -> io::Result<Vec<(String, String)>> {
+    fn received(mut bytes: &[u8]) -> io::Result<Vec<(String, Option<String>)>> {
         let mut all = Vec::new();
         receive::<io::Error>(&mut bytes, |entry, content| {
             let mut text = String::new();
             content.read_to_string(&mut text)?;
+            let text = (!content.lost).then_some(text);
             all.push((String::from_utf8_lossy(&entry.path).into_owned(), text));
             Ok(())
         })?;
@@ -248,8 +309,8 @@ mod tests {
     #[test]
     fn what_is_sent_is_received() {
         let all = received(&sent()).unwrap();
-        let all: Vec<_> = all.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
-        assert_eq!(all, [("d", ""), ("d/a", "abc"), ("d/empty", "")]);
+        let all: Vec<_> = all.iter().map(|(path, text)| (path.as_str(), text.as_deref())).collect();
+        assert_eq!(all, [("d", Some("")), ("d/a", Some("abc")), ("d/lost", None), ("d/empty", Some(""))]);
     }
 
     #[test]
@@ -262,11 +323,17 @@ mod tests {
     }
 
     #[test]
-    fn a_content_of_another_size_is_not_sent() {
+    fn a_content_of_another_size_is_neither_sent_nor_received() {
         for content in ["ab", "abcd"] {
             let mut sender = Sender::new(Vec::new()).unwrap();
             assert!(sender.send(&file("a", 3), &Bytes(content.into())).is_err());
         }
-        assert!(received(b"lifeboat volume 1\n\0\0\0\0").is_err());
+        let bytes = sent();
+        let at = bytes.windows(3).position(|part| part == b"abc").unwrap();
+        for (length, more) in [(2, &b"ab"[..]), (4, b"abcd")] {
+            let other = [&bytes[..at - 4], &u32::to_be_bytes(length), more, &bytes[at + 3..]].concat();
+            assert_eq!(received(&other).unwrap_err().kind(), io::ErrorKind::InvalidData, "{length}");
+        }
+        assert!(received(b"lifeboat volume 2\n\0\0\0\0").is_err());
     }
 }

@@ -5,7 +5,9 @@
 //! that pod from here, where the recovery key is: it never enters the cluster. A claim that a pod uses is refused, and so is
 //! one that holds anything, unless it may be replaced; whether it does, and has room, is seen when it is mounted. What a
 //! restore that was broken off left behind is its own, and is removed by the next one of the same snapshot: the claim is
-//! marked until all is there. Deliberately absent: looking into a volume while planning, since only a pod can.
+//! marked until all is there. A file that the repository has lost is left out and named, as in a directory; a step of a plan
+//! that brings back what must be whole, a database, fails instead. Deliberately absent: looking into a volume while planning,
+//! since only a pod can.
 
 mod pod;
 mod wanted;
@@ -80,6 +82,8 @@ pub struct Restoring {
     layout: Layout,
     /// The snapshot's kind, if its files must be prepared once they are there.
     prepare: Option<String>,
+    /// Without any one of its files, it is worth nothing.
+    needed: bool,
     options: Options,
 }
 
@@ -88,7 +92,7 @@ impl Restoring {
     pub fn new(spec: &Spec, options: Options) -> Self {
         let (namespace, claim, image) = (spec.namespace.clone(), spec.claim.clone(), spec.image.clone());
         let place = Place { cluster: spec.cluster(), namespace, claim, image };
-        Self { place, layout: Layout::Volume, prepare: None, options }
+        Self { place, layout: Layout::Volume, prepare: None, needed: false, options }
     }
 
     /// A snapshot into a claim that somebody names. `whole`: not some of its entries. `id` tells the snapshot from every
@@ -104,8 +108,9 @@ impl Restoring {
         let place = Place { cluster: cluster.clone(), namespace, claim: name, image: Some(image) };
         let layout = if kind == "volume" { Layout::Volume } else { Layout::Tree { id, whole } };
         let prepare = preparation(kind).filter(|_| whole).map(|_| kind.to_owned());
+        let needed = options.step.is_some() && !matches!(kind, "files" | "volume");
         // Whose claim it is, its name says.
-        Self { place, layout, prepare, options: Options { foreign: true, ..options } }
+        Self { place, layout, prepare, needed, options: Options { foreign: true, ..options } }
     }
 
     fn failed(&self, text: impl Into<String>, need: &str) -> SourceError {
@@ -251,7 +256,7 @@ impl Restoring {
         Ok(())
     }
 
-    /// Sends the files into the pod, which has the claim mounted.
+    /// Sends the files into the pod, which has the claim mounted. Gives also what was left out.
     fn fill(
         &self,
         context: &Context,
@@ -259,7 +264,7 @@ impl Restoring {
         supply: &dyn Supply,
         (wanted, terms): (&Wanted, &Terms),
         pod: &Pod<'_>,
-    ) -> Result<Report, SourceError> {
+    ) -> Result<(Report, Vec<Problem>), SourceError> {
         // Nothing that is not this restore's own may ever be marked as such.
         self.refused(&pod.look(terms)?, terms)?;
         if wanted.whole {
@@ -267,11 +272,11 @@ impl Restoring {
             self.mark(context, api, &[(FILLING, Some(wanted.id.as_str())), (FILLED, None), (STEP, step)])?;
         }
         let mut out = BufWriter::with_capacity(PIECE, pod.receive(terms)?);
-        let sent = wanted.send(supply, &mut out);
+        let sent = wanted.send(supply, self.needed, &mut out);
         let (mut attached, _) = out.into_parts();
         let sent = match sent {
-            Err(Sending::Snapshot(source)) => {
-                return Err(SourceError::Snapshot { what: self.place.what(), source });
+            Err(Sending::Snapshot(at, source)) => {
+                return Err(SourceError::Snapshot { what: format!("{} ({at})", self.place.what()), source });
             }
             Err(Sending::Gone) => None,
             Ok(sent) => {
@@ -285,8 +290,8 @@ impl Restoring {
             self.mark(context, api, &[(FILLING, None)])?;
             self.refused(&report, terms)?;
         }
-        if sent == Some(report.entries) {
-            return Ok(report);
+        if let Some(sent) = sent.filter(|sent| sent.entries == report.entries) {
+            return Ok((report, sent.lost));
         }
         Err(self.failed(format!("of {} entries, {} arrived", wanted.entries, report.entries), "run the restore again"))
     }
@@ -381,16 +386,18 @@ impl Target for Restoring {
         let pod = Pod::start(context, &api, &self.place)?;
         let filled = self.fill(context, &api, supply, (&wanted, &terms), &pod);
         let ended = pod.end();
-        let report = filled?;
+        let (report, lost) = filled?;
         ended?;
         if wanted.whole {
-            self.mark(context, &api, &[(FILLING, None), (FILLED, Some(wanted.id.as_str()))])?;
+            // Done again, it is not taken for what is there already.
+            let filled = lost.is_empty().then_some(wanted.id.as_str());
+            self.mark(context, &api, &[(FILLING, None), (FILLED, filled)])?;
         }
         if let (true, Layout::Volume, Some(volume)) = (wanted.whole, &self.layout, &supply.facts().system) {
             self.mark(context, &api, &[(VOLUME, Some(volume))])?;
         }
-        let problems = report.problems.into_iter();
-        applied.problems = problems.map(|(path, text)| Problem { path: path.into_bytes(), text }).collect();
+        let problems = report.problems.into_iter().map(|(path, text)| Problem { path: path.into_bytes(), text });
+        applied.problems = lost.into_iter().chain(problems).collect();
         applied.checked.push(format!("{} entries, {} bytes are on the volume", report.entries, report.bytes));
         applied.checked.extend(report.prepared);
         applied.to_do.extend(report.aside.map(|aside| {

@@ -1,10 +1,10 @@
 //! What a snapshot holds for a volume.
 
 use super::super::below::entry_below;
-use super::super::stream::{Sender, Standing};
+use super::super::stream::{BEFORE, Sender, Standing};
 use super::super::{CLAIM, FILES};
 use super::CAPTURED;
-use crate::entry::{Body, Entry, Facts, Kind, Supply};
+use crate::entry::{Body, Entry, Facts, Kind, Problem, Supply};
 use crate::source::SourceError;
 use crate::source::kubernetes::normal::FILLING;
 use crate::source::kubernetes::yaml;
@@ -12,6 +12,7 @@ use crate::source::target::{Existing, Options};
 use crate::source::volume::claim::Claim;
 use serde_json::Value;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io;
 
 /// Of a claim's manifest.
@@ -39,6 +40,8 @@ impl Layout {
                 let rest = entry.path.strip_prefix(FILES.as_bytes())?;
                 (rest.is_empty() || rest[0] == b'/').then_some(Cow::Borrowed(entry))
             }
+            // What an earlier restore had moved aside there: a capture of a database takes it along.
+            Self::Tree { .. } if entry.path.starts_with(BEFORE.as_bytes()) => None,
             Self::Tree { .. } => Some(Cow::Owned(entry_below(FILES, entry.clone()))),
         }
     }
@@ -107,23 +110,41 @@ impl Wanted {
         there.is_some_and(|claim| claim.marked(FILLING) == Some(self.id.as_str()))
     }
 
-    /// Sends what is of the volume. Gives the number of entries.
-    pub fn send(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> Result<u64, Sending> {
-        let mut out = Telling { out, failed: false };
-        let sent = self.pour(supply, &mut out);
-        sent.map_err(|error| if out.failed { Sending::Gone } else { Sending::Snapshot(error) })
+    /// Sends what is of the volume. A file that the repository has lost is left out, or ends it, if all is `needed`.
+    pub fn send(&self, supply: &dyn Supply, needed: bool, out: &mut dyn io::Write) -> Result<Sent, Sending> {
+        let (mut out, mut at) = (Telling { out, failed: false }, Vec::new());
+        let sent = self.pour(supply, needed, &mut out, &mut at);
+        let at = String::from_utf8_lossy(&at).into_owned();
+        sent.map_err(|error| if out.failed { Sending::Gone } else { Sending::Snapshot(at, error) })
     }
 
-    fn pour(&self, supply: &dyn Supply, out: &mut Telling<'_>) -> io::Result<u64> {
-        let mut sender = Sender::new(out)?;
-        supply.entries(&mut |entry, body: &dyn Body| match self.layout.placed(entry) {
-            Some(entry) => sender.send(&entry, body),
-            None => Ok(()),
+    fn pour(&self, supply: &dyn Supply, needed: bool, out: &mut Telling<'_>, at: &mut Vec<u8>) -> io::Result<Sent> {
+        let (mut sender, mut lost, mut links) = (Sender::new(out)?, BTreeMap::new(), Vec::new());
+        supply.entries(&mut |entry, body: &dyn Body| {
+            let Some(entry) = self.layout.placed(entry) else { return Ok(()) };
+            at.clone_from(&entry.path);
+            if entry.link.as_ref().is_some_and(|file| entry.kind == Kind::Hardlink && lost.contains_key(file)) {
+                links.push(Problem::link_to_lost(entry.path.clone()));
+                return Ok(());
+            }
+            match sender.send(&entry, body)? {
+                Some(error) if needed => return Err(error),
+                Some(error) => drop(lost.insert(entry.path.clone(), Problem::lost(entry.path.clone(), &error))),
+                None => {}
+            }
+            Ok(())
         })?;
         let entries = sender.entries;
         sender.end()?;
-        Ok(entries)
+        Ok(Sent { entries, lost: lost.into_values().chain(links).collect() })
     }
+}
+
+/// What has arrived, if the receiving end says so too.
+pub struct Sent {
+    pub entries: u64,
+    /// What was left out.
+    pub lost: Vec<Problem>,
 }
 
 fn of_volume(facts: &Facts) -> String {
@@ -132,8 +153,8 @@ fn of_volume(facts: &Facts) -> String {
 }
 
 pub enum Sending {
-    /// The snapshot cannot be read.
-    Snapshot(io::Error),
+    /// The snapshot cannot be read, at this entry or after it.
+    Snapshot(String, io::Error),
     /// The pod takes nothing more.
     Gone,
 }
