@@ -61,7 +61,10 @@ pub fn findings(all: &[Newest<'_>], vaults: &[&str]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn told(facts: &[(&str, &[(&str, &str)], bool)], vaults: &[&str]) -> Vec<String> {
+    /// A source, its facts, and whether its keys are held elsewhere.
+    type Told<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+
+    fn told(facts: &[Told<'_>], vaults: &[&str]) -> Vec<String> {
         let facts: Vec<_> = facts
             .iter()
             .map(|(source, facts, held)| {

@@ -15,6 +15,9 @@ const MAGIC: &[u8; 8] = b"XBSTCK01";
 const LONGEST: usize = 4096;
 const PIECE: usize = 256 << 10;
 
+/// Path, content and size of each.
+pub type Logs = Vec<(String, File, u64)>;
+
 /// Reads the files that come one after the other: [`Stream::file`] goes on to the next, [`Read`] gives its content.
 pub struct Stream<R> {
     input: R,
@@ -56,8 +59,8 @@ impl<R: Read> Stream<R> {
         loop {
             match self.chunk()? {
                 None => return Ok(None),
-                Some(Begins::Payload(path)) if is_log(&path) => self.log(path)?,
-                Some(Begins::End(path)) if is_log(&path) => self.log_ends(path)?,
+                Some(Begins::Payload(path)) if is_log(&path) => self.log(&path)?,
+                Some(Begins::End(path)) if is_log(&path) => self.log_ends(&path)?,
                 Some(Begins::Payload(path)) => {
                     self.begins_at(&path, 0)?;
                     self.current = Some((path.clone(), 0));
@@ -75,10 +78,10 @@ impl<R: Read> Stream<R> {
     }
 
     /// What fed the stream, and the logs, in the order of their names, with their sizes.
-    pub fn finish(self) -> (R, io::Result<Vec<(String, File, u64)>>) {
+    pub fn finish(self) -> (R, io::Result<Logs>) {
         let logs = self.logs.into_iter().map(|(path, Log { mut file, size, whole })| {
             file.rewind()?;
-            if whole { Ok((path, file, size)) } else { Err(broken(format!("{path} is not whole"))) }
+            if whole { Ok((path, file, size)) } else { Err(broken(&format!("{path} is not whole"))) }
         });
         (self.input, logs.collect())
     }
@@ -106,7 +109,7 @@ impl<R: Read> Stream<R> {
         let [magic @ .., _flags, kind, l0, l1, l2, l3] = head;
         let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         if magic != *MAGIC || length == 0 || length > LONGEST {
-            return Err(broken("it is not one of mbstream".into()));
+            return Err(broken("it is not one of mbstream"));
         }
         let mut path = vec![0; length];
         self.fill_all(&mut path)?;
@@ -119,7 +122,7 @@ impl<R: Read> Stream<R> {
                 self.chunk = Chunk { left, offset, expected, sum: Crc::new() };
                 Ok(Some(Begins::Payload(path)))
             }
-            other => Err(broken(format!("it holds a chunk of the unknown kind {other} for {path}"))),
+            other => Err(broken(&format!("it holds a chunk of the unknown kind {other} for {path}"))),
         }
     }
 
@@ -134,7 +137,7 @@ impl<R: Read> Stream<R> {
         sum.update(&buffer[..wanted]);
         *left -= wanted as u64;
         if *left == 0 && sum.sum() != *expected {
-            return Err(broken("a checksum does not match".into()));
+            return Err(broken("a checksum does not match"));
         }
         Ok(wanted)
     }
@@ -143,16 +146,16 @@ impl<R: Read> Stream<R> {
         if self.chunk.offset == offset {
             return Ok(());
         }
-        Err(broken(format!("{path} goes on at {} and not at {offset}", self.chunk.offset)))
+        Err(broken(&format!("{path} goes on at {} and not at {offset}", self.chunk.offset)))
     }
 
-    fn log(&mut self, path: String) -> io::Result<()> {
-        let size = self.logs.get(&path).map_or(0, |log| log.size);
-        self.begins_at(&path, size)?;
+    fn log(&mut self, path: &str) -> io::Result<()> {
+        let size = self.logs.get(path).map_or(0, |log| log.size);
+        self.begins_at(path, size)?;
         let mut buffer = vec![0; PIECE];
         loop {
             let length = self.payload(&mut buffer)?;
-            let log = self.entry(&path)?;
+            let log = self.entry(path)?;
             if length == 0 {
                 return Ok(());
             }
@@ -161,8 +164,8 @@ impl<R: Read> Stream<R> {
         }
     }
 
-    fn log_ends(&mut self, path: String) -> io::Result<()> {
-        self.entry(&path)?.whole = true;
+    fn log_ends(&mut self, path: &str) -> io::Result<()> {
+        self.entry(path)?.whole = true;
         Ok(())
     }
 
@@ -171,7 +174,7 @@ impl<R: Read> Stream<R> {
             let log = Log { file: tempfile::tempfile()?, size: 0, whole: false };
             self.logs.insert(path.to_owned(), log);
         }
-        self.logs.get_mut(path).ok_or_else(|| broken(format!("{path} was not kept")))
+        self.logs.get_mut(path).ok_or_else(|| broken(&format!("{path} was not kept")))
     }
 }
 
@@ -188,10 +191,10 @@ impl<R: Read> Read for Stream<R> {
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(Begins::Payload(other)) if other == path => self.begins_at(&path, size)?,
                 Some(Begins::End(other)) if other == path => return Ok(0),
-                Some(Begins::Payload(log)) if is_log(&log) => self.log(log)?,
-                Some(Begins::End(log)) if is_log(&log) => self.log_ends(log)?,
+                Some(Begins::Payload(log)) if is_log(&log) => self.log(&log)?,
+                Some(Begins::End(log)) if is_log(&log) => self.log_ends(&log)?,
                 Some(Begins::Payload(other) | Begins::End(other)) => {
-                    return Err(broken(format!("{other} comes in the midst of {path}")));
+                    return Err(broken(&format!("{other} comes in the midst of {path}")));
                 }
             }
         }
@@ -203,7 +206,7 @@ fn is_log(path: &str) -> bool {
     path == "ib_logfile0" || path.strip_prefix("aria_log.").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-fn broken(text: String) -> io::Error {
+fn broken(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the stream is broken: {text}"))
 }
 
@@ -212,7 +215,7 @@ fn clean(path: Vec<u8>) -> io::Result<String> {
     let path = String::from_utf8(path).map_err(io::Error::other)?;
     let path = path.strip_prefix("./").unwrap_or(&path);
     if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err(broken(format!("it holds the path {path:?}")));
+        return Err(broken(&format!("it holds the path {path:?}")));
     }
     Ok(path.to_owned())
 }

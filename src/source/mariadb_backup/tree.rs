@@ -3,14 +3,14 @@
 //! The stream tells names and bytes alone, so files get the owner of the data directory and the modes that the server gives
 //! its files. A directory comes before its content.
 
-use super::stream::Stream;
+use super::stream::{Logs, Stream};
 use crate::entry::{Entry, Kind, Layout, Sink};
 use crate::source::clock::Clock;
 use crate::source::command::plain_file;
 use crate::source::unpack::{hand_over, hand_over_rest};
 use crate::source::{Context, SourceError};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
@@ -74,7 +74,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Takes what was written meanwhile.
-    pub fn logs(&mut self, logs: Vec<(String, File, u64)>) -> Result<(), SourceError> {
+    pub fn logs(&mut self, logs: Logs) -> Result<(), SourceError> {
         logs.into_iter().try_for_each(|(path, mut file, size)| {
             let entry = Entry { size, ..self.own(&path, Kind::File) };
             hand_over(self.context, self.sink, entry, Layout::Content, &mut file)
@@ -83,7 +83,7 @@ impl<'a> Tree<'a> {
 
     fn file(&mut self, path: &str, content: &mut dyn Read) -> Result<(), SourceError> {
         let (database, name) = path.rsplit_once('/').unwrap_or(("", path));
-        if name.ends_with(".isl") {
+        if name.strip_suffix(".isl").is_some() {
             let text = format!("{} lies outside of the data directory (DATA DIRECTORY)", &path[..path.len() - 4]);
             return Err(SourceError::System {
                 attempt: "back up MariaDB".into(),
@@ -96,7 +96,7 @@ impl<'a> Tree<'a> {
         if !database.is_empty() {
             self.directory(database)?;
         }
-        self.tables += u64::from(name.ends_with(".frm") && !SYSTEM.contains(&database));
+        self.tables += u64::from(name.strip_suffix(".frm").is_some() && !SYSTEM.contains(&database));
         let entry = self.own(path, Kind::File);
         if let Some(note) = Note::of(path) {
             let mut bytes = Vec::new();

@@ -29,8 +29,8 @@ pub fn warning(context: &Context, api: &Api, namespace: &str, object: &str) -> O
     let list = ListParams::default().fields(&format!("involvedObject.name={object},type=Warning")).limit(50);
     let list = api.ask(context, &events, &Ask::List(&list)).ok()?.ok()?;
     // They come in the order in which they were said first.
-    let last = list["items"].as_array()?.iter().max_by_key(|event| last_said(event))?;
-    Some(format!("; {}", last["message"].as_str()?))
+    let event = list["items"].as_array()?.iter().max_by_key(|event| last_said(event))?;
+    Some(format!("; {}", event["message"].as_str()?))
 }
 
 /// Which of these an event has depends on who wrote it.
