@@ -4,7 +4,6 @@
 #[path = "support/collect.rs"]
 mod collect;
 #[path = "support/mariadb.rs"]
-#[allow(dead_code, reason = "shared")]
 mod mariadb;
 #[path = "support/postgresql.rs"]
 mod postgresql;

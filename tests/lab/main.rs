@@ -97,7 +97,8 @@ fn etcd_loses_its_disk(a: &Cluster, owner: &Owner<'_>, desk: &Desk, (ledger, bef
     let stray = ["run", "stray", "--image=lifeboat.lab/busybox:1", "--image-pull-policy=Never", "--restart=Never"];
     a.kubectl(&[&stray[..], &["--", "sleep", "86399"]].concat());
     a.kubectl(&["wait", "--for=condition=Ready", "pod/stray", "--timeout=60s"]);
-    let strays = || a.lab("node", &["sh", "-c", "busybox pgrep -f '^sleep 8639[9]$' || true"]);
+    let look = r#"for of in /proc/[0-9]*; do case $(tr '\0' ' ' <"$of/cmdline") in 'sleep 86399 ') echo "$of" ;; esac; done 2>&-"#;
+    let strays = || a.lab("node", &["sh", "-c", look]);
     assert!(!strays().is_empty());
     let served = || a.get(&["-n", "work", "pods", "-l", "app=web", "-o", "jsonpath={..uid} {..containerID}"]);
     let web = served();
