@@ -90,8 +90,8 @@ fn a_cluster_works_is_backed_up_from_inside_is_lost_and_comes_back_by_one_comman
 }
 
 /// The rest of the node lives on, what runs there too. What the snapshot does not know of is gone afterwards.
-fn etcd_loses_its_disk(a: &Cluster, owner: &Owner<'_>, desk: &Desk, (ledger, before, lost): (&Ledger, &Before, &Loss)) {
-    ledger.reopen(a, lost);
+fn etcd_loses_its_disk(a: &Cluster, owner: &Owner<'_>, desk: &Desk, (ledger, before, gone): (&Ledger, &Before, &Loss)) {
+    ledger.reopen(a, gone);
     owner.backs_up_etcd();
     let given = ledger.given();
     let stray = ["run", "stray", "--image=lifeboat.lab/busybox:1", "--image-pull-policy=Never", "--restart=Never"];

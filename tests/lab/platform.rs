@@ -186,7 +186,7 @@ impl<'a> Platform<'a> {
                     &[(state_region, format!("{state_region}{state_store}")), (forge, own_forge.into()), image.clone()],
                 ),
             ),
-            ("development.yaml", shipped("schedules/development.yaml", &[image.clone()])),
+            ("development.yaml", shipped("schedules/development.yaml", std::slice::from_ref(&image))),
             ("lab.yaml", LAB.replace("STORE_B", store(30901).trim_end())),
         ];
         for (name, text) in texts {
@@ -411,7 +411,7 @@ impl<'a> Platform<'a> {
 
     /// By one command, after a look at what it would do, and in the time that its tier allows.
     pub fn recover(&self, service: &str, more: &[&str]) -> Recovered {
-        self.recover_by(service, more, |restore| self.lifeboat(restore))
+        recover_by(service, more, |restore| self.lifeboat(restore))
     }
 
     /// At an operator's desk.
@@ -420,18 +420,7 @@ impl<'a> Platform<'a> {
         let plan = fs::read_to_string(self.path("outside/plan.yaml")).unwrap();
         self.write("outside/plan.yaml", &plan.replace("127.0.0.1:9093", &format!("127.0.0.1:{}", alertmanager.port)));
         let desk = |restore: &[&str]| self.dressed(command(env!("CARGO_BIN_EXE_lifeboat")), restore);
-        self.recover_by("monitoring", &[], desk)
-    }
-
-    fn recover_by(&self, service: &str, more: &[&str], lifeboat: impl Fn(&[&str]) -> Command) -> Recovered {
-        let restore = ["-r", "platform", "--identity", "kit.txt", "restore", "service", service];
-        let named = named(lifeboat(&[&restore[..], &["--dry-run"]].concat()));
-        let named: Vec<_> = named.iter().map(String::as_str).collect();
-        let recovered = finish(lifeboat(&[&restore[..], &["--yes"], more, &named].concat()).spawn().unwrap(), 0);
-        recovered.tell();
-        let report = &recovered.report;
-        assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
-        recovered
+        recover_by("monitoring", &[], desk)
     }
 
     fn is_watched_again(&self, seen: &Seen) {
@@ -512,3 +501,14 @@ spec:
   maxDuration: 10m
   sources: [orders, sessions, terraform-in-secrets]
 ";
+
+fn recover_by(service: &str, more: &[&str], lifeboat: impl Fn(&[&str]) -> Command) -> Recovered {
+    let restore = ["-r", "platform", "--identity", "kit.txt", "restore", "service", service];
+    let named = named(lifeboat(&[&restore[..], &["--dry-run"]].concat()));
+    let named: Vec<_> = named.iter().map(String::as_str).collect();
+    let recovered = finish(lifeboat(&[&restore[..], &["--yes"], more, &named].concat()).spawn().unwrap(), 0);
+    recovered.tell();
+    let report = &recovered.report;
+    assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");
+    recovered
+}
