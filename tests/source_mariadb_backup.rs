@@ -142,6 +142,7 @@ fn a_backup_comes_back_to_life_and_costs_what_changed() {
 
 /// Transactions that keep two tables equal, until it is stopped. Gives the number and the moment of each that was
 /// acknowledged.
+#[expect(clippy::disallowed_methods, reason = "compared with the server's clock")]
 fn write(server: &Server, stop: &AtomicBool) -> Vec<(u64, i64)> {
     let mut done = Vec::new();
     while !stop.load(Ordering::Relaxed) {

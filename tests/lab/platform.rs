@@ -429,7 +429,10 @@ impl<'a> Platform<'a> {
         wait(Duration::from_mins(1), "samples of five targets", || (self.targets("").ok()?[1] == "5").then_some(()));
         let silences = self.ask(&["http://alertmanager.monitoring.svc:9093/api/v2/silences"]);
         assert!(silences[0]["comment"] == "known" && silences[0]["status"]["state"] == "active", "{silences}");
-        let dashboard = self.ask(&["http://grafana.monitoring.svc:3000/api/dashboards/uid/pictures"]);
+        // Its pod answers a moment before its service leads there.
+        let dashboard = wait(Duration::from_secs(30), "Grafana's service", || {
+            self.try_ask(&["http://grafana.monitoring.svc:3000/api/dashboards/uid/pictures"]).ok()
+        });
         assert_eq!(dashboard["dashboard"]["title"], "Pictures");
         wait(Duration::from_mins(2), "Argo CD to be at one with git", || {
             let fields = "{.status.sync.status} {.status.health.status} {.spec.syncPolicy.automated.selfHeal}";

@@ -233,8 +233,8 @@ pub fn is_lost_and_comes_back(application: Application<'_>, store: Server, stand
     standby.keep(&application, vault.port);
 
     let mut people = People::begin(&standby.site(), used);
-    application.begin_to_back_up_uploads("third");
     application.back_up_others();
+    application.begin_to_back_up_uploads("third");
     application.succeed(&["backup", "gitops"]);
     application.uploads_are_backed_up("third");
     application.succeed(&["replicate", "--to", "platform-b", "gitops"]);
