@@ -150,7 +150,7 @@ pub fn takes_a_snapshot_into_a_claim(lab: &Lab<'_>) {
     let plan = ["--identity", "little-kit.txt", "restore", "app"];
     let failed =
         run(&[&plan[..], &["large", "--yes", "--target-id", id]].concat()).expect(1, "shop/little (files/large)");
-    let begun = failed.split("--abort ").last().unwrap().split_whitespace().next().unwrap();
+    let begun = failed.split("--resume ").last().unwrap().split_whitespace().next().unwrap();
     run(&[&plan[..], &["--abort", begun]].concat()).expect(0, "is given up");
     assert_eq!(picture(&disk), before);
 }
