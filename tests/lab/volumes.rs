@@ -5,7 +5,7 @@ use crate::claims;
 use crate::cluster::{self, Cluster, wait};
 use crate::collect::{context, runtime};
 use crate::support::{ACCESS_KEY, SECRET_KEY, Server, command, minio_at};
-use crate::{IMAGE, Owner, output, repository};
+use crate::{IMAGE, Owner, output, repository, text};
 use lifeboat::entry::{Entry, Input, Problem, Sink, Stopped};
 use lifeboat::source::{self, Context, SourceError};
 use serde_json::{Value, json};
@@ -439,7 +439,8 @@ impl Lab<'_> {
         killed.wait().unwrap();
         let known = self.command(&["--json", "restore", "list"]).output().unwrap().stdout;
         let known: Value = serde_json::from_slice(&known).unwrap();
-        let id = known["restores"][0]["id"].as_str().unwrap_or_else(|| panic!("{known:#}")).to_owned();
+        let mut begun = known["restores"].as_array().unwrap().iter().filter(|one| one["plan"] == "shop");
+        let id = text(&begun.next().unwrap()["id"]).to_owned();
         self.lifeboat(&["restore", "app", "--resume", &id]).expect(0, "");
         assert_eq!(&picture(&self.volume()), expected);
     }
