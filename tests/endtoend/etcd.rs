@@ -24,7 +24,9 @@ async fn put(client: &mut Client, key: &str, generation: u64) -> u64 {
 
 /// Keys with a common beginning and the generation in their values.
 async fn read(server: &Server, prefix: &str) -> HashMap<String, String> {
-    let answer = connect(server).await.get(prefix, Some(GetOptions::new().with_prefix())).await.unwrap();
+    // The longer the test takes, the more the traffic has written.
+    let mut keys = connect(server).await.kv_client().max_decoding_message_size(256 << 20);
+    let answer = keys.get(prefix, Some(GetOptions::new().with_prefix())).await.unwrap();
     let pairs = answer.kvs().iter().map(|kv| (kv.key_str().unwrap().to_owned(), kv.value_str().unwrap().to_owned()));
     pairs.map(|(key, value)| (key, value.trim_end_matches('x').trim_end().to_owned())).collect()
 }
