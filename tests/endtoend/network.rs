@@ -1,7 +1,7 @@
-//! A network that goes away while a backup is under way.
+//! A network that goes away while a backup is under way, and a server that has too much to do.
 
 use crate::picture::{assert_same, picture};
-use crate::support::{Bucket, Wire, bucket, minio};
+use crate::support::{Bucket, Wire, bucket, minio, minio_that_throttles};
 use crate::world::{World, finish, made, noise};
 use std::fs;
 use std::process::Child;
@@ -107,5 +107,20 @@ async fn short_cuts_are_survived_and_a_long_one_commits_nothing() {
     world.assert_restores(1, &first);
     world.assert_restores(3, &third);
     assert_eq!(world.backup().number, 4);
+    world.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_throttles_is_waited_for() {
+    let minio = minio_that_throttles();
+    let world = World::bucket(&bucket(&minio, "slow", Bucket::Locked).await, 1);
+    for number in 0..12 {
+        world.file(&format!("large-{number}"), noise(number, 6 << 20));
+    }
+    let before = picture(&world.path("tree"));
+    world.run(&[&["-vv"], World::BACKUP].concat()).expect(0).says("trying again");
+    let restore = ["-vv", "--identity", "kit.txt", "restore", "snapshot", "docs@1", "--to", "back"];
+    world.run(&restore).expect(0).says("trying again");
+    assert_same(&picture(&world.path("back")), &before, "from a server that throttles");
     world.assert_sound();
 }

@@ -119,7 +119,17 @@ pub fn minio() -> Server {
 
 /// On another of this machine's own addresses.
 pub fn minio_at(host: &str) -> Server {
+    minio_with(host, &[])
+}
+
+/// It serves one request at a time, and tells all others to slow down.
+pub fn minio_that_throttles() -> Server {
+    minio_with("127.0.0.1", &[("MINIO_API_REQUESTS_MAX", "1"), ("MINIO_API_REQUESTS_DEADLINE", "10ms")])
+}
+
+fn minio_with(host: &str, settings: &[(&str, &str)]) -> Server {
     start_at(host, "minio", "minio/health/ready", |command, dir, port| {
+        command.envs(settings.iter().copied());
         command.args(["server", "--quiet", "--address", &format!("{host}:{port}"), "data"]);
         command.env("MINIO_ROOT_USER", ACCESS_KEY).env("MINIO_ROOT_PASSWORD", SECRET_KEY);
         command.env("MINIO_BROWSER", "off").env("HOME", dir);
