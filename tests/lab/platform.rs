@@ -347,9 +347,9 @@ impl<'a> Platform<'a> {
         eprintln!("lab: {} sources, {}", names.len(), status["findings"]);
     }
 
+    /// A pod is ready a moment before its service leads there.
     fn ask(&self, arguments: &[&str]) -> Value {
-        let answer = self.try_ask(arguments);
-        answer.unwrap_or_else(|why| panic!("curl {arguments:?}: {why}"))
+        wait(Duration::from_secs(30), &format!("an answer to curl {arguments:?}"), || self.try_ask(arguments).ok())
     }
 
     fn try_ask(&self, arguments: &[&str]) -> Result<Value, String> {
@@ -424,15 +424,12 @@ impl<'a> Platform<'a> {
     }
 
     fn is_watched_again(&self, seen: &Seen) {
-        let value = self.targets(&seen.moment).unwrap();
+        let value = wait(Duration::from_secs(30), "Prometheus' service", || self.targets(&seen.moment).ok());
         assert_eq!(value[1], seen.targets.as_str(), "what Prometheus knew then");
         wait(Duration::from_mins(1), "samples of five targets", || (self.targets("").ok()?[1] == "5").then_some(()));
         let silences = self.ask(&["http://alertmanager.monitoring.svc:9093/api/v2/silences"]);
         assert!(silences[0]["comment"] == "known" && silences[0]["status"]["state"] == "active", "{silences}");
-        // Its pod answers a moment before its service leads there.
-        let dashboard = wait(Duration::from_secs(30), "Grafana's service", || {
-            self.try_ask(&["http://grafana.monitoring.svc:3000/api/dashboards/uid/pictures"]).ok()
-        });
+        let dashboard = self.ask(&["http://grafana.monitoring.svc:3000/api/dashboards/uid/pictures"]);
         assert_eq!(dashboard["dashboard"]["title"], "Pictures");
         wait(Duration::from_mins(2), "Argo CD to be at one with git", || {
             let fields = "{.status.sync.status} {.status.health.status} {.spec.syncPolicy.automated.selfHeal}";
