@@ -166,14 +166,9 @@ async fn prepared<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let world = source::Context::new(source::Cancel::default(), clock(), PATIENCE);
     let cancel = world.cancel.clone();
-    let mut work = std::pin::pin!(tokio::task::spawn_blocking(move || work(&world)));
-    tokio::select! {
-        done = &mut work => return Ok(done??),
-        () = context.interrupt.requested() => cancel.cancel(),
-    }
-    // It ends, and nothing that it says matters any more.
-    let _ = work.await?;
-    Err(Fault::Interrupted { left }.into())
+    let done = context.interrupt.blocking(&cancel, move || work(&world)).await?;
+    // Whatever it says then.
+    if cancel.is_cancelled() { Err(Fault::Interrupted { left }.into()) } else { Ok(done?) }
 }
 
 /// What was begun is still there.

@@ -246,14 +246,9 @@ impl Reader {
     /// A directory is damaged; a store's.
     pub fn ahead(&self, item: &Item, part: &Part) -> Result<()> {
         match (&item.place, *part) {
-            (Place::Chunks(runs), Part::Chunks { run, mut skip, mut count, .. }) => {
-                for &(pack, first, length) in runs.get(run..).unwrap_or_default() {
-                    let here = count.min(length.saturating_sub(skip));
-                    self.runtime.block_on(self.fetch_ahead(pack, first + skip, here))?;
-                    (skip, count) = (0, count - here);
-                    if count == 0 {
-                        break;
-                    }
+            (Place::Chunks(runs), Part::Chunks { run, skip, count, .. }) => {
+                for (pack, first, count) in stretches(runs, run, skip, count) {
+                    self.runtime.block_on(self.fetch_ahead(pack, first, count))?;
                 }
             }
             (Place::Pages(pages), Part::Pages(from, to)) => {
@@ -483,18 +478,23 @@ impl Reader {
         if let (Place::Pages(pages), Part::Pages(from, to)) = (&item.place, *part) {
             return self.read_pages(item, pages, (from, to), emit);
         }
-        let mut held: Option<(u32, u32, Arc<Pooled>)> = None;
+        let mut held = None;
         self.chunks(item, part, |pack, index, at, offset| {
-            let open = match held.take() {
-                Some((of, number, open)) if (of, number) == (pack, at.frame) => open,
-                _ => self.runtime.block_on(self.frame(pack, at.frame))?,
-            };
+            let open = self.turn_to(&mut held, pack, at.frame)?;
             let bytes = &open[at.offset as usize..][..at.length as usize];
             self.check(index, at.id, bytes)?;
-            emit(offset, bytes).map_err(ReadError::Emit)?;
-            held = Some((pack, at.frame, open));
-            Ok(())
+            emit(offset, bytes).map_err(ReadError::Emit)
         })
+    }
+
+    /// The frame that was read last, or another. Blocks.
+    fn turn_to(&self, held: &mut Option<(u32, u32, Arc<Pooled>)>, pack: u32, frame: u32) -> Result<Arc<Pooled>> {
+        let open = match held.take() {
+            Some((of, number, open)) if (of, number) == (pack, frame) => open,
+            _ => self.runtime.block_on(self.frame(pack, frame))?,
+        };
+        *held = Some((pack, frame, open.clone()));
+        Ok(open)
     }
 
     /// As [`Reader::read`], from where the same content is already: `copy` fills a buffer with the bytes at an offset. False
@@ -531,20 +531,15 @@ impl Reader {
         part: &Part,
         mut each: impl FnMut(u32, &PackIndex, Located, u64) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
-        let (Place::Chunks(runs), Part::Chunks { run, mut skip, mut count, mut offset }) = (&item.place, *part) else {
+        let (Place::Chunks(runs), Part::Chunks { run, skip, count, mut offset }) = (&item.place, *part) else {
             return Ok(());
         };
-        for &(pack, first, length) in runs.get(run..).unwrap_or_default() {
+        for (pack, first, count) in stretches(runs, run, skip, count) {
             let index = self.runtime.block_on(self.index(pack))?;
-            let here = count.min(length.saturating_sub(skip));
-            for ordinal in (first + skip)..(first + skip + here) {
+            for ordinal in first..first + count {
                 let at = locate(&index, ordinal)?;
                 each(pack, &index, at, offset)?;
                 offset += u64::from(at.length);
-            }
-            (skip, count) = (0, count - here);
-            if count == 0 {
-                break;
             }
         }
         Ok(())
@@ -632,15 +627,12 @@ impl Reader {
         emit: &mut Emit<'_>,
     ) -> Result<(), ReadError> {
         let size = u64::from(pages.size);
-        let mut frame: Option<(u32, u32, Arc<Pooled>)> = None;
+        let mut held = None;
         for (pack, index, run) in self.runtime.block_on(self.window(pages.space, window))? {
             let Some(first) = run.ordinal else { continue };
             for i in 0..run.count {
                 let at = locate(&index, first + i)?;
-                let open = match frame.take() {
-                    Some((held, number, open)) if (held, number) == (pack, at.frame) => open,
-                    _ => self.runtime.block_on(self.frame(pack, at.frame))?,
-                };
+                let open = self.turn_to(&mut held, pack, at.frame)?;
                 let bytes = &open[at.offset as usize..][..at.length as usize];
                 self.check(&index, at.id, bytes)?;
                 let offset = (run.first + u64::from(i)) * size;
@@ -649,7 +641,6 @@ impl Reader {
                 }
                 let length = size.min(item.entry.size - offset) as usize;
                 emit(offset, &bytes[..length]).map_err(ReadError::Emit)?;
-                frame = Some((pack, at.frame, open));
             }
         }
         Ok(())
@@ -665,6 +656,21 @@ impl OpenPack {
 
 fn locate(index: &PackIndex, ordinal: u32) -> Result<Located> {
     index.locate(ordinal).ok_or_else(|| RepoError::damaged(&index.object, format!("it has no item {ordinal}")))
+}
+
+/// What a part is of a content's runs, from that run on and so far into it: pack, first ordinal, count.
+fn stretches(
+    runs: &[(u32, u32, u32)],
+    run: usize,
+    skip: u32,
+    count: u32,
+) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
+    runs.get(run..).unwrap_or_default().iter().scan((skip, count), |(skip, left), &(pack, first, length)| {
+        let (first, here) = (first + *skip, (*left).min(length.saturating_sub(*skip)));
+        let more = *left > 0;
+        (*skip, *left) = (0, *left - here);
+        more.then_some((pack, first, here))
+    })
 }
 
 /// Groups neighbouring frames.

@@ -109,6 +109,7 @@ pub fn restore(
     threads: usize,
     progress: &Progress,
 ) -> Result<Restored, RestoreError> {
+    let twice = Twice::find(reader, selection)?;
     let shared = Shared { reader, tree: &tree, progress, error: Mutex::default(), problems: Mutex::default() };
     let (jobs, queue) = bounded::<Job>(threads.max(WAITING));
     let fed = std::thread::scope(|scope| {
@@ -122,7 +123,7 @@ pub fn restore(
             shared: &shared,
             selection,
             jobs,
-            twice: None,
+            twice,
             tasks: Vec::new(),
             bytes: 0,
             links: Vec::new(),
@@ -174,7 +175,7 @@ struct Feeder<'a> {
     shared: &'a Shared<'a>,
     selection: &'a Selection,
     jobs: Sender<Job>,
-    twice: Option<Twice>,
+    twice: Twice,
     /// To be sorted, and their bytes.
     tasks: Vec<Task>,
     bytes: u64,
@@ -186,10 +187,7 @@ struct Feeder<'a> {
 impl Feeder<'_> {
     fn feed(&mut self) -> Result<(), RestoreError> {
         let reader = self.shared.reader;
-        let mut fed = Twice::find(reader, self.selection).map_err(Stop::from).and_then(|twice| {
-            self.twice = Some(twice);
-            walk(reader, |item| self.item(item))
-        });
+        let mut fed = walk(reader, |item| self.item(item));
         if fed.is_ok() && !self.strays.is_empty() {
             fed = walk(reader, |item| self.stray(item));
         }
@@ -254,7 +252,7 @@ impl Feeder<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        let role = self.twice.as_mut().map_or(Role::Alone, |twice| twice.role(reader, &item));
+        let role = self.twice.role(reader, &item);
         self.bytes += item.entry.size;
         if parts.len() <= 1 {
             self.tasks.push(Task::Small(Small { item, part: parts.pop(), role }));
@@ -367,11 +365,7 @@ impl Shared<'_> {
             Role::Again(first) => self.copy(first, item, part, &mut emit),
             Role::Alone | Role::First(_) => Ok(false),
         };
-        let read = match copied {
-            Ok(true) => Ok(()),
-            Ok(false) => self.reader.read(item, part, &mut emit),
-            Err(error) => Err(error),
-        };
+        let read = copied.and_then(|copied| if copied { Ok(()) } else { self.reader.read(item, part, &mut emit) });
         match read.and_then(|()| gather.flush().map_err(ReadError::Emit)) {
             Ok(()) => Ok(true),
             Err(ReadError::Emit(_)) if self.progress.is_stopped() => Ok(true),

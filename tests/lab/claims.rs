@@ -44,11 +44,7 @@ pub fn takes_trees_into_claims(lab: &Lab<'_>) {
     }
     killed.kill().unwrap();
     killed.wait().unwrap();
-    let known = lab.command(&["--json", "restore", "list"]).output().unwrap().stdout;
-    let known: Value = serde_json::from_slice(&known).unwrap();
-    let mut begun = known["restores"].as_array().unwrap().iter().filter(|one| one["plan"] == "tree");
-    let begun = begun.next().unwrap()["id"].as_str().unwrap();
-    lab.lifeboat(&[&restore[..], &["--abort", begun]].concat()).expect(0, "is given up");
+    lab.lifeboat(&[&restore[..], &["--abort", &lab.begun("tree")]].concat()).expect(0, "is given up");
     assert_eq!(picture(&disk), before);
 
     let said = lab.lifeboat(&named).expect(0, "persistentvolumeclaim shop/other held");

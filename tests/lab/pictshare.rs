@@ -4,7 +4,7 @@
 
 use crate::cluster::{Cluster, wait};
 use crate::people::{People, Pictures};
-use crate::recovery::{Recovered, finish, named, though_killed};
+use crate::recovery::{Recovered, named, recover, though_killed};
 use crate::region::{self, Standby};
 use crate::secrets::{Vault, certificate, certificate_secret};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, command, minio_at, tool};
@@ -289,10 +289,7 @@ impl<'a> Application<'a> {
     }
 
     fn recover(&self) -> Recovered {
-        let restore = ["--identity", "kit.txt", "restore", "app", NAMESPACE];
-        let named = named(self.desk(&[&restore[..], &["--dry-run"]].concat()));
-        let named: Vec<_> = named.iter().map(String::as_str).collect();
-        finish(self.desk(&[&restore[..], &["--yes"], &named].concat()).spawn().unwrap(), 0)
+        recover(|arguments| self.desk(arguments), &["--identity", "kit.txt", "restore", "app", NAMESPACE], &[])
     }
 
     fn recover_though_killed(&self) -> Recovered {
@@ -307,10 +304,7 @@ impl<'a> Application<'a> {
     /// On the node, since it is asked by its name.
     fn recover_vault(&self) -> Recovered {
         let restore = ["--identity", "kit.txt", "restore", "service", "secrets"];
-        let named = named(self.lifeboat(&[&restore[..], &["--dry-run"]].concat()));
-        let named: Vec<_> = named.iter().map(String::as_str).collect();
-        let answered = ["--answer", "keys", "--yes"];
-        finish(self.lifeboat(&[&restore[..], &answered, &named].concat()).spawn().unwrap(), 0)
+        recover(|arguments| self.lifeboat(arguments), &restore, &["--answer", "keys"])
     }
 
     fn is_back(&self, recovered: &Recovered, people: &People, given: u32) {

@@ -6,7 +6,7 @@ use crate::cluster::{Cluster, wait};
 use crate::forward::Forwarded;
 use crate::pictshare::shipped;
 use crate::records::Records;
-use crate::recovery::{Recovered, finish, named};
+use crate::recovery::{Recovered, recover};
 use crate::shop::came_back;
 use crate::support::command;
 use crate::{IMAGE, in_tree, output, text};
@@ -504,9 +504,7 @@ spec:
 
 fn recover_by(service: &str, more: &[&str], lifeboat: impl Fn(&[&str]) -> Command) -> Recovered {
     let restore = ["-r", "platform", "--identity", "kit.txt", "restore", "service", service];
-    let named = named(lifeboat(&[&restore[..], &["--dry-run"]].concat()));
-    let named: Vec<_> = named.iter().map(String::as_str).collect();
-    let recovered = finish(lifeboat(&[&restore[..], &["--yes"], more, &named].concat()).spawn().unwrap(), 0);
+    let recovered = recover(lifeboat, &restore, more);
     recovered.tell();
     let report = &recovered.report;
     assert!(report["tookMs"].as_u64() < report["rtoMs"].as_u64(), "{report}");

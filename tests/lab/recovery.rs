@@ -144,6 +144,13 @@ pub fn named(mut look: Command) -> Vec<String> {
     ids.flat_map(|id| ["--target-id".to_owned(), id.to_owned()]).collect()
 }
 
+/// By one command, after a look at what it would do.
+pub fn recover(lifeboat: impl Fn(&[&str]) -> Command, restore: &[&str], more: &[&str]) -> Recovered {
+    let named = named(lifeboat(&[restore, &["--dry-run"]].concat()));
+    let named: Vec<_> = named.iter().map(String::as_str).collect();
+    finish(lifeboat(&[restore, more, &["--yes"], &named].concat()).spawn().unwrap(), 0)
+}
+
 /// A restore that is killed whenever one more step is done, or several are. `state` gives the directory of the machine that it
 /// is on after having been killed so often, where its journal is.
 pub fn though_killed(
@@ -202,7 +209,7 @@ impl Journals {
     }
 }
 
-pub fn finish(child: Child, killed: usize) -> Recovered {
+fn finish(child: Child, killed: usize) -> Recovered {
     let output = child.wait_with_output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     // 4: all was done, and something is older than it may be.

@@ -225,6 +225,14 @@ impl Lab<'_> {
         said(&mut self.command(arguments))
     }
 
+    /// The id of the first restore by that plan.
+    pub fn begun(&self, plan: &str) -> String {
+        let known = self.command(&["--json", "restore", "list"]).output().unwrap().stdout;
+        let known: Value = serde_json::from_slice(&known).unwrap();
+        let mut begun = known["restores"].as_array().unwrap().iter().filter(|one| one["plan"] == plan);
+        text(&begun.next().unwrap_or_else(|| panic!("{known:#}"))["id"]).to_owned()
+    }
+
     fn newest(&self) -> Value {
         let shown = self.command(&["--json", "show", "shop-data@latest"]).output().unwrap();
         serde_json::from_slice(&shown.stdout).unwrap()
@@ -437,11 +445,7 @@ impl Lab<'_> {
         });
         killed.kill().unwrap();
         killed.wait().unwrap();
-        let known = self.command(&["--json", "restore", "list"]).output().unwrap().stdout;
-        let known: Value = serde_json::from_slice(&known).unwrap();
-        let mut begun = known["restores"].as_array().unwrap().iter().filter(|one| one["plan"] == "shop");
-        let id = text(&begun.next().unwrap()["id"]).to_owned();
-        self.lifeboat(&["restore", "app", "--resume", &id]).expect(0, "");
+        self.lifeboat(&["restore", "app", "--resume", &self.begun("shop")]).expect(0, "");
         assert_eq!(&picture(&self.volume()), expected);
     }
 

@@ -47,7 +47,7 @@ pub struct Spec {
     pub insecure: bool,
 }
 
-fn default_port() -> u16 {
+pub(super) fn default_port() -> u16 {
     3306
 }
 

@@ -39,7 +39,7 @@ use tree::{Note, Tree};
 pub struct Spec {
     /// Name or address of the server; otherwise `socket`.
     pub host: Option<String>,
-    #[serde(default = "default_port")]
+    #[serde(default = "mariadb::default_port")]
     pub port: u16,
     /// The server's socket file.
     pub socket: Option<PathBuf>,
@@ -53,10 +53,6 @@ pub struct Spec {
     pub insecure: bool,
     /// Where the server's data directory is here, if not where the server says.
     pub data_directory: Option<PathBuf>,
-}
-
-fn default_port() -> u16 {
-    3306
 }
 
 impl Spec {
