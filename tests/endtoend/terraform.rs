@@ -1,11 +1,15 @@
 //! States of a real OpenTofu: captured, lost, brought back; its own plan says whether they are right.
 
 use crate::server;
-use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio, states, tool};
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio, moto, states, tool};
 use crate::world::{Ran, World, made};
+use aws_sdk_dynamodb::types::AttributeValue;
 use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::PathBuf;
+
+type Item = HashMap<String, AttributeValue>;
 
 const BACKUP: [&str; 3] = ["backup", "infrastructure", "--json"];
 const RESOURCES: &str = "variable \"size\" { default = \"small\" }\n\
@@ -66,6 +70,13 @@ impl Tofu {
         let (code, text) = self.code(&["plan", "-detailed-exitcode", "-input=false", "-no-color", &size]);
         assert!([0, 2].contains(&code), "{text}");
         code == 0
+    }
+
+    /// It waits some seconds for the state to become the one of the digest.
+    #[track_caller]
+    fn refuses_the_state(&self) {
+        let (code, text) = self.code(&["plan", "-input=false", "-no-color"]);
+        assert!(code == 1 && text.contains("does not have the expected content"), "{code}: {text}");
     }
 
     fn state(&self) -> Value {
@@ -182,6 +193,130 @@ async fn states_in_a_bucket() {
     document(&world, "nothing", &self::yaml(&minio, "platform/main.tfstate").replace("{env: TEST_SECRET}", &wrong));
     let denied = world.as_writer(&["backup", "nothing"]).expect(1);
     assert!(!denied.err.contains("wrong-secret"), "{}", denied.err);
+}
+
+/// One table of a DynamoDB.
+struct Locks {
+    client: aws_sdk_dynamodb::Client,
+}
+
+impl Locks {
+    async fn new(moto: &Server) -> Self {
+        use aws_sdk_dynamodb::types::{
+            AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+        };
+        let credentials = aws_sdk_s3::config::Credentials::new(ACCESS_KEY, SECRET_KEY, None, None, "tests");
+        let config = aws_sdk_dynamodb::Config::builder()
+            .behavior_version_latest()
+            .region(aws_sdk_dynamodb::config::Region::new("us-east-1"))
+            .credentials_provider(credentials)
+            .endpoint_url(moto.url());
+        let client = aws_sdk_dynamodb::Client::from_conf(config.build());
+        let key = KeySchemaElement::builder().attribute_name("LockID").key_type(KeyType::Hash).build().unwrap();
+        let text = AttributeDefinition::builder().attribute_name("LockID").attribute_type(ScalarAttributeType::S);
+        let table = client.create_table().table_name("locks").key_schema(key);
+        let table = table.attribute_definitions(text.build().unwrap()).billing_mode(BillingMode::PayPerRequest);
+        table.send().await.unwrap();
+        Self { client }
+    }
+
+    /// All items: what they are of, and their other field.
+    async fn all(&self) -> BTreeMap<String, String> {
+        let answer = self.client.scan().table_name("locks").send().await.unwrap();
+        let text = |item: &Item, name: &str| item.get(name).map(|value| value.as_s().unwrap().clone());
+        let items = answer.items().iter();
+        items
+            .map(|item| (text(item, "LockID").unwrap(), text(item, "Digest").or(text(item, "Info")).unwrap()))
+            .collect()
+    }
+
+    async fn put(&self, id: &str, field: &str, value: &str) {
+        let text = |text: &str| AttributeValue::S(text.to_owned());
+        let put = self.client.put_item().table_name("locks").item("LockID", text(id)).item(field, text(value));
+        put.send().await.unwrap();
+    }
+
+    async fn remove(&self, id: &str) {
+        let key = AttributeValue::S(id.to_owned());
+        self.client.delete_item().table_name("locks").key("LockID", key).send().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_and_digests_in_a_table() {
+    let (minio, moto) = (minio(), moto());
+    bucket(&minio, "states", Bucket::Versioned).await;
+    let locks = Locks::new(&moto).await;
+    let world = World::local();
+    let key = "platform/main.tfstate";
+    let endpoint = format!("dynamodb = \"{}\", s3 =", moto.url());
+    let table =
+        block(&minio, key).replace("s3 =", &endpoint).replace("use_lockfile = true", "dynamodb_table = \"locks\"");
+    let tofu = Tofu::new(&world, "configuration", &table);
+    tofu.apply("small");
+    tofu.run(&["workspace", "new", "staging"]);
+    tofu.apply("small");
+    tofu.run(&["workspace", "select", "default"]);
+    let (state, digest) = ("states/platform/main.tfstate", "states/platform/main.tfstate-md5");
+    let ids = |items: &BTreeMap<String, String>| items.keys().cloned().collect::<Vec<_>>();
+    let expected = ["states/env:/staging/platform/main.tfstate-md5", digest];
+    let captured = (tofu.state(), locks.all().await);
+    assert_eq!(ids(&captured.1), expected);
+    let named = format!("dynamodbTable: locks, dynamodbEndpoint: '{}', credentials:", moto.url());
+    document(&world, "infrastructure", &yaml(&minio, key).replace("credentials:", &named));
+    world.as_writer(&["doctor"]).expect(0);
+    world.as_writer(&BACKUP).expect(0);
+
+    // Lost, after a later one whose digest is still there.
+    tofu.apply("large");
+    let s3 = client(&minio);
+    s3.delete_object().bucket("states").key(key).send().await.unwrap();
+    tofu.refuses_the_state();
+    let back = restore(&world, &[]).expect(0);
+    assert_eq!(actions(&back), [("default", "create"), ("staging", "unchanged")].map(owned));
+    assert!(!back.out.contains("-md5"), "{}", back.out);
+    assert_eq!((tofu.state(), locks.all().await), captured);
+    assert!(tofu.is_as_planned("small"));
+
+    // Over a later one.
+    tofu.apply("large");
+    let later = tofu.state()["serial"].as_u64().unwrap();
+    let target = "s3://states/platform/main.tfstate";
+    let over = ["--existing", "update", "--yes", "--target-id", target];
+    assert_eq!(actions(&restore(&world, &over).expect(0))[0], owned(("default", "update")));
+    assert_eq!(tofu.state()["serial"], later + 1);
+    assert!(tofu.is_as_planned("small"));
+
+    // Somebody has the lock; nothing is left of ours.
+    tofu.apply("large");
+    let info = r#"{"ID":"8c2","Operation":"OperationTypeApply","Who":"ann@laptop","Created":"2026-01-01T00:00:00Z"}"#;
+    locks.put(state, "Info", info).await;
+    let locked = restore(&world, &over).expect(3);
+    assert!(actions(&locked)[0].1.contains("locked by ann@laptop"), "{}", locked.out);
+    assert_eq!(locks.all().await.get(state).unwrap(), info);
+    locks.remove(state).await;
+    assert!(tofu.is_as_planned("large"));
+
+    // The state is the captured one, put back by hand, and its digest is not.
+    restore(&world, &over).expect(0);
+    world.as_writer(&BACKUP).expect(0);
+    locks.put(digest, "Digest", "d41d8cd98f00b204e9800998ecf8427e").await;
+    tofu.refuses_the_state();
+    let look = restore(&world, &["--dry-run"]).expect(0);
+    assert_eq!(actions(&look)[0], owned(("default", "update")));
+    assert!(look.out.contains("another state's digest"), "{}", look.out);
+    restore(&world, &over).expect(0);
+    assert!(tofu.is_as_planned("small"));
+    assert_eq!(ids(&locks.all().await), expected);
+
+    // A table that is not there.
+    let missing = yaml(&minio, key).replace("credentials:", &named.replace("locks", "lokcs"));
+    document(&world, "infrastructure", &missing);
+    restore(&world, &["--dry-run"]).expect(1).says("item states/platform/main.tfstate of the DynamoDB table lokcs");
+}
+
+fn owned((name, action): (&str, &str)) -> (String, String) {
+    (name.to_owned(), action.to_owned())
 }
 
 fn block(minio: &Server, key: &str) -> String {

@@ -150,6 +150,17 @@ pub fn versitygw(versioning: bool) -> Server {
     })
 }
 
+/// Has an empty DynamoDB, for whoever asks.
+pub fn moto() -> Server {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/setup");
+    let made = command(script).arg("--moto").output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let program = String::from_utf8(made.stdout).unwrap();
+    start_program(Path::new(program.trim()), "127.0.0.1", "moto-api/", |command, _, port| {
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    })
+}
+
 /// A web server for whoever has the password. Below `/states/` files are read and put; `/lock.sh` is a lock, in the file
 /// `data/lock`.
 pub fn states(user: &str, password: &str) -> Server {

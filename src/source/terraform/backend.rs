@@ -14,6 +14,11 @@ pub(super) trait Backend: Send {
     /// A workspace's state, if it has one.
     fn read(&self, context: &Context, workspace: &str) -> Result<Option<Vec<u8>>, SourceError>;
 
+    /// Whether Terraform would take what is there, those bytes, for the workspace's state.
+    fn agrees(&self, _context: &Context, _workspace: &str, _state: &[u8]) -> Result<bool, SourceError> {
+        Ok(true)
+    }
+
     /// Replaces a workspace's state. The lock is held.
     fn write(&self, context: &Context, workspace: &str, state: &[u8], lock: &Lock) -> Result<(), SourceError>;
 

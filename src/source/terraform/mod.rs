@@ -6,6 +6,7 @@
 
 mod backend;
 mod cluster;
+mod dynamodb;
 mod local;
 mod remote;
 mod restore;
@@ -92,6 +93,10 @@ pub struct S3 {
     pub endpoint: Option<String>,
     #[serde(default)]
     pub path_style: bool,
+    /// Of locks and digests (`dynamodb_table`).
+    pub dynamodb_table: Option<String>,
+    /// The server's URL; none means Amazon's.
+    pub dynamodb_endpoint: Option<String>,
     /// Default: what the environment gives.
     pub credentials: Option<Credentials>,
 }
@@ -141,6 +146,9 @@ impl Spec {
                     if value.is_empty() {
                         say(&format!("backend.s3.{name}"), "expected a name");
                     }
+                }
+                if s3.dynamodb_endpoint.is_some() && s3.dynamodb_table.is_none() {
+                    say("backend.s3.dynamodbEndpoint", "it is for a table: give dynamodbTable too");
                 }
             }
         }

@@ -27,6 +27,8 @@ impl Restoring {
 struct Step {
     found: Found,
     current: Option<Current>,
+    /// What is there is right, and Terraform does not take it.
+    refused: bool,
     action: Action,
 }
 
@@ -48,7 +50,12 @@ impl Restoring {
                 Some(holder) => Action::Conflict(format!("it is locked by {holder}")),
                 None => self.action(&found, current.as_ref()),
             };
-            steps.push(Step { found, current, action });
+            let refused = match (&action, &current) {
+                (Action::Unchanged, Some(now)) => !backend.agrees(context, &found.workspace, &now.bytes)?,
+                _ => false,
+            };
+            let action = if refused { Action::Update } else { action };
+            steps.push(Step { found, current, refused, action });
         }
         Ok(steps)
     }
@@ -115,7 +122,7 @@ impl Target for Restoring {
         let backend = self.spec.open(context)?;
         let steps = self.steps(context, backend.as_ref(), supply)?;
         let mut about = Vec::new();
-        for Step { found, current, .. } in &steps {
+        for Step { found, current, refused, .. } in &steps {
             let (name, state) = (&found.workspace, &found.state);
             let now = match current {
                 Some(Current { state: Some(now), .. }) => format!("serial {}, {} resources", now.serial, now.resources),
@@ -126,6 +133,11 @@ impl Target for Restoring {
                 "workspace {name}: now {now}; captured serial {}, {} resources",
                 state.serial, state.resources
             ));
+            if *refused {
+                about.push(format!(
+                    "workspace {name}: DynamoDB has another state's digest, so Terraform refuses this one"
+                ));
+            }
         }
         let changes = steps.into_iter().map(|step| Change { what: step.found.workspace, action: step.action });
         Ok(Plan { target: backend.place(), about, changes: changes.collect() })
@@ -183,9 +195,10 @@ impl Restoring {
         }
         Ok(done.map(|serial| {
             applied.checked.push(format!("workspace {workspace}: read back with serial {serial}"));
-            if matches!(self.spec.backend, super::Backend::S3(_)) {
+            if matches!(&self.spec.backend, super::Backend::S3(s3) if s3.dynamodb_table.is_none()) {
                 let text =
-                    "if this backend locks by DynamoDB, delete the item whose LockID ends in \"-md5\" for workspace";
+                    "if this backend locks by DynamoDB, name its dynamodbTable in the source and restore again, or delete \
+                     the item whose LockID ends in \"-md5\" for workspace";
                 applied.to_do.push(format!("{text} {workspace}: its digest is of the state before"));
             }
         }))

@@ -1,6 +1,7 @@
-//! The s3 backend: an object per workspace, and a lock file beside it (`use_lockfile`).
+//! The s3 backend: an object per workspace, a lock file beside it (`use_lockfile`), and perhaps a table ([`super::dynamodb`]).
 
 use super::backend::{Backend, Lock, told};
+use super::dynamodb::Table;
 use super::state::MAX_STATE;
 use super::{DEFAULT, S3};
 use crate::source::{Context, SourceError};
@@ -11,6 +12,7 @@ use aws_sdk_s3::Client;
 pub(super) struct Bucket {
     spec: S3,
     client: Client,
+    table: Option<Table>,
 }
 
 impl Bucket {
@@ -26,7 +28,8 @@ impl Bucket {
             };
         }
         let client = context.wait(client(&settings))?;
-        Ok(Self { spec, client })
+        let table = Table::new(context, &spec, &settings)?;
+        Ok(Self { spec, client, table })
     }
 
     fn prefix(&self) -> &str {
@@ -42,6 +45,11 @@ impl Bucket {
 
     fn lock_key(&self, workspace: &str) -> String {
         format!("{}.tflock", self.key(workspace))
+    }
+
+    /// What the table calls a workspace's state.
+    fn state(&self, workspace: &str) -> String {
+        format!("{}/{}", self.spec.bucket, self.key(workspace))
     }
 
     fn url(&self, key: &str) -> String {
@@ -97,18 +105,47 @@ impl Backend for Bucket {
         self.get(context, &self.key(workspace))
     }
 
+    fn agrees(&self, context: &Context, workspace: &str, state: &[u8]) -> Result<bool, SourceError> {
+        let Some(table) = &self.table else { return Ok(true) };
+        table.agrees(context, &self.state(workspace), state)
+    }
+
     fn write(&self, context: &Context, workspace: &str, state: &[u8], _lock: &Lock) -> Result<(), SourceError> {
         let key = self.key(workspace);
         let request = self.client.put_object().bucket(&self.spec.bucket).key(&key).content_type("application/json");
         let answer = context.wait(request.body(state.to_vec().into()).send())?;
-        answer.map(|_| ()).map_err(|error| failed("write", self.url(&key), &error).into())
+        answer.map_err(|error| failed("write", self.url(&key), &error))?;
+        let Some(table) = &self.table else { return Ok(()) };
+        table.note(context, &self.state(workspace), state)
     }
 
     fn holder(&self, context: &Context, workspace: &str) -> Result<Option<String>, SourceError> {
-        Ok(self.get(context, &self.lock_key(workspace))?.map(|info| told(&info)))
+        if let Some(info) = self.get(context, &self.lock_key(workspace))? {
+            return Ok(Some(told(&info)));
+        }
+        self.table.as_ref().map_or(Ok(None), |table| table.holder(context, &self.state(workspace)))
     }
 
     fn lock(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
+        if let Err(holder) = self.lock_file(context, workspace, lock)? {
+            return Ok(Err(holder));
+        }
+        let Some(table) = &self.table else { return Ok(Ok(())) };
+        let locked = table.lock(context, &self.state(workspace), lock);
+        if !matches!(locked, Ok(Ok(()))) {
+            self.unlock_file(context, workspace)?;
+        }
+        locked
+    }
+
+    fn unlock(&self, context: &Context, workspace: &str, _lock: &Lock) -> Result<(), SourceError> {
+        let table = self.table.as_ref().map_or(Ok(()), |table| table.unlock(context, &self.state(workspace)));
+        self.unlock_file(context, workspace).and(table)
+    }
+}
+
+impl Bucket {
+    fn lock_file(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
         let key = self.lock_key(workspace);
         let request = self.client.put_object().bucket(&self.spec.bucket).key(&key).if_none_match("*");
         let info = lock.info(&self.url(&self.key(workspace))).to_string();
@@ -123,7 +160,7 @@ impl Backend for Bucket {
         }
     }
 
-    fn unlock(&self, context: &Context, workspace: &str, _lock: &Lock) -> Result<(), SourceError> {
+    fn unlock_file(&self, context: &Context, workspace: &str) -> Result<(), SourceError> {
         let key = self.lock_key(workspace);
         let answer = context.wait(self.client.delete_object().bucket(&self.spec.bucket).key(&key).send())?;
         answer.map(|_| ()).map_err(|error| failed("remove the lock", self.url(&key), &error).into())

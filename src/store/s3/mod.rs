@@ -15,7 +15,7 @@ mod upload;
 mod versions;
 
 pub use error::failed;
-pub use settings::{Credentials, Encryption, LockMode, Settings, client};
+pub use settings::{Credentials, Encryption, LockMode, Settings, account, client};
 
 use super::conformance::Rival;
 use super::key::{check_key, check_prefix};

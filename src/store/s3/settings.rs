@@ -2,7 +2,8 @@
 
 use super::REQUEST_TIMEOUT;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::StalledStreamProtectionConfig;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -89,42 +90,39 @@ pub enum LockMode {
 
 /// A client for a bucket; it repeats nothing by itself.
 pub async fn client(settings: &Settings) -> Client {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .operation_timeout(REQUEST_TIMEOUT)
-        .build();
-    let (mut config, mut region) = match &settings.credentials {
-        Credentials::Chain => {
-            let found = aws_config::defaults(BehaviorVersion::latest()).load().await;
-            let region = found.region().cloned();
-            (aws_sdk_s3::config::Builder::from(&found), region)
-        }
-        Credentials::Static { access_key, secret_key, session_token } => {
-            let credentials = aws_sdk_s3::config::Credentials::new(
-                access_key,
-                secret_key,
-                session_token.clone(),
-                None,
-                "configuration",
-            );
-            let config = aws_sdk_s3::Config::builder().behavior_version(BehaviorVersion::latest());
-            (config.credentials_provider(credentials), None)
-        }
-    };
-    if let Some(wanted) = &settings.region {
-        region = Some(Region::new(wanted.clone()));
-    }
+    let mut config = aws_sdk_s3::config::Builder::from(&account(settings).await);
     if let Some(endpoint) = &settings.endpoint {
         config = config.endpoint_url(endpoint);
     }
     Client::from_conf(
         config
-            .region(region.unwrap_or_else(|| Region::from_static("us-east-1")))
             .force_path_style(settings.path_style)
             .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts)
             .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALLED).build())
             .build(),
     )
+}
+
+/// Who asks, in which region and how long, for the clients of any service.
+pub async fn account(settings: &Settings) -> SdkConfig {
+    let found = match &settings.credentials {
+        Credentials::Chain => aws_config::defaults(BehaviorVersion::latest()).load().await,
+        Credentials::Static { access_key, secret_key, session_token } => {
+            let token = session_token.clone();
+            let credentials =
+                aws_credential_types::Credentials::new(access_key, secret_key, token, None, "configuration");
+            SdkConfig::builder()
+                .behavior_version(BehaviorVersion::latest())
+                .credentials_provider(SharedCredentialsProvider::new(credentials))
+                .build()
+        }
+    };
+    let region = settings.region.clone().map(Region::new).or(found.region().cloned());
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .operation_timeout(REQUEST_TIMEOUT)
+        .build();
+    let region = region.unwrap_or_else(|| Region::from_static("us-east-1"));
+    found.into_builder().region(region).timeout_config(timeouts).build()
 }
