@@ -1,28 +1,22 @@
 //! Real etcd clusters on loopback.
 #![expect(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
+#[allow(clippy::duplicate_mod, reason = "some test programs have two of the modules that need it")]
+#[path = "tool.rs"]
+mod tool;
+
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+pub use tool::tool;
 
 pub struct Cluster {
     pub directory: TempDir,
     pub endpoints: Vec<String>,
     members: Vec<Child>,
     tls: bool,
-}
-
-pub fn tool(name: &str) -> PathBuf {
-    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/build");
-    let run = |argument: &str| {
-        let output = Command::new(&build).arg(argument).stderr(Stdio::inherit()).output().unwrap();
-        assert!(output.status.success(), "{} {argument}", build.display());
-        String::from_utf8(output.stdout).unwrap()
-    };
-    run(name);
-    Path::new(run("--path").trim()).join(name)
 }
 
 pub fn output(command: &mut Command) -> String {

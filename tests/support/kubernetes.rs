@@ -2,28 +2,22 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 #![expect(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
+#[allow(clippy::duplicate_mod, reason = "some test programs have two of the modules that need it")]
+#[path = "tool.rs"]
+mod tool;
+
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+pub use tool::tool;
 
 pub struct Server {
     pub directory: TempDir,
     /// By name, each under a shell that ends it when this process ends or lets go of it.
     components: Vec<(&'static str, Child)>,
-}
-
-pub fn tool(name: &str) -> PathBuf {
-    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/build");
-    let run = |argument: &str| {
-        let output = Command::new(&build).arg(argument).stderr(Stdio::inherit()).output().unwrap();
-        assert!(output.status.success(), "{} {argument}", build.display());
-        String::from_utf8(output.stdout).unwrap()
-    };
-    run(name);
-    Path::new(run("--path").trim()).join(name)
 }
 
 fn output(command: &mut Command) -> String {

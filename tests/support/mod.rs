@@ -2,7 +2,11 @@
 #![allow(dead_code, reason = "each test crate uses its part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[allow(clippy::duplicate_mod, reason = "some test programs have two of the modules that need it")]
+mod tool;
 pub mod vault;
+
+pub use tool::tool;
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use lifeboat::store::s3::{Credentials, LockMode, Settings};
@@ -10,7 +14,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -54,15 +58,6 @@ impl Drop for Server {
 #[expect(clippy::disallowed_methods, reason = "the tests start real programs")]
 pub fn command(program: impl AsRef<Path>) -> Command {
     Command::new(program.as_ref())
-}
-
-/// The path of a pinned tool, built on first use.
-pub fn tool(name: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/build");
-    let built = command(&script).arg(name).status().unwrap();
-    assert!(built.success(), "tests/tools/build {name} failed");
-    let path = command(&script).arg("--path").output().unwrap();
-    Path::new(String::from_utf8(path.stdout).unwrap().trim()).join(name)
 }
 
 pub fn free_port() -> u16 {
