@@ -386,3 +386,58 @@ async fn secrets_that_cannot_be_taken_out_are_told() {
     assert_eq!(another.read("other").await.as_deref(), Some("other"));
     assert_eq!(vault.read("other").await.as_deref(), Some("younger"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vault_that_another_one_unseals() {
+    let keeper = Vault::start().await;
+    let seal = keeper.seal_for_another("ours").await;
+    let lost = Vault::start_with(&seal).await;
+    let world = World::local();
+    let bin = tool("vault").parent().unwrap().to_owned();
+    lost.write("canary", "sings").await;
+    lost.write("other", "other").await;
+    document(&world, "vault", lost.server.port, &lost.token, "");
+    let facts = world.as_writer(&BACKUP).expect(0).json()["backups"][0]["facts"].clone();
+    assert_eq!(facts["details"]["seal"], "transit", "{facts}");
+
+    // One secret: only with that seal, and with the recovery keys.
+    lost.write("other", "younger").await;
+    let other = ["--path", "secret/data/other", "--existing", "update"];
+    secrets(&world, &bin, &other).expect(1).says("unsealed by transit").says("restore.sealConfiguration");
+    let configured = |seal: &str| {
+        fs::write(world.path("seal.hcl"), seal).unwrap();
+        format!("sealConfiguration: {}", world.path("seal.hcl").display())
+    };
+    document(&world, "vault", lost.server.port, &lost.token, &configured(&seal));
+    secrets(&world, &bin, &other).expect(1).says("the document names 0");
+    let keys = unseal_keys(&world, &lost, 2);
+    let of_nothing = seal.replace(&keeper.server.port.to_string(), &free_port().to_string());
+    for wrong in [of_nothing, keeper.seal_for_another("theirs").await] {
+        document(&world, "vault", lost.server.port, &lost.token, &format!("{keys}, {}", configured(&wrong)));
+        let failed = secrets(&world, &bin, &other).expect(1);
+        failed.says("open the snapshot in").says("transit").says("restore.sealConfiguration");
+        assert!(!failed.err.contains(&keeper.token), "{}", failed.err);
+    }
+    document(&world, "vault", lost.server.port, &lost.token, &format!("{keys}, {}", configured(&seal)));
+    let planned = secrets(&world, &bin, &[&other[..], &["--dry-run", "--json"]].concat()).expect(0).json();
+    let id = planned["target"].as_str().unwrap();
+    secrets(&world, &bin, &[&other[..], &["--yes", "--target-id", id]].concat()).expect(0);
+    assert_eq!(lost.read("other").await.as_deref(), Some("other"));
+
+    // All of it: into one that the same key unseals, and without other keys.
+    let token = world.path("vault.token");
+    let Vault { server, token: old_token, .. } = lost;
+    drop(server);
+    let other_seal = Vault::start().await;
+    document(&world, "fresh", other_seal.server.port, &other_seal.token, "");
+    into(&world, &["fresh", "--foreign"]).expect(1).says("it is sealed by shamir").says("was by transit");
+    let mut fresh = Vault::start_with(&seal).await;
+    let restore = format!("token: {{file: {}}}, canary: secret/data/canary", token.display());
+    document(&world, "fresh", fresh.server.port, &fresh.token, &restore);
+    let id = self::id(&world, "fresh", &["--foreign"]);
+    let restored = into(&world, &["fresh", "--foreign", "--yes", "--target-id", &id]).expect(0);
+    assert!(restored.out.contains("secret/data/canary is readable"), "{}", restored.out);
+    fresh.token = old_token;
+    assert_eq!(fresh.read("canary").await.as_deref(), Some("sings"));
+    assert_eq!(fresh.read("other").await.as_deref(), Some("other"));
+}

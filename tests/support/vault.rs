@@ -5,7 +5,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::fs;
 
-/// The root token and three unseal keys, two of which open it.
+/// The root token and three unseal keys, or recovery keys, two of which open it.
 pub struct Vault {
     pub server: Server,
     pub token: String,
@@ -14,11 +14,15 @@ pub struct Vault {
 
 /// One that is neither initialised nor unsealed.
 pub fn vault() -> Server {
+    vault_with("")
+}
+
+fn vault_with(more: &str) -> Server {
     start("vault", "v1/sys/health?uninitcode=200&sealedcode=200", |command, dir, port| {
         let text = format!(
             "storage \"raft\" {{\n  path = \"data\"\n  node_id = \"one\"\n}}\n\
              listener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  tls_disable = true\n}}\n\
-             api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{}\"\ndisable_mlock = true\n",
+             api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{}\"\ndisable_mlock = true\n{more}",
             free_port()
         );
         fs::write(dir.join("vault.hcl"), text).unwrap();
@@ -30,12 +34,29 @@ impl Vault {
     /// Initialised and unsealed, with secrets at `secret/` and encryption as a service at `transit/`.
     pub async fn start() -> Self {
         let mut vault = Self { server: vault(), token: String::new(), keys: Vec::new() };
-        let made = vault.put("sys/init", json!({"secret_shares": 3, "secret_threshold": 2})).await;
-        vault.token = made["root_token"].as_str().unwrap().into();
-        vault.keys = made["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().into()).collect();
+        vault.initialise("secret", "keys").await;
         for key in &vault.keys[..2] {
             vault.put("sys/unseal", json!({"key": key})).await;
         }
+        vault.fill().await
+    }
+
+    /// The same, with that `seal` block.
+    pub async fn start_with(seal: &str) -> Self {
+        let mut vault = Self { server: vault_with(seal), token: String::new(), keys: Vec::new() };
+        vault.initialise("recovery", "recovery_keys").await;
+        vault.fill().await
+    }
+
+    async fn initialise(&mut self, kind: &str, keys: &str) {
+        let shares = json!({format!("{kind}_shares"): 3, format!("{kind}_threshold"): 2});
+        let made = self.put("sys/init", shares).await;
+        self.token = made["root_token"].as_str().unwrap().into();
+        self.keys = made[keys].as_array().unwrap().iter().map(|key| key.as_str().unwrap().into()).collect();
+    }
+
+    async fn fill(self) -> Self {
+        let vault = self;
         // A leader needs a moment to become active.
         while vault.call(Method::GET, "sys/health", None).await.0 != StatusCode::OK {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -49,6 +70,17 @@ impl Vault {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         vault
+    }
+
+    /// The `seal` block of a Vault that this one unseals, by a key of that name.
+    pub async fn seal_for_another(&self, key: &str) -> String {
+        self.put(&format!("transit/keys/{key}"), json!({})).await;
+        format!(
+            "seal \"transit\" {{\n  address = \"{}\"\n  token = \"{}\"\n  disable_renewal = \"true\"\n  key_name = \"{key}\"\n  \
+             mount_path = \"transit/\"\n}}\n",
+            self.server.url(),
+            self.token
+        )
     }
 
     pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {

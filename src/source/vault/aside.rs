@@ -3,14 +3,17 @@
 //! The program `vault` works on a new directory that nobody else may open, and is talked to over a socket in it. It is
 //! started three times:
 //! 1. as a fresh Vault, which takes the snapshot and then seals itself, since the snapshot's keys are not its own;
-//! 2. in recovery mode, in which the captured Vault's unseal keys open the storage and nothing works yet. All that would
+//! 2. in recovery mode, in which the captured Vault's seal opens the storage and nothing works yet. All that would
 //!    reach out of here is taken from its tables: a Vault that wakes up with yesterday's data revokes the leases that ran
 //!    out since, rotates passwords that are due, and writes to its audit devices, at the systems that the *live* Vault uses;
 //! 3. as the captured Vault, with its key-value engines, and a root token that the unseal keys give.
 //!
+//! Where something else unseals (a KMS, another Vault), the second and third start have its `seal` block, and the recovery keys
+//! stand in for unseal keys.
+//!
 //! Raft wants a port for its cluster, so there is one on loopback; it is not used. Values are never on the disk in the
 //! clear. Whatever ends the run kills the program and removes the directory, unless this process itself is killed.
-//! Deliberately absent: other seals than Shamir's, namespaces.
+//! Deliberately absent: namespaces.
 
 use super::client::{Client, Health};
 use super::restore::send;
@@ -44,6 +47,16 @@ const TABLES: [(&str, &[&str]); 6] = [
 ];
 const WRONG_KEYS: &str =
     "name the captured Vault's unseal keys, as they were when the snapshot was taken, in restore.unsealKeys";
+const WRONG_SEAL: &str = "the file of restore.sealConfiguration must lead to what unsealed the captured Vault, what that wants of the environment \
+     must be there, and restore.unsealKeys must name the captured Vault's recovery keys";
+
+/// What opens a snapshot.
+pub(super) struct Opening {
+    /// At least as many as the captured Vault asks for.
+    pub keys: Vec<Zeroizing<String>>,
+    /// The file with the `seal` block, where something else than the keys unseals it.
+    pub seal: Option<PathBuf>,
+}
 
 /// The captured Vault at work, with a root token.
 pub(super) struct Aside {
@@ -56,12 +69,12 @@ pub(super) struct Aside {
 }
 
 impl Aside {
-    /// Opens a snapshot whose Vault had the version `captured`, with at least as many keys as it asks for.
+    /// Opens a snapshot whose Vault had the version `captured`.
     pub fn open(
         context: &Context,
         supply: &dyn Supply,
         captured: &str,
-        keys: &[Zeroizing<String>],
+        opening: &Opening,
     ) -> Result<Self, SourceError> {
         let version = version(context)?;
         if number(&version) < number(captured) {
@@ -77,13 +90,20 @@ impl Aside {
         let client = Client::on_socket(&home.path().join("socket"), "the temporary Vault")?;
         let mut aside = Self { server: None, home, client, version };
         aside.configure()?;
-        aside.start(context, &[])?;
+        aside.start(context, vec![])?;
         aside.take(context, supply)?;
-        aside.start(context, &["-recovery"])?;
-        aside.disarm(context, keys)?;
-        aside.start(context, &[])?;
-        aside.wake(context, keys)?;
-        Ok(aside)
+        let seal: Vec<_> = opening.seal.iter().map(|file| format!("-config={}", file.display())).collect();
+        let opened = aside
+            .start(context, [&seal[..], &["-recovery".to_owned()]].concat())
+            .and_then(|()| aside.disarm(context, &opening.keys))
+            .and_then(|()| aside.start(context, seal))
+            .and_then(|()| aside.wake(context, opening));
+        match opened {
+            Err(SourceError::System { attempt, text, .. }) if opening.seal.is_some() => {
+                Err(SourceError::System { attempt, text, need: WRONG_SEAL.into() })
+            }
+            opened => opened.map(|()| aside),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -108,14 +128,14 @@ impl Aside {
     }
 
     /// Starts the program, in place of the one that runs, and waits until it answers.
-    fn start(&mut self, context: &Context, more: &[&str]) -> Result<(), SourceError> {
+    fn start(&mut self, context: &Context, more: Vec<String>) -> Result<(), SourceError> {
         self.server = None;
         let _ = std::fs::remove_file(self.path("socket")); // the first time there is none
         let configuration = format!("-config={}", self.path("vault.json").display());
         let mut arguments = vec!["server".to_owned(), configuration, "-log-level=error".to_owned()];
-        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        arguments.extend(more);
         let running = command(context, arguments, context.deadline).start();
-        self.server = Some(running.map_err(|error| failed(context, &error))?);
+        self.server = Some(running.map_err(|error| failed(context, &error, ""))?);
         // In recovery mode it does not know this path; that it answers is enough.
         self.until(context, |client| {
             let asked = http::send(context, client.request(Method::GET, "sys/seal-status"))?;
@@ -132,11 +152,12 @@ impl Aside {
         let begun = Instant::now();
         while !so(&self.client)? {
             let ended = self.server.as_mut().is_none_or(|server| server.has_ended().unwrap_or(true));
-            if ended && let Some(server) = self.server.take() {
+            if ended && let Some(mut server) = self.server.take() {
                 context.go_on()?;
+                let said = said(&mut server);
                 return Err(match server.wait() {
-                    Ok(()) => broken("it ended at once".into(), ""),
-                    Err(error) => failed(context, &error),
+                    Ok(()) => broken(format!("it ended at once{said}"), ""),
+                    Err(error) => failed(context, &error, &said),
                 });
             }
             if begun.elapsed() > SETTLE {
@@ -192,14 +213,15 @@ impl Aside {
     }
 
     /// Makes it work.
-    fn wake(&mut self, context: &Context, keys: &[Zeroizing<String>]) -> Result<(), SourceError> {
+    fn wake(&mut self, context: &Context, Opening { keys, seal }: &Opening) -> Result<(), SourceError> {
         self.client.use_token(Zeroizing::default());
-        self.unseal(context, keys)?;
+        self.unseal(context, if seal.is_some() { &[] } else { keys })?;
         let token = self.token(context, "generate-root", keys)?;
         self.client.use_token(token);
         Ok(())
     }
 
+    /// Waits only, without keys.
     fn unseal(&mut self, context: &Context, keys: &[Zeroizing<String>]) -> Result<(), SourceError> {
         for key in keys {
             let answer =
@@ -272,7 +294,7 @@ fn command(context: &Context, arguments: Vec<String>, deadline: Instant) -> exec
 fn version(context: &Context) -> Result<String, SourceError> {
     let deadline = context.deadline.min(Instant::now() + Duration::from_secs(30));
     let said = command(context, vec!["version".into()], deadline).run(64 << 10);
-    let said = String::from_utf8_lossy(&said.map_err(|error| failed(context, &error))?).into_owned();
+    let said = String::from_utf8_lossy(&said.map_err(|error| failed(context, &error, ""))?).into_owned();
     let version = said.split_whitespace().find_map(|word| word.strip_prefix('v'));
     let version = version.filter(|version| number(version).is_some());
     let unknown = || broken(format!("{PROGRAM} version says {:?}", said.trim()), "is it HashiCorp's Vault?");
@@ -289,11 +311,23 @@ fn broken(text: String, need: &str) -> SourceError {
     SourceError::System { attempt: "open the snapshot in a temporary Vault".into(), text, need: need.to_owned() }
 }
 
-fn failed(context: &Context, error: &ExecError) -> SourceError {
+/// What is on its standard output, where it complains of its configuration.
+fn said(server: &mut Running) -> String {
+    let (mut all, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(length @ 1..) = server.read(&mut buffer) {
+        all.extend_from_slice(&buffer[..length]);
+    }
+    match String::from_utf8_lossy(&all).trim() {
+        "" => String::new(),
+        text => format!(": {text}"),
+    }
+}
+
+fn failed(context: &Context, error: &ExecError, said: &str) -> SourceError {
     if let Err(ended) = context.go_on() {
         return ended;
     }
-    let text = causes(error.to_string(), std::error::Error::source(error));
+    let text = causes(error.to_string(), std::error::Error::source(error)) + said;
     // Some of it is the program's.
     let text = text.replace(|c: char| c.is_control() && c != '\n', " ");
     let need = match error {

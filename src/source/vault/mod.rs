@@ -92,7 +92,7 @@ impl Spec {
         if let Auth::Kubernetes(Kubernetes { token: Some(token), .. }) = &mut self.auth {
             *token = directory.join(&*token);
         }
-        self.restore.check(say);
+        self.restore.check(directory, say);
     }
 }
 

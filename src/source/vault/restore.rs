@@ -16,6 +16,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -31,9 +32,12 @@ pub(super) const SHAMIR: &str = "shamir";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Restore {
-    /// Its unseal keys, at least as many as its threshold; not needed where a KMS or another Vault unseals.
+    /// Its unseal keys, at least as many as its threshold. Where a KMS or another Vault unseals, all of it comes back without
+    /// them, and single secrets need its recovery keys here.
     #[serde(default)]
     pub unseal_keys: Vec<SecretRef>,
+    /// A file with the `seal` block of its configuration, for single secrets where a KMS or another Vault unseals.
+    pub seal_configuration: Option<PathBuf>,
     /// A token of it, for the checks afterwards; without one, `auth` is tried.
     pub token: Option<SecretRef>,
     /// A path of it whose data must be readable afterwards (`secret/data/canary`).
@@ -41,7 +45,10 @@ pub struct Restore {
 }
 
 impl Restore {
-    pub(super) fn check(&self, say: &mut Say<'_>) {
+    pub(super) fn check(&mut self, directory: &Path, say: &mut Say<'_>) {
+        if let Some(file) = &mut self.seal_configuration {
+            *file = directory.join(&*file);
+        }
         if self.canary.as_deref().is_some_and(|path| path.is_empty() || path.starts_with('/')) {
             say("restore.canary", "expected an API path such as secret/data/canary");
         }

@@ -5,7 +5,7 @@
 //! the live secret, on the condition that the live one is still what the plan saw; what was there stays in its history,
 //! where an engine keeps one. Deliberately absent: earlier versions, other engines than key-value.
 
-use super::aside::Aside;
+use super::aside::{Aside, Opening};
 use super::client::Client;
 use super::keyvalue::{Engine, Fields, Held, Settings, compared, same};
 use super::restore::{SHAMIR, detail, unseal_keys};
@@ -16,7 +16,6 @@ use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Ta
 use crate::source::{Context, SourceError};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 /// More is not held in memory.
 const MAX_SECRETS: usize = 10_000;
@@ -58,9 +57,9 @@ impl Target for Secrets {
         client.log_in(context, &self.spec.auth)?;
         let target = health.cluster_id.clone().unwrap_or_else(|| client.address().to_owned());
         self.must_fit(&client, facts, &target)?;
-        let keys = self.keys(&client, facts)?;
+        let opening = self.opening(&client, facts)?;
         let (found, version) = {
-            let aside = Aside::open(context, supply, detail(facts, "version"), &keys)?;
+            let aside = Aside::open(context, supply, detail(facts, "version"), &opening)?;
             (self.captured(context, &aside.client)?, aside.version.clone())
         };
         let mut steps = Vec::new();
@@ -141,15 +140,19 @@ impl Secrets {
         Ok(())
     }
 
-    /// The keys that open the snapshot.
-    fn keys(&self, client: &Client, facts: &Facts) -> Result<Vec<Zeroizing<String>>, SourceError> {
-        let seal = detail(facts, SEAL);
-        if seal != SHAMIR {
-            let text = format!("the captured Vault was sealed by {seal}, and not by unseal keys");
-            let need = "restore the whole snapshot into another Vault that has this seal, and copy the secrets";
-            return Err(client.error("restore secrets into", text, need));
+    /// What opens the snapshot.
+    fn opening(&self, client: &Client, facts: &Facts) -> Result<Opening, SourceError> {
+        let attempt = "restore secrets into";
+        let (kind, seal) = (detail(facts, SEAL), self.spec.restore.seal_configuration.clone());
+        if kind != SHAMIR && seal.is_none() {
+            let text =
+                format!("the captured Vault was unsealed by {kind}, and the document does not say how to reach that");
+            let need = "name a file with the seal block of its configuration in restore.sealConfiguration, and its recovery keys \
+                        in restore.unsealKeys";
+            return Err(client.error(attempt, text, need));
         }
-        unseal_keys(&self.spec, client, facts, "restore secrets into", "the snapshot")
+        let keys = unseal_keys(&self.spec, client, facts, attempt, "the snapshot")?;
+        Ok(Opening { keys, seal: seal.filter(|_| kind != SHAMIR) })
     }
 
     /// What was asked for, out of the Vault that the snapshot was opened in.
