@@ -19,6 +19,7 @@ mod recovery;
 mod region;
 mod secrets;
 mod shop;
+mod states;
 #[path = "../support/mod.rs"]
 mod support;
 mod volumes;

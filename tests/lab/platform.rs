@@ -1,6 +1,6 @@
 //! The whole platform (`tests/lab/platform/up`), backed up by the shipped schedules as CronJobs while everything is written to.
-//! Then databases and Vault are destroyed ([`crate::shop`]), and what watches the platform is lost with its namespace and its
-//! data. Plans bring each back by one command; Argo CD makes monitoring anew meanwhile.
+//! Then databases and Vault are destroyed ([`crate::shop`]), so are Terraform's states and the forge ([`crate::states`]), and what
+//! watches the platform is lost with its namespace and its data. Plans bring each back by one command; Argo CD makes monitoring anew meanwhile.
 
 use crate::cluster::{Cluster, wait};
 use crate::forward::Forwarded;
@@ -106,11 +106,13 @@ fn the_platform_is_backed_up_by_its_schedules_and_what_is_lost_of_it_comes_back(
 
     platform.lose_shop();
     vault.corrupt();
+    let commit = platform.lose_what_describes_it();
     platform.lose_monitoring();
     records.stop();
 
     platform.recover_shop(&records);
     platform.recover_vault(&vault, &records);
+    platform.recover_what_describes_it(&commit);
     let recovered = platform.recover_monitoring();
     platform.is_watched_again(&seen);
     came_back(&recovered, "prometheus", &records, "prometheus");
@@ -227,7 +229,7 @@ impl<'a> Platform<'a> {
         lifeboat
     }
 
-    fn succeed(&self, arguments: &[&str]) -> String {
+    pub fn succeed(&self, arguments: &[&str]) -> String {
         output(&mut self.lifeboat(arguments))
     }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 const DATABASES: [(&str, &str); 2] = [("orders", "orders-0"), ("sessions", "sessions-0")];
 
 impl Platform<'_> {
-    fn safe(&self) -> PathBuf {
+    pub fn safe(&self) -> PathBuf {
         self.cluster.state().join("safe")
     }
 
