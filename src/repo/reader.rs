@@ -4,35 +4,24 @@
 //! What is read is checked: frames against their seals, chunks against their ids. The reading calls block and may be made
 //! from many threads; frames that several of them need are read once.
 
+mod frames;
+mod pages;
+
 use crate::entry::{Entry, Kind, Problem};
-use crate::id::ChunkId;
-use crate::repo::cache::Cache;
 use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::{Lineage, Snapshot};
 use crate::repo::manifest::{Catalogue, Ref};
-use crate::repo::pack::{Located, MAX_PAGE, MAX_PAGES, MIN_PAGE, PackIndex, PackKeys, PageRun};
+use crate::repo::pack::{Located, MAX_PAGE, MAX_PAGES, MIN_PAGE, PackIndex};
 use crate::repo::segment::{Body, Entries, decode};
-use crate::store::pool::{Pool, Pooled};
-use bytes::Bytes;
+use frames::{Frames, locate};
 use futures_util::StreamExt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::Relaxed;
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 
-/// Neighbouring frames are fetched together up to this many sealed bytes: a request costs a server as much as a megabyte.
-const EXTENT: u64 = 4 << 20;
-/// Extents that are fetched ahead at the same time.
-const AHEAD: usize = 8;
-/// Memory for fetched extents and for opened frames, bytes.
-const EXTENTS: usize = 48 << 20;
-const FRAMES: usize = 32 << 20;
 /// Bytes of a content that are read by one thread, about.
 pub const PART: u64 = 4 << 20;
-/// Pages whose places are looked up at a time.
-const WINDOW: u64 = 4_096;
 
 /// One entry of a snapshot and where its bytes are.
 #[derive(Clone, Debug)]
@@ -89,21 +78,6 @@ pub enum Part {
     Pages(u64, u64),
 }
 
-struct OpenPack {
-    index: Arc<PackIndex>,
-    keys: PackKeys,
-    extents: Vec<Extent>,
-}
-
-/// Neighbouring frames that are fetched together.
-struct Extent {
-    first: u32,
-    offset: u64,
-    length: u64,
-    /// Frames that nobody has opened yet.
-    left: AtomicU32,
-}
-
 /// An open snapshot.
 pub struct Reader {
     runtime: Handle,
@@ -111,11 +85,7 @@ pub struct Reader {
     snapshot: Snapshot,
     catalogue: Catalogue,
     epoch: Arc<Epoch>,
-    packs: Vec<OnceCell<OpenPack>>,
-    extents: Arc<Cache<(u32, u32), Bytes>>,
-    ahead: Arc<Semaphore>,
-    frames: Cache<(u32, u32), Pooled>,
-    pool: Arc<Pool>,
+    frames: Frames,
 }
 
 /// A content chunk or page on its way out: offset in the file, bytes.
@@ -141,11 +111,8 @@ impl Reader {
             .catalogue
             .clone()
             .ok_or_else(|| RepoError::WrongKey { what: "key", object: snapshot.manifest.object.clone() })?;
-        let packs = header.packs.iter().map(|_| OnceCell::new()).collect();
-        let (runtime, pool) = (Handle::current(), Arc::default());
-        let (extents, frames) = (Arc::new(Cache::new(EXTENTS)), Cache::new(FRAMES));
-        let ahead = Arc::new(Semaphore::new(AHEAD));
-        Ok(Self { runtime, lineage, snapshot, catalogue, epoch, packs, extents, ahead, frames, pool })
+        let frames = Frames::new(lineage.clone(), epoch.clone(), &snapshot.manifest);
+        Ok(Self { runtime: Handle::current(), lineage, snapshot, catalogue, epoch, frames })
     }
 
     #[must_use]
@@ -177,66 +144,8 @@ impl Reader {
         Ok(self.snapshot.manifest.private(&self.lineage.source, private)?.problems)
     }
 
-    async fn pack(&self, pack: u32) -> Result<&OpenPack> {
-        let wrong = || {
-            let object = &self.snapshot.manifest.object;
-            RepoError::damaged(object, format!("it refers to pack number {pack}, which it does not list"))
-        };
-        let cell = self.packs.get(pack as usize).ok_or_else(wrong)?;
-        cell.get_or_try_init(|| async {
-            let reference = &self.snapshot.manifest.header.packs[pack as usize];
-            let keys = self.epoch.writer_keys()?;
-            let index = Arc::new(self.lineage.index(reference, keys).await?);
-            if index.tail.pack != reference.pack || index.tail.epoch != self.epoch.number {
-                return Err(RepoError::Foreign {
-                    object: index.object.clone(),
-                    reason: "it is another pack than its name says".into(),
-                });
-            }
-            let (id, source) = (self.lineage.root.id, &self.lineage.source);
-            let keys = PackKeys::new(id, source, &index.tail, keys, self.epoch.private.as_ref());
-            let extents = extents(&index);
-            Ok(OpenPack { index, keys, extents })
-        })
-        .await
-    }
-
     pub(crate) async fn index(&self, pack: u32) -> Result<Arc<PackIndex>> {
-        Ok(self.pack(pack).await?.index.clone())
-    }
-
-    /// The plaintext of a frame.
-    async fn frame(&self, pack: u32, frame: u32) -> Result<Arc<Pooled>> {
-        let open = self.pack(pack).await?;
-        let get = || async {
-            let bad = || RepoError::damaged(&open.index.object, format!("it has no frame {frame}"));
-            let info = open.index.tail.frames.get(frame as usize).ok_or_else(bad)?;
-            let number = open.extent_of(frame);
-            let extent = &open.extents[number];
-            let key = (pack, number as u32);
-            let bytes = self.extents.get(key, || self.fetch(open, extent)).await?;
-            let at = (info.offset - extent.offset) as usize;
-            let sealed = bytes.get(at..at + info.sealed as usize).ok_or_else(bad)?;
-            let mut plain = self.pool.take();
-            open.index.open_frame(frame, sealed, &open.keys, &mut plain)?;
-            if extent.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) == Ok(1) {
-                // Readers go forward: what was opened once is seldom opened again.
-                self.extents.forget(key);
-            }
-            let size = plain.capacity();
-            Ok((Pooled::new(plain, &self.pool), size))
-        };
-        self.frames.get((pack, frame), get).await
-    }
-
-    fn fetch(&self, open: &OpenPack, extent: &Extent) -> impl Future<Output = Result<(Bytes, usize)>> + Send + use<> {
-        let (store, object) = (self.lineage.store.clone(), open.index.object.clone());
-        let (offset, length) = (extent.offset, extent.length);
-        async move {
-            let bytes = store.get_range(&object, offset, length).await?;
-            let size = bytes.len();
-            Ok((bytes, size))
-        }
+        self.frames.index(pack).await
     }
 
     /// Begins to fetch what [`Reader::read`] of this part will need, so that it need not wait for it. A failure is left to
@@ -248,7 +157,7 @@ impl Reader {
         match (&item.place, *part) {
             (Place::Chunks(runs), Part::Chunks { run, skip, count, .. }) => {
                 for (pack, first, count) in stretches(runs, run, skip, count) {
-                    self.runtime.block_on(self.fetch_ahead(pack, first, count))?;
+                    self.runtime.block_on(self.frames.fetch_ahead(pack, first, count))?;
                 }
             }
             (Place::Pages(pages), Part::Pages(from, to)) => {
@@ -256,7 +165,7 @@ impl Reader {
                 let window = (from / size, to.div_ceil(size));
                 for (pack, _, run) in self.runtime.block_on(self.window(pages.space, window))? {
                     if let Some(first) = run.ordinal {
-                        self.runtime.block_on(self.fetch_ahead(pack, first, run.count))?;
+                        self.runtime.block_on(self.frames.fetch_ahead(pack, first, run.count))?;
                     }
                 }
             }
@@ -265,44 +174,14 @@ impl Reader {
         Ok(())
     }
 
-    /// The extents that hold these items of a pack.
-    async fn fetch_ahead(&self, pack: u32, first: u32, count: u32) -> Result<()> {
-        let open = self.pack(pack).await?;
-        let frame = |ordinal| open.index.locate(ordinal).map(|at| at.frame);
-        let last = first + count.saturating_sub(1);
-        let (Some(from), Some(to)) = (frame(first), frame(last)) else { return Ok(()) };
-        for number in open.extent_of(from)..=open.extent_of(to) {
-            let (key, extent) = ((pack, number as u32), &open.extents[number]);
-            if extent.left.load(Relaxed) == 0 || self.extents.holds(key) {
-                continue;
-            }
-            let (extents, fetch) = (self.extents.clone(), self.fetch(open, extent));
-            let Ok(turn) = self.ahead.clone().acquire_owned().await else { return Ok(()) };
-            self.runtime.spawn(async move {
-                let fetched = extents.get(key, || fetch).await.map(drop);
-                drop(turn);
-                fetched.err()
-            });
-        }
-        Ok(())
-    }
-
     /// One chunk, checked against its id.
     pub(crate) async fn chunk(&self, at: Ref) -> Result<Vec<u8>> {
         let index = self.index(at.pack).await?;
         let located = locate(&index, at.ordinal)?;
-        let frame = self.frame(at.pack, located.frame).await?;
+        let frame = self.frames.open(at.pack, located.frame).await?;
         let bytes = &frame[located.offset as usize..][..located.length as usize];
-        self.check(&index, located.id, bytes)?;
+        self.frames.check(&index, located.id, bytes)?;
         Ok(bytes.to_vec())
-    }
-
-    fn check(&self, index: &PackIndex, id: ChunkId, bytes: &[u8]) -> Result<()> {
-        if self.epoch.writer_keys()?.chunk_id(bytes) == id {
-            Ok(())
-        } else {
-            Err(RepoError::damaged(&index.object, format!("the content of chunk {id} is not what its id says")))
-        }
     }
 
     /// Reads the entries in order, a segment at a time, until `each` says to stop by an error.
@@ -480,21 +359,11 @@ impl Reader {
         }
         let mut held = None;
         self.chunks(item, part, |pack, index, at, offset| {
-            let open = self.turn_to(&mut held, pack, at.frame)?;
+            let open = self.runtime.block_on(self.frames.turn_to(&mut held, pack, at.frame))?;
             let bytes = &open[at.offset as usize..][..at.length as usize];
-            self.check(index, at.id, bytes)?;
+            self.frames.check(index, at.id, bytes)?;
             emit(offset, bytes).map_err(ReadError::Emit)
         })
-    }
-
-    /// The frame that was read last, or another. Blocks.
-    fn turn_to(&self, held: &mut Option<(u32, u32, Arc<Pooled>)>, pack: u32, frame: u32) -> Result<Arc<Pooled>> {
-        let open = match held.take() {
-            Some((of, number, open)) if (of, number) == (pack, frame) => open,
-            _ => self.runtime.block_on(self.frame(pack, frame))?,
-        };
-        *held = Some((pack, frame, open.clone()));
-        Ok(open)
     }
 
     /// As [`Reader::read`], from where the same content is already: `copy` fills a buffer with the bytes at an offset. False
@@ -509,18 +378,18 @@ impl Reader {
         copy: &mut dyn FnMut(u64, &mut [u8]) -> std::io::Result<()>,
         emit: &mut Emit<'_>,
     ) -> Result<bool, ReadError> {
-        let (mut buffer, mut right) = (self.pool.take(), true);
+        let (mut buffer, mut right) = (self.frames.pool.take(), true);
         let read = self.chunks(item, part, |_, index, at, offset| {
             if right {
                 buffer.resize(at.length as usize, 0);
-                right = copy(offset, &mut buffer).is_ok() && self.check(index, at.id, &buffer).is_ok();
+                right = copy(offset, &mut buffer).is_ok() && self.frames.check(index, at.id, &buffer).is_ok();
                 if right {
                     emit(offset, &buffer).map_err(ReadError::Emit)?;
                 }
             }
             Ok(())
         });
-        self.pool.give(buffer);
+        self.frames.pool.give(buffer);
         read.map(|()| right)
     }
 
@@ -544,118 +413,6 @@ impl Reader {
         }
         Ok(())
     }
-
-    fn read_pages(&self, item: &Item, pages: &Pages, part: (u64, u64), emit: &mut Emit<'_>) -> Result<(), ReadError> {
-        self.runtime.block_on(pages.checked.get_or_try_init(|| self.check_pages(item, pages)))?;
-        let size = u64::from(pages.size);
-        let end = part.1.min(item.entry.size).div_ceil(size);
-        let mut from = part.0 / size;
-        while let Some(window) = self.runtime.block_on(self.next_window(pages.space, from, end))? {
-            self.read_window(item, pages, window, emit)?;
-            from = window.1;
-        }
-        Ok(())
-    }
-
-    /// The directories name every page of the file, and the right ones: a pack that is not listed must not become zeros.
-    async fn check_pages(&self, item: &Item, pages: &Pages) -> Result<()> {
-        let keys = self.epoch.writer_keys()?;
-        let end = item.entry.size.div_ceil(u64::from(pages.size.max(1)));
-        let (mut digest, mut from) = (0u128, 0);
-        while let Some(window) = self.next_window(pages.space, from, end).await? {
-            for (_, index, run) in self.window(pages.space, window).await? {
-                for i in 0..run.count {
-                    let id = run.ordinal.and_then(|first| index.id(first + i));
-                    digest = digest.wrapping_add(id.map_or(0, |id| keys.page_mark(run.first + u64::from(i), id)));
-                }
-            }
-            from = window.1;
-        }
-        if digest == pages.digest {
-            Ok(())
-        } else {
-            let name = String::from_utf8_lossy(&item.entry.path);
-            let reason = format!("the packs it lists do not hold the pages of {name} that it should have");
-            Err(RepoError::damaged(&self.snapshot.manifest.object, reason))
-        }
-    }
-
-    /// The next pages before `end` that anything is said of: a file may be much larger than what it holds.
-    async fn next_window(&self, space: u64, from: u64, end: u64) -> Result<Option<(u64, u64)>> {
-        let mut next = end;
-        for pack in 0..self.packs.len() as u32 {
-            next = next.min(self.index(pack).await?.next_page(space, from).unwrap_or(end));
-        }
-        Ok((next < end).then(|| (next, end.min(next + WINDOW))))
-    }
-
-    /// What holds each page of a window, in runs; pages that nothing holds are zeros.
-    async fn window(&self, space: u64, (from, to): (u64, u64)) -> Result<Vec<(u32, Arc<PackIndex>, PageRun)>> {
-        let mut taken = vec![false; (to - from) as usize];
-        let mut found: Vec<(u32, Arc<PackIndex>, PageRun)> = Vec::new();
-        // The last pack that has a page holds it.
-        for pack in (0..self.packs.len() as u32).rev() {
-            let index = self.index(pack).await?;
-            for run in index.page_runs(space, from, to) {
-                for i in 0..run.count {
-                    let page = run.first + u64::from(i);
-                    if std::mem::replace(&mut taken[(page - from) as usize], true) {
-                        continue;
-                    }
-                    let ordinal = run.ordinal.map(|first| first + i);
-                    match found.last_mut() {
-                        Some((held, _, last))
-                            if *held == pack
-                                && last.end() == page
-                                && last.ordinal.map(|o| o + last.count) == ordinal =>
-                        {
-                            last.count += 1;
-                        }
-                        _ => found.push((pack, index.clone(), PageRun { space, first: page, count: 1, ordinal })),
-                    }
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    fn read_window(
-        &self,
-        item: &Item,
-        pages: &Pages,
-        window: (u64, u64),
-        emit: &mut Emit<'_>,
-    ) -> Result<(), ReadError> {
-        let size = u64::from(pages.size);
-        let mut held = None;
-        for (pack, index, run) in self.runtime.block_on(self.window(pages.space, window))? {
-            let Some(first) = run.ordinal else { continue };
-            for i in 0..run.count {
-                let at = locate(&index, first + i)?;
-                let open = self.turn_to(&mut held, pack, at.frame)?;
-                let bytes = &open[at.offset as usize..][..at.length as usize];
-                self.check(&index, at.id, bytes)?;
-                let offset = (run.first + u64::from(i)) * size;
-                if bytes.len() as u64 != size {
-                    return Err(RepoError::damaged(&index.object, "a page has another size than its file's").into());
-                }
-                let length = size.min(item.entry.size - offset) as usize;
-                emit(offset, &bytes[..length]).map_err(ReadError::Emit)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl OpenPack {
-    /// The number of the extent that a frame is in.
-    fn extent_of(&self, frame: u32) -> usize {
-        self.extents.partition_point(|extent| extent.first <= frame) - 1
-    }
-}
-
-fn locate(index: &PackIndex, ordinal: u32) -> Result<Located> {
-    index.locate(ordinal).ok_or_else(|| RepoError::damaged(&index.object, format!("it has no item {ordinal}")))
 }
 
 /// What a part is of a content's runs, from that run on and so far into it: pack, first ordinal, count.
@@ -671,20 +428,4 @@ fn stretches(
         (*skip, *left) = (0, *left - here);
         more.then_some((pack, first, here))
     })
-}
-
-/// Groups neighbouring frames.
-fn extents(index: &PackIndex) -> Vec<Extent> {
-    let mut extents: Vec<Extent> = Vec::new();
-    for (number, frame) in (0..).zip(&index.tail.frames) {
-        let sealed = u64::from(frame.sealed);
-        match extents.last_mut() {
-            Some(extent) if extent.length + sealed <= EXTENT => {
-                extent.length += sealed;
-                *extent.left.get_mut() += 1;
-            }
-            _ => extents.push(Extent { first: number, offset: frame.offset, length: sealed, left: AtomicU32::new(1) }),
-        }
-    }
-    extents
 }
