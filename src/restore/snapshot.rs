@@ -25,8 +25,10 @@ const BATCH_FILES: usize = 64;
 /// once, though the list names it here and there.
 const SORTED: usize = 16_384;
 const SORTED_BYTES: u64 = 1 << 30;
-/// So many jobs wait: what they need is being fetched meanwhile, and has to fit into the reader's memory for that.
+/// So many jobs are at work or wait, since what they need has to fit into the reader's memory: it is fetched while they wait.
+const JOBS: usize = 12;
 const WAITING: usize = 6;
+const THREADS: usize = 8;
 /// Bytes gathered before they are written.
 const GATHER: usize = 512 << 10;
 /// Zeros are looked for in blocks of this size, as file systems allocate them.
@@ -74,15 +76,16 @@ struct Large {
     failed: AtomicBool,
 }
 
+/// A large file is many.
 enum Task {
-    Small(Small),
+    Small(Box<Small>),
     Part(Arc<Large>, Part),
 }
 
 impl Task {
     fn parts(&self) -> (&Item, Option<&Part>, &Role) {
         match self {
-            Self::Small(Small { item, part, role }) => (item, part.as_ref(), role),
+            Self::Small(small) => (&small.item, small.part.as_ref(), &small.role),
             Self::Part(large, part) => (&large.item, Some(part), &large.role),
         }
     }
@@ -111,7 +114,8 @@ pub fn restore(
 ) -> Result<Restored, RestoreError> {
     let twice = Twice::find(reader, selection)?;
     let shared = Shared { reader, tree: &tree, progress, error: Mutex::default(), problems: Mutex::default() };
-    let (jobs, queue) = bounded::<Job>(threads.max(WAITING));
+    let threads = threads.min(THREADS);
+    let (jobs, queue) = bounded::<Job>(WAITING.min(JOBS - threads));
     let fed = std::thread::scope(|scope| {
         for number in 0..threads {
             let (shared, queue) = (&shared, queue.clone());
@@ -255,7 +259,7 @@ impl Feeder<'_> {
         let role = self.twice.role(reader, &item);
         self.bytes += item.entry.size;
         if parts.len() <= 1 {
-            self.tasks.push(Task::Small(Small { item, part: parts.pop(), role }));
+            self.tasks.push(Task::Small(Box::new(Small { item, part: parts.pop(), role })));
         } else {
             let file = self.shared.tree.file(&item.entry)?;
             file.set_len(item.entry.size).map_err(|source| write_error(&item.entry, source))?;
@@ -274,6 +278,9 @@ impl Feeder<'_> {
         });
         let (mut job, mut bytes) = (Job::new(), 0);
         for task in std::mem::take(&mut self.tasks) {
+            if self.shared.progress.is_stopped() {
+                return Err(Stop::Elsewhere);
+            }
             let (item, part, role) = task.parts();
             if let Some(part) = part {
                 self.shared.ahead(item, part, role);

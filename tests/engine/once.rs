@@ -85,15 +85,18 @@ fn what_lies_in_many_packs_is_fetched_once() {
         let mut files = Files::new();
         let content = |path: u64, round: u64| File::content(noise(path * 100 + round + 1, 30_000));
         (0..2000).for_each(|i| _ = files.insert(format!("{i:04}"), content(i, 0)));
-        let mut stored = counted.world.backup(&files).await.unwrap().catalogue.stored_bytes;
+        counted.world.backup(&files).await.unwrap();
+        // What the last ten stored is all that there is now.
+        let mut stored = 0;
         for round in 1..16 {
             (round % 10..2000).step_by(10).for_each(|i| _ = files.insert(format!("{i:04}"), content(i, round)));
-            stored += counted.world.backup(&files).await.unwrap().catalogue.stored_bytes;
+            let made = counted.world.backup(&files).await.unwrap();
+            stored += if round > 5 { made.catalogue.stored_bytes } else { 0 };
         }
         let to = tempfile::tempdir().unwrap();
         let (_, fetched) = counted.restore(to.path(), Selection::default()).await;
         same(to.path(), &files);
-        assert!(fetched <= stored, "{fetched} of {stored}");
+        assert!(fetched <= stored + stored / 20, "{fetched} of {stored}");
     });
 }
 
