@@ -295,6 +295,13 @@ async fn locks_and_digests_in_a_table() {
     assert!(actions(&locked)[0].1.contains("locked by ann@laptop"), "{}", locked.out);
     assert_eq!(locks.all().await.get(state).unwrap(), info);
     locks.remove(state).await;
+    // … taken while the plan is carried out: an item that a look does not tell from none.
+    locks.put(state, "Other", "x").await;
+    let locked = restore(&world, &over).expect(3);
+    assert!(actions(&locked)[0].1.contains("locked by somebody"), "{}", locked.out);
+    let file = format!("{key}.tflock");
+    assert!(s3.head_object().bucket("states").key(file).send().await.is_err(), "nothing of ours stays");
+    locks.remove(state).await;
     assert!(tofu.is_as_planned("large"));
 
     // The state is the captured one, put back by hand, and its digest is not.

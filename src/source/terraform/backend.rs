@@ -2,6 +2,10 @@
 
 use crate::source::{Context, SourceError};
 use serde_json::{Value, json};
+use std::time::Duration;
+
+/// For taking a lock away after a run has ended.
+pub(super) const UNLOCKING: Duration = Duration::from_secs(30);
 
 /// A place that keeps states.
 pub(super) trait Backend: Send {
@@ -56,6 +60,11 @@ impl Lock {
             "ID": self.id, "Operation": "restore", "Info": "", "Who": "lifeboat", "Version": "",
             "Created": self.created, "Path": path,
         })
+    }
+
+    /// Whether that is this one's information.
+    pub fn wrote(&self, info: &[u8]) -> bool {
+        serde_json::from_slice::<Value>(info).is_ok_and(|value| value["ID"] == self.id.as_str())
     }
 }
 

@@ -9,6 +9,7 @@ use super::backend::{Lock, told};
 use crate::source::{Context, SourceError};
 use crate::store::s3::{Settings, account, failed};
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::AttributeValue;
 use md5::{Digest, Md5};
@@ -55,16 +56,30 @@ impl Table {
         match context.wait(request.condition_expression(format!("attribute_not_exists({ID})")).send())? {
             Ok(_) => Ok(Ok(())),
             Err(error) if error.as_service_error().is_some_and(PutItemError::is_conditional_check_failed_exception) => {
-                Ok(Err(self.holder(context, state)?.unwrap_or_else(|| "somebody".into())))
+                let held = self.get(context, state, INFO)?;
+                // The client tries again when an answer is lost on its way.
+                if held.as_ref() == Some(&info) {
+                    return Ok(Ok(()));
+                }
+                Ok(Err(held.map_or_else(|| "somebody".into(), |held| told(held.as_bytes()))))
             }
             Err(error) => Err(failed("lock", self.item(state), &error).into()),
         }
     }
 
-    pub fn unlock(&self, context: &Context, state: &str) -> Result<(), SourceError> {
+    /// Whoever else holds it goes on holding it.
+    pub fn unlock(&self, context: &Context, state: &str, lock: &Lock) -> Result<(), SourceError> {
         let request = self.client.delete_item().table_name(&self.name).key(ID, text(state));
-        let answer = context.wait(request.send())?;
-        answer.map(|_| ()).map_err(|error| failed("remove", self.item(state), &error).into())
+        let request = request.condition_expression(format!("{INFO} = :info"));
+        let info = text(&lock.info(state).to_string());
+        match context.wait(request.expression_attribute_values(":info", info).send())? {
+            Err(error)
+                if error.as_service_error().is_some_and(DeleteItemError::is_conditional_check_failed_exception) =>
+            {
+                Ok(())
+            }
+            answer => answer.map(|_| ()).map_err(|error| failed("remove", self.item(state), &error).into()),
+        }
     }
 
     /// Whether Terraform would take those bytes for the state.

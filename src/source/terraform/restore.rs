@@ -1,16 +1,12 @@
 //! Putting states back under Terraform's own rules: the lineage stays, the serial becomes one more than any before.
 
-use super::backend::{Backend, Lock};
+use super::backend::{Backend, Lock, UNLOCKING};
 use super::state::{MAX_STATE, State, same, with_serial};
 use super::{FILE, Found, Spec};
 use crate::entry::{Problem, Supply};
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Context, SourceError};
 use std::io;
-use std::time::Duration;
-
-/// For taking a lock away after a run has ended.
-const UNLOCKING: Duration = Duration::from_secs(30);
 
 pub struct Restoring {
     spec: Spec,

@@ -1,6 +1,6 @@
 //! The s3 backend: an object per workspace, a lock file beside it (`use_lockfile`), and perhaps a table ([`super::dynamodb`]).
 
-use super::backend::{Backend, Lock, told};
+use super::backend::{Backend, Lock, UNLOCKING, told};
 use super::dynamodb::Table;
 use super::state::MAX_STATE;
 use super::{DEFAULT, S3};
@@ -32,15 +32,19 @@ impl Bucket {
         Ok(Self { spec, client, table })
     }
 
-    fn prefix(&self) -> &str {
-        self.spec.workspace_key_prefix.as_deref().unwrap_or("env:").trim_end_matches('/')
+    /// Keys of all workspaces but the first begin with it.
+    fn prefix(&self) -> String {
+        match self.spec.workspace_key_prefix.as_deref().unwrap_or("env:").trim_end_matches('/') {
+            "" => String::new(),
+            prefix => format!("{prefix}/"),
+        }
     }
 
     fn key(&self, workspace: &str) -> String {
         if workspace == DEFAULT {
             return self.spec.key.clone();
         }
-        format!("{}/{workspace}/{}", self.prefix(), self.spec.key)
+        format!("{}{workspace}/{}", self.prefix(), self.spec.key)
     }
 
     fn lock_key(&self, workspace: &str) -> String {
@@ -85,7 +89,7 @@ impl Backend for Bucket {
 
     fn workspaces(&self, context: &Context) -> Result<Vec<String>, SourceError> {
         let mut names = vec![DEFAULT.to_owned()];
-        let prefix = format!("{}/", self.prefix());
+        let prefix = self.prefix();
         let mut token = None;
         loop {
             let request = self.client.list_objects_v2().bucket(&self.spec.bucket).prefix(&prefix);
@@ -120,31 +124,51 @@ impl Backend for Bucket {
     }
 
     fn holder(&self, context: &Context, workspace: &str) -> Result<Option<String>, SourceError> {
-        if let Some(info) = self.get(context, &self.lock_key(workspace))? {
+        if let Some(info) = self.lock_info(context, workspace)? {
             return Ok(Some(told(&info)));
         }
         self.table.as_ref().map_or(Ok(None), |table| table.holder(context, &self.state(workspace)))
     }
 
     fn lock(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
-        if let Err(holder) = self.lock_file(context, workspace, lock)? {
-            return Ok(Err(holder));
-        }
-        let Some(table) = &self.table else { return Ok(Ok(())) };
-        let locked = table.lock(context, &self.state(workspace), lock);
+        let locked = self.take_locks(context, workspace, lock);
         if !matches!(locked, Ok(Ok(()))) {
-            self.unlock_file(context, workspace)?;
+            // One of two may have been taken, or an answer lost on its way.
+            if let Err(error) = self.unlock(&context.afterwards(UNLOCKING), workspace, lock) {
+                let id = &lock.id;
+                tracing::error!(workspace, id, error = &error as &dyn std::error::Error, "the state may stay locked");
+            }
         }
         locked
     }
 
-    fn unlock(&self, context: &Context, workspace: &str, _lock: &Lock) -> Result<(), SourceError> {
-        let table = self.table.as_ref().map_or(Ok(()), |table| table.unlock(context, &self.state(workspace)));
-        self.unlock_file(context, workspace).and(table)
+    fn unlock(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<(), SourceError> {
+        let table = self.table.as_ref().map_or(Ok(()), |table| table.unlock(context, &self.state(workspace), lock));
+        self.unlock_file(context, workspace, lock).and(table)
     }
 }
 
 impl Bucket {
+    fn take_locks(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
+        if let Err(holder) = self.lock_file(context, workspace, lock)? {
+            return Ok(Err(holder));
+        }
+        self.table.as_ref().map_or(Ok(Ok(())), |table| table.lock(context, &self.state(workspace), lock))
+    }
+
+    /// What the lock file says, if there is one.
+    fn lock_info(&self, context: &Context, workspace: &str) -> Result<Option<Vec<u8>>, SourceError> {
+        match self.get(context, &self.lock_key(workspace)) {
+            Err(SourceError::Store(error)) if self.locks_by_table_alone(&error) => Ok(None),
+            got => got,
+        }
+    }
+
+    /// Terraform asks for no right to lock files where a table has the locks.
+    fn locks_by_table_alone(&self, error: &StoreError) -> bool {
+        self.table.is_some() && error.kind == StoreErrorKind::Denied
+    }
+
     fn lock_file(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<Result<(), String>, SourceError> {
         let key = self.lock_key(workspace);
         let request = self.client.put_object().bucket(&self.spec.bucket).key(&key).if_none_match("*");
@@ -155,13 +179,18 @@ impl Bucket {
                 error if error.kind == StoreErrorKind::AlreadyExists => {
                     Ok(Err(self.holder(context, workspace)?.unwrap_or_else(|| "somebody".into())))
                 }
+                error if self.locks_by_table_alone(&error) => Ok(Ok(())),
                 error => Err(error.into()),
             },
         }
     }
 
-    fn unlock_file(&self, context: &Context, workspace: &str) -> Result<(), SourceError> {
+    /// Whoever else holds it goes on holding it.
+    fn unlock_file(&self, context: &Context, workspace: &str, lock: &Lock) -> Result<(), SourceError> {
         let key = self.lock_key(workspace);
+        if !self.lock_info(context, workspace)?.is_some_and(|info| lock.wrote(&info)) {
+            return Ok(());
+        }
         let answer = context.wait(self.client.delete_object().bucket(&self.spec.bucket).key(&key).send())?;
         answer.map(|_| ()).map_err(|error| failed("remove the lock", self.url(&key), &error).into())
     }
