@@ -12,7 +12,7 @@
 //! stand in for unseal keys.
 //!
 //! Raft wants a port for its cluster, so there is one on loopback; it is not used. Values are never on the disk in the
-//! clear. Whatever ends the run kills the program and removes the directory, unless this process itself is killed.
+//! clear. Whatever ends the run ends the program too, and removes the directory unless this process itself was killed.
 //! Deliberately absent: namespaces.
 
 use super::client::{Client, Health};
@@ -25,7 +25,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
@@ -49,6 +49,19 @@ const WRONG_KEYS: &str =
     "name the captured Vault's unseal keys, as they were when the snapshot was taken, in restore.unsealKeys";
 const WRONG_SEAL: &str = "the file of restore.sealConfiguration must lead to what unsealed the captured Vault, what that wants of the environment \
      must be there, and restore.unsealKeys must name the captured Vault's recovery keys";
+
+/// What else a configuration may hold.
+const BLOCKS: [&str; 9] = [
+    "storage",
+    "backend",
+    "ha_storage",
+    "ha_backend",
+    "listener",
+    "service_registration",
+    "telemetry",
+    "plugin_directory",
+    "entropy",
+];
 
 /// What opens a snapshot.
 pub(super) struct Opening {
@@ -87,6 +100,7 @@ impl Aside {
         let home = home.map_err(|error| {
             broken(format!("make a temporary directory: {error}"), "TMPDIR says where; it must hold the snapshot twice")
         })?;
+        opening.seal.as_deref().map_or(Ok(()), only_a_seal)?;
         let client = Client::on_socket(&home.path().join("socket"), "the temporary Vault")?;
         let mut aside = Self { server: None, home, client, version };
         aside.configure()?;
@@ -132,9 +146,11 @@ impl Aside {
         self.server = None;
         let _ = std::fs::remove_file(self.path("socket")); // the first time there is none
         let configuration = format!("-config={}", self.path("vault.json").display());
-        let mut arguments = vec!["server".to_owned(), configuration, "-log-level=error".to_owned()];
+        let mut arguments = vec!["server".to_owned(), "-log-level=error".to_owned()];
         arguments.extend(more);
-        let running = command(context, arguments, context.deadline).start();
+        // What is named last holds.
+        arguments.push(configuration);
+        let running = command(context, arguments, context.deadline).start_bound();
         self.server = Some(running.map_err(|error| failed(context, &error, ""))?);
         // In recovery mode it does not know this path; that it answers is enough.
         self.until(context, |client| {
@@ -268,6 +284,20 @@ impl Aside {
     }
 }
 
+/// A whole configuration of the live Vault would have the temporary one open the live one's storage, or take its name.
+fn only_a_seal(file: &Path) -> Result<(), SourceError> {
+    let text = std::fs::read_to_string(file).map(Zeroizing::new);
+    let text = text.map_err(|error| broken(format!("read {}: {error}", file.display()), WRONG_SEAL))?;
+    let words = text.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+    match words.into_iter().find(|word| BLOCKS.contains(word)) {
+        None => Ok(()),
+        Some(other) => {
+            let text = format!("{} speaks of {other}, and only the seal block belongs into it", file.display());
+            Err(broken(text, WRONG_SEAL))
+        }
+    }
+}
+
 /// Whether it is in that state by now. While it changes, it may not answer.
 fn is(context: &Context, client: &Client, so: impl Fn(&Health) -> bool) -> Result<bool, SourceError> {
     match client.health(context) {
@@ -340,6 +370,20 @@ fn failed(context: &Context, error: &ExecError, said: &str) -> SourceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seal_is_all_that_is_taken() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let seal = "# of vault-0\nseal \"awskms\" {\n  region = \"eu-central-1\"\n  kms_key_id = \"1\"\n}\n";
+        std::fs::write(file.path(), seal).unwrap();
+        only_a_seal(file.path()).unwrap();
+        for more in
+            ["storage \"raft\" { path = \"/opt/vault/data\" }", "{\"listener\": {}}", "seal \"pkcs11\" {} telemetry {}"]
+        {
+            std::fs::write(file.path(), format!("{seal}{more}")).unwrap();
+            assert!(only_a_seal(file.path()).unwrap_err().to_string().contains("only the seal block"), "{more}");
+        }
+    }
 
     #[test]
     fn versions_are_compared_by_their_numbers() {

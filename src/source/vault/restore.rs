@@ -107,8 +107,10 @@ impl Target for Restoring {
         let health = client.health(context)?;
         if let (true, true, Some(captured)) = (health.initialized, health.sealed, &facts.system)
             && !self.spec.restore.unseal_keys.is_empty()
+            // One that something else unseals is not opened by keys.
+            && let seal = client.seal(context)?
+            && seal.kind == SHAMIR
         {
-            let seal = client.seal(context)?;
             let keys = self.keys(&client, facts, &seal, true)?;
             let about = "it is sealed: it would be unsealed with the captured Vault's keys first, which open it if a restore into \
                          it was broken off";
