@@ -25,6 +25,18 @@ pub enum SecretError {
 }
 
 impl SecretRef {
+    /// Whether there is anything in that place: another machine's file is not here.
+    pub fn is_here(&self) -> bool {
+        match self {
+            Self::File(path) => path.exists(),
+            Self::Env(name) => {
+                #[expect(clippy::disallowed_methods, reason = "this is where secrets in the environment are read")]
+                let value = std::env::var_os(name);
+                value.is_some()
+            }
+        }
+    }
+
     /// Reads the secret, afresh every time: mounted Secrets are replaced while a process runs.
     pub fn read(&self) -> Result<Zeroizing<String>, SecretError> {
         match self {

@@ -137,7 +137,7 @@ impl Context {
         target.endpoint.clone_from(&s3.endpoint);
         target.region.clone_from(&s3.region);
         target.path_style = s3.path_style;
-        if let Some(credentials) = &s3.credentials {
+        if let Some(credentials) = s3.credentials.as_ref().filter(|credentials| !stood_in_for(credentials)) {
             let read = |secret: &SecretRef| Ok::<_, Failure>(secret.read()?.to_string());
             target.credentials = s3::Credentials::Static {
                 access_key: read(&credentials.access_key_id)?,
@@ -208,9 +208,14 @@ impl Context {
     }
 
     pub fn writer_key(&self, opened: &Opened) -> Result<Option<WriterKey>, Failure> {
-        let text = secret(opened, self.globals.writer_key.as_deref(), opened.settings.writer_key.as_ref())?;
+        let text = secret(opened, self.globals.writer_key.as_deref(), self.own(opened.settings.writer_key.as_ref()))?;
         let key = text.map(|text| WriterKey::from_text(line_with(&text, WriterKey::PREFIX)));
         Ok(key.transpose().map_err(Fault::BadKey)?)
+    }
+
+    /// Files of keys that the documents name are agents': one that is not on this machine is none, where an identity is given.
+    fn own<'a>(&self, document: Option<&'a SecretRef>) -> Option<&'a SecretRef> {
+        document.filter(|key| self.globals.identity.is_none() || key.is_here())
     }
 
     /// The best key at hand for reading.
@@ -256,7 +261,7 @@ impl Context {
 
     /// The keeper key, given or unlocked.
     pub fn require_keeper(&self, opened: &Opened) -> Result<KeeperKey, Failure> {
-        let (file, document) = (self.globals.keeper_key.as_deref(), opened.settings.keeper_key.as_ref());
+        let (file, document) = (self.globals.keeper_key.as_deref(), self.own(opened.settings.keeper_key.as_ref()));
         if let Some(text) = secret(opened, file, document)? {
             let key = KeeperKey::from_text(line_with(&text, KeeperKey::PREFIX)).map_err(Fault::BadKey)?;
             opened.repository.root().accept_keeper(&key)?;
@@ -306,6 +311,12 @@ fn by_url(text: &str) -> Result<config::Repository, Failure> {
         hint: None,
     })?;
     Ok(config::Repository::at(url))
+}
+
+/// Whether the environment's credentials take the place of a document's, whose files are on other machines.
+fn stood_in_for(document: &config::Credentials) -> bool {
+    let given = |name: &str| SecretRef::Env(name.into()).is_here();
+    !document.access_key_id.is_here() && (given("AWS_ACCESS_KEY_ID") || given("AWS_PROFILE"))
 }
 
 /// A secret from a file that was named on the command line, else from where the document says.

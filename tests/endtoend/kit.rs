@@ -1,7 +1,9 @@
 //! The path of somebody who has never seen this: shares on paper, one page, an empty machine.
 
 use crate::picture::{Picture, assert_same, picture};
-use crate::world::{World, noise};
+use crate::recovery;
+use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, bucket, minio};
+use crate::world::{World, finish, noise};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -76,6 +78,37 @@ fn a_newcomer_restores_with_shares_and_the_page() {
     run(&page_line("One snapshot, in its system's own format").replace("SOURCE", "docs").replace("FILE", "back.tar"))
         .expect(0);
     assert!(fs::read(newcomer.path("back.tar")).unwrap().len() > 300_000);
+}
+
+/// The documents of the agents, on the machine of somebody who has the kit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kit_and_the_environment_stand_in_for_files_that_are_elsewhere() {
+    let minio = minio();
+    let settings = bucket(&minio, "elsewhere", Bucket::Plain).await;
+    let world = World::bucket(&settings, 0);
+    world.file("a", noise(1, 300_000));
+    world.backup();
+    let text = World::bucket_document("main", &settings, 0)
+        .replace("{env: TEST_KEY}", "{file: /nonexistent/key}")
+        .replace("{env: TEST_SECRET}", "{file: /nonexistent/secret}");
+    world.document("repository.yaml", &format!("{text}  writerKey: {{file: /nonexistent/writer-key}}\n"));
+    let tree = world.path("back");
+    let step = format!("    - name: tree\n      restore: {{source: docs, to: {}}}\n", tree.display());
+    world.document("plan.yaml", &recovery::plan("docs", "app", &step));
+
+    let run = |arguments: &[&str]| {
+        let mut program = world.program(arguments);
+        program.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        finish(program.spawn().unwrap())
+    };
+    world.as_owner(&["snapshots"]).expect(2).says("/nonexistent/key");
+    // An agent's own key is not to be done without.
+    run(&["backup", "--files", "tree", "--name", "docs"]).expect(2).says("/nonexistent/writer-key");
+    let recovered = run(&["--identity", "kit.txt", "restore", "app", "docs"]).expect(0);
+    assert_same(&picture(&tree), &picture(&world.path("tree")), "what came back");
+    // The journal was kept too, which takes the writer key.
+    assert!(!recovered.err.contains("does not take the journal"), "{}", recovered.err);
+    assert!(run(&["--identity", "kit.txt", "restore", "list"]).expect(0).out.contains("docs"));
 }
 
 #[test]
