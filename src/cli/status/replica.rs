@@ -44,7 +44,7 @@ impl Copied {
         let (sequence, ..) = self.newest.filter(|_| self.has_more)?;
         Some(format!(
             "only the replica {} has snapshot {sequence}: somebody removed it here; copy it back with `lifeboat -r {} \
-             replicate`",
+             replicate --to` and this repository",
             self.to, self.to
         ))
     }
