@@ -189,10 +189,17 @@ fn assert_nothing_is_left(world: &World) {
     let tmp = world.path("tmp");
     assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
     let tmp = tmp.to_str().unwrap().to_owned();
-    for process in fs::read_dir("/proc").unwrap() {
-        let line = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).into_owned();
-        assert!(!line.contains(&tmp), "{line}");
+    let at_work = || {
+        let lines = fs::read_dir("/proc").unwrap().map(|process| {
+            String::from_utf8_lossy(&fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned()
+        });
+        lines.filter(|line| line.contains(&tmp)).collect::<Vec<_>>()
+    };
+    // What was killed with its group is gone a moment later.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !at_work().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", at_work());
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
