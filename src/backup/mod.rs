@@ -8,8 +8,7 @@ use crate::entry::Facts;
 use crate::id::{Sequence, SourceName};
 use crate::policy::guard;
 use crate::repo::{
-    Access, Committed, Lineage, Options, Progress, RepoError, Repository, Selector, SnapshotWriter, State, Summary,
-    WriterKey,
+    Access, Committed, Finished, Lineage, Options, Progress, RepoError, Repository, Selector, State, Summary, WriterKey,
 };
 use crate::source::{Cancel, Context, SourceError, Spec};
 use jiff::Timestamp;
@@ -105,9 +104,12 @@ pub async fn run(
                 return Err(BackupError::Source { name: name.clone(), source: error });
             }
         };
-        let reasons = judge(&writer, &mut facts, plan.guard, accepted.as_ref());
+        let finished = writer.finish().await?;
+        // What could not be read is not there.
+        facts.objects = facts.objects.map(|objects| objects.saturating_sub(finished.left_out()));
+        let reasons = judge(&finished, &mut facts, plan.guard, accepted.as_ref());
         let summary = Summary { kind: kind.into(), started, facts, reasons, run: run.into() };
-        Ok(writer.commit(summary).await?)
+        Ok(finished.commit(summary).await?)
     };
     let mut work = std::pin::pin!(work);
     let result = tokio::select! {
@@ -146,9 +148,12 @@ async fn acceptable(lineage: &Lineage, number: Sequence) -> Result<Facts, Backup
 }
 
 /// Why the capture goes to quarantine. What is accepted instead is noted among its facts.
-fn judge(writer: &SnapshotWriter, now: &mut Facts, rules: guard::Rules, accepted: Option<&Accepted>) -> Vec<String> {
-    let Some(previous) = writer.base().and_then(|base| base.catalogue.as_ref()) else { return Vec::new() };
-    let reasons = guard::judge(&previous.facts, now, &rules);
+fn judge(captured: &Finished, now: &mut Facts, rules: guard::Rules, accepted: Option<&Accepted>) -> Vec<String> {
+    let Some(previous) = captured.base().and_then(|base| base.catalogue.as_ref()) else { return Vec::new() };
+    let mut reasons = guard::judge(&previous.facts, now, &rules);
+    if previous.bytes > 0 && captured.bytes() == 0 {
+        reasons.push(format!("there is nothing in it, it had {} bytes", previous.bytes));
+    }
     let Some(Accepted { number, facts }) = accepted.filter(|_| !reasons.is_empty()) else { return reasons };
     let differs = guard::judge(facts, now, &rules);
     if differs.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, print, print_json, sync_name};
+use super::output::{bytes, name, print, print_json, sync_name};
 use super::reference::{Reference, open_reader};
 use crate::repo::Reader;
 use crate::restore::export::{Flowing, Format, format, write};
@@ -45,7 +45,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if to_stdout && context.globals.json {
         return Err(Fault::usage("--json and -o - both want standard output", "write to a file with -o FILE").into());
     }
-    let (_, reader) = open_reader(context, &args.reference).await?;
+    let (passed_over, reader) = open_reader(context, &args.reference).await?;
     reader.check_access()?;
     let format = match args.format {
         Some(Named::Argocd) => named(&reader, "argocd")?,
@@ -67,18 +67,27 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         () = context.interrupt.requested() => return Err(Fault::Interrupted { left: None }.into()),
     };
     let (label, count) = match written {
-        Err(RestoreError::Export(why)) if to_stdout && why.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Ok),
+        // A transfer that was cut short must not look whole. Whoever read has said enough.
+        Err(RestoreError::Export(why)) if to_stdout && why.kind() == io::ErrorKind::BrokenPipe => {
+            return Ok(Exit::Failed);
+        }
         other => other?,
     };
-    let Some(partial) = partial else { return Ok(Exit::Ok) };
+    let exit = if passed_over.is_empty() { Exit::Ok } else { Exit::Incomplete };
+    let Some(partial) = partial else { return Ok(exit) };
     partial.keep()?;
     let what = format!("{}@{}", args.reference.source, reader.snapshot().sequence());
     if context.globals.json {
-        print_json(&json!({ "snapshot": what, "file": args.output, "format": label, "bytes": count }))?;
+        let problems = passed_over.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
+        let problems: Vec<_> = problems.collect();
+        let document =
+            json!({ "snapshot": what, "file": args.output, "format": label, "bytes": count, "problems": problems });
+        print_json(&document)?;
     } else {
-        print(&format!("Exported {what} to {} ({label}, {})\n", args.output.display(), bytes(count)))?;
+        let problems: String = passed_over.iter().map(|p| format!("  {}: {}\n", name(&p.path), p.text)).collect();
+        print(&format!("Exported {what} to {} ({label}, {})\n{problems}", args.output.display(), bytes(count)))?;
     }
-    Ok(Exit::Ok)
+    Ok(exit)
 }
 
 fn named(reader: &Reader, name: &str) -> Result<Format, Failure> {

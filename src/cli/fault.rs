@@ -80,7 +80,7 @@ fn of_shares(path: Option<&PathBuf>) -> String {
 fn interrupted(left: Option<&PathBuf>) -> String {
     match left {
         None => "interrupted; nothing partial is left".into(),
-        Some(path) => format!("interrupted; {} is incomplete: remove it and restore again", path.display()),
+        Some(path) => format!("interrupted; what was restored into {} is incomplete", path.display()),
     }
 }
 
@@ -115,7 +115,10 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     if let Some(fault) = error.downcast_ref::<Fault>() {
         return Some(match fault {
             Fault::Usage { hint, .. } => (Exit::Usage, hint.clone()),
-            Fault::Mistakes(_) => (Exit::Usage, None),
+            Fault::Mistakes(_) => {
+                let hint = "a restore needs no documents: give the repository by its URL (-r s3://BUCKET/PREFIX)";
+                (Exit::Usage, Some(hint.into()))
+            }
             Fault::Interrupted { .. } => (Exit::Interrupted, None),
             Fault::Paused { level, id } => {
                 (Exit::Interrupted, Some(format!("go on with it: lifeboat restore {level} --resume {id}")))
@@ -180,22 +183,32 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
 fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
     let (exit, hint) = match error {
         RepoError::NoRepository { .. } => {
-            (Exit::NoRepository, "check the URL (and the mount or the credentials), or create one: lifeboat init")
+            let hint = "check the URL (and the mount or the credentials); if its lifeboat.json was lost, put it back from a copy \
+                        (lifeboat verify --repair-from COPY); or create one: lifeboat init";
+            (Exit::NoRepository, hint)
         }
+        RepoError::NotEmpty { .. } => (
+            Exit::Failed,
+            "choose an empty place; if this is a repository that lost its lifeboat.json, put that back from a copy: \
+             lifeboat verify --repair-from COPY",
+        ),
         RepoError::AlreadyInitialised { .. } => {
             (Exit::Failed, "use it with its own keys, or choose another place; nothing was changed")
         }
         RepoError::NewerFormat { .. } => (Exit::Failed, "use a newer Lifeboat"),
         RepoError::Damaged { .. } => (
             Exit::Failed,
-            "run `lifeboat verify` to see what it concerns; other snapshots may be whole (`lifeboat snapshots`)",
+            "run `lifeboat verify` to see what it concerns, and with --repair-from COPY to mend it; other snapshots may be whole \
+             (`lifeboat snapshots`)",
         ),
         RepoError::Foreign { .. } => (
             Exit::Failed,
             "someone else may have written to the repository: keep it as it is, and see `lifeboat snapshots` for what is sound",
         ),
         RepoError::WrongKey { what: "recovery identity", .. } => {
-            (Exit::WrongKey, "give the identity from this repository's recovery kit: --identity FILE")
+            let hint = "give the identity from this repository's recovery kit, --identity FILE, of a recipient that was not \
+                        removed (lifeboat keys list)";
+            (Exit::WrongKey, hint)
         }
         RepoError::WrongKey { .. } => (
             Exit::WrongKey,
@@ -226,11 +239,17 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
 
 fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     let hint = match error.kind {
-        StoreErrorKind::Denied => "check the credentials and their rights on this place (lifeboat store check)",
+        StoreErrorKind::Denied => {
+            "check the credentials (the document's, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and their rights on this \
+             place (lifeboat store check)"
+        }
         StoreErrorKind::Full => {
             "make room, then run the command again; what a failed backup left is cleared away by `lifeboat prune`"
         }
         StoreErrorKind::Unavailable => "check the network and the endpoint, then run the command again",
+        StoreErrorKind::NotFound if error.action == "open" && error.object.starts_with("s3://") => {
+            "make the bucket, or check its name, the region and the endpoint"
+        }
         StoreErrorKind::NotFound if error.action == "open" => "check the URL; perhaps a file system is not mounted",
         _ => return (Exit::Failed, None),
     };

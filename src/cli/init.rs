@@ -29,6 +29,12 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.settings()?;
+    if let config::Url::Directory(repository) = &settings.url
+        && std::path::absolute(&args.kit)?.starts_with(std::path::absolute(repository)?)
+    {
+        let hint = "keep the kit somewhere else: whoever has both has everything, and whoever loses one loses both";
+        return Err(Fault::usage("the recovery kit would lie in the repository", hint).into());
+    }
     let identity = args.recipient.is_none().then(Identity::generate);
     let recipient = match (&identity, args.recipient) {
         (Some(identity), _) => identity.public(),

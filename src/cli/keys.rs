@@ -1,7 +1,7 @@
 //! `lifeboat keys …`: who can read, and who writes.
 
 use super::context::{Context, Use};
-use super::fault::{Exit, Failure};
+use super::fault::{Exit, Failure, Fault};
 use super::kit::SecretFile;
 use super::output::{clock, print, print_json, table};
 use crate::repo::{Recipient, Role};
@@ -14,7 +14,7 @@ pub enum Command {
     List,
     /// Let someone else read everything, past snapshots included
     AddRecipient(Add),
-    /// Keep what is written from now on from a recipient; what was written before stays readable to them
+    /// Give a recipient no new keys: what sources seal after the next `rotate-writer` stays closed to them
     RemoveRecipient(Remove),
     /// Replace the writer key: the old one can add nothing any more
     RotateWriter(Rotate),
@@ -78,11 +78,16 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         }
         Command::RemoveRecipient(Remove { name }) => {
             let identity = context.require_identity(&opened)?;
+            // Whoever removes themselves can undo nothing, and rotate no key.
+            if repository.root().recipients().iter().any(|one| one.name == name && one.key == identity.public()) {
+                let hint = "use the identity of another recovery recipient (keys add-recipient NAME --key age1… --role recovery)";
+                return Err(Fault::usage(format!("{name} is the identity in use"), hint).into());
+            }
             let changed = repository.remove_recipient(&identity, &name, clock()).await?;
             list(changed.root().recipients(), json)?;
             if !json {
                 print(
-                    "They can still read what was written before. To seal what comes: lifeboat keys rotate-writer\n",
+                    "They can still read what was written before, and what is until the next: lifeboat keys rotate-writer --out FILE\n",
                 )?;
             }
         }

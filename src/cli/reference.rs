@@ -1,8 +1,9 @@
 //! REF: which snapshot is meant.
 
 use super::context::{Context, Opened, Use};
-use super::fault::{Failure, Fault};
+use super::fault::{Failure, Fault, chain};
 use crate::config::nearest;
+use crate::entry::Problem;
 use crate::id::{Sequence, SourceName};
 use crate::repo::{Access, Lineage, Reader, RepoError, Repository, Selector, Snapshot, SteppedOver};
 use jiff::Timestamp;
@@ -117,16 +118,23 @@ pub async fn warn_missing(lineage: &Lineage) -> Result<(), Failure> {
 
 impl Reference {
     pub async fn find(&self, opened: &Opened, access: &Access) -> Result<(Arc<Lineage>, Snapshot), Failure> {
+        let (lineage, snapshot, stepped_over) = self.look(opened, access).await?;
+        warn_stepped_over(&self.source, &stepped_over);
+        Ok((lineage, snapshot))
+    }
+
+    async fn look(
+        &self,
+        opened: &Opened,
+        access: &Access,
+    ) -> Result<(Arc<Lineage>, Snapshot, Vec<SteppedOver>), Failure> {
         let lineage = opened.lineage(&self.source, access);
         let found = match &self.which {
             Which::Selected(selector) => lineage.find(selector).await,
             Which::Id(prefix) => by_id(&lineage, prefix).await,
         };
         match found {
-            Ok((snapshot, stepped_over)) => {
-                warn_stepped_over(&self.source, &stepped_over);
-                Ok((lineage, snapshot))
-            }
+            Ok((snapshot, stepped_over)) => Ok((lineage, snapshot, stepped_over)),
             Err(error @ RepoError::NoSnapshot { .. }) => {
                 check_source(&opened.repository, &self.source).await?;
                 Err(error.into())
@@ -152,14 +160,20 @@ async fn by_id(lineage: &Lineage, prefix: &str) -> Result<(Snapshot, Vec<Stepped
     }
 }
 
-/// Opens a snapshot for reading names and contents.
-pub async fn open_reader(context: &Context, reference: &Reference) -> Result<(Opened, Arc<Reader>), Failure> {
+/// Opens a snapshot for reading names and contents. With it comes which newer ones do not count.
+pub async fn open_reader(context: &Context, reference: &Reference) -> Result<(Vec<Problem>, Arc<Reader>), Failure> {
     let opened = context.open(Use::Read).await?;
     let access = context.access_to_contents(&opened)?;
-    let (lineage, snapshot) = reference.find(&opened, &access).await?;
+    let (lineage, snapshot, stepped_over) = reference.look(&opened, &access).await?;
+    warn_stepped_over(&reference.source, &stepped_over);
     let reader = Arc::new(Reader::open(lineage.clone(), snapshot).await?);
     warn_missing(&lineage).await?;
-    Ok((opened, reader))
+    let newer = stepped_over.iter().filter(|step| step.sequence > reader.snapshot().sequence());
+    let problems = newer.map(|step| Problem {
+        path: format!("{}@{}", reference.source, step.sequence).into_bytes(),
+        text: format!("it is newer, and does not count: {}", chain(&step.error).join(": ")),
+    });
+    Ok((problems.collect(), reader))
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub enum Command {
     Region(plan::Args),
     /// List the restore plans that were carried out, or are under way
     List,
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
 }
 
 #[derive(clap::Args)]
@@ -85,13 +87,21 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Cluster(args) => plan::run(context, Level::Cluster, args).await,
         Command::Region(args) => plan::run(context, Level::Region, args).await,
         Command::List => plan::list(context).await,
+        Command::Other(words) => {
+            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+            let hint = format!(
+                "one snapshot: lifeboat restore snapshot {}; an application: lifeboat restore app PLAN",
+                words.join(" ")
+            );
+            Err(Fault::usage(format!("there is no `restore {}`", words[0]), hint).into())
+        }
     }
 }
 
 async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
     let selection = Selection::new(args.paths.into_iter().map(OsStringExt::into_vec));
     let Some(to) = args.to else { return Box::pin(into::run(context, &args.reference, selection, args.system)).await };
-    let (_, reader) = open_reader(context, &args.reference).await?;
+    let (passed_over, reader) = open_reader(context, &args.reference).await?;
     let clock = Instant::now();
     let threads = threads();
     // Whoever may not read the contents learns so before anything is made.
@@ -131,9 +141,9 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     };
     drop(bar);
-    let restored = match result? {
+    let mut restored = match result? {
         Err(RestoreError::Stopped) => return Err(Fault::Interrupted { left: Some(to) }.into()),
-        other => other.map_err(|error| Unfinished { target: to.clone(), source: error })?,
+        other => other.map_err(|source| Unfinished { target: to.clone(), own: !args.into_existing, source })?,
     };
     tracing::info!(
         source = args.reference.source.as_str(),
@@ -148,6 +158,8 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
         let (left, to) = (Some(to.clone()), to.clone());
         done = Some(prepared(context, left, move |world| preparation.run(world, &to)).await?);
     }
+    // Whoever asked for the newest is to know that this is not it.
+    restored.problems.extend(passed_over);
     let snapshot = reader.snapshot();
     let what = format!("{}@{}", args.reference.source, snapshot.sequence());
     say(context, &what, snapshot.state(), &to, &restored, done, clock.elapsed())?;
@@ -173,9 +185,13 @@ async fn prepared<T: Send + 'static>(
 
 /// What was begun is still there.
 #[derive(Debug, thiserror::Error)]
-#[error("the restore into {} did not complete; remove it before the next try", target.display())]
+#[error("the restore into {} did not complete; {}", target.display(), if *own { "remove it before the next try" } else {
+    "a part of it may be there, beside what was there before"
+})]
 struct Unfinished {
     target: PathBuf,
+    /// It was made for this, or empty.
+    own: bool,
     source: RestoreError,
 }
 

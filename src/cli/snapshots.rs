@@ -42,11 +42,13 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     }
     if context.globals.json {
-        print_json(&json!({ "snapshots": documents }))?;
+        let repository = opened.repository.root().id.to_string();
+        print_json(&json!({ "repository": repository, "snapshots": documents }))?;
     } else if rows.len() == 1 && notes.is_empty() {
-        print("no snapshots yet\n")?;
+        print(&format!("no snapshots yet in repository {}\n", opened.repository.root().id))?;
     } else {
-        print(&(table(&rows) + &notes.concat()))?;
+        let repository = format!("repository {}\n", opened.repository.root().id);
+        print(&(table(&rows) + &notes.concat() + &repository))?;
     }
     Ok(if unsound { Exit::Failed } else { Exit::Ok })
 }

@@ -88,7 +88,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let any = |bad: fn(&Report) -> bool| reports.iter().any(bad);
     Ok(if any(|r| r.unsound) {
         Exit::Failed
-    } else if any(|r| r.tier.is_some() && r.objective.verdict != Verdict::Met)
+    } else if any(|r| (r.tier.is_some() || r.newest.is_none()) && r.objective.verdict != Verdict::Met)
         || any(|r| r.replicas.iter().any(|copy| !copy.keeps(r.tier)))
     {
         Exit::Missed

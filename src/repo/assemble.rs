@@ -72,6 +72,8 @@ pub(crate) struct Assembled {
     pub entries: u64,
     pub bytes: u64,
     pub problems: Vec<Problem>,
+    /// Entries that could not be captured.
+    pub left_out: u64,
 }
 
 pub(crate) struct Assembler {
@@ -92,6 +94,7 @@ pub(crate) struct Assembler {
     entries: u64,
     bytes: u64,
     problems: Vec<Problem>,
+    left_out: u64,
 }
 
 impl Assembler {
@@ -114,6 +117,7 @@ impl Assembler {
             entries: 0,
             bytes: 0,
             problems: Vec::new(),
+            left_out: 0,
         })
     }
 
@@ -150,7 +154,10 @@ impl Assembler {
 
     fn take(&mut self, done: Done) -> Result<()> {
         self.problems.extend(done.problem);
-        let Some((entry, stored, fingerprint)) = done.entry else { return Ok(()) };
+        let Some((entry, stored, fingerprint)) = done.entry else {
+            self.left_out += 1;
+            return Ok(());
+        };
         self.entries += 1;
         self.bytes += entry.size;
         if is_boundary(done.name) || self.current.len() >= MAX_ENTRIES || self.current_len >= MAX_LIST {
@@ -295,7 +302,8 @@ impl Assembler {
             .into_iter()
             .map(|(first, id, e, h)| Ok(SegmentRef { first, id, entries: to_ref(e)?, hints: to_ref(h)? }))
             .collect::<Result<_>>()?;
-        Ok(Assembled { packs, segments, entries: self.entries, bytes: self.bytes, problems: self.problems })
+        let Self { entries, bytes, problems, left_out, .. } = self;
+        Ok(Assembled { packs, segments, entries, bytes, problems, left_out })
     }
 }
 

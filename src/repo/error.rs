@@ -9,6 +9,8 @@ pub type Result<T, E = RepoError> = std::result::Result<T, E>;
 pub enum RepoError {
     #[error("there is no repository at {url}")]
     NoRepository { url: String },
+    #[error("{url} holds something already, {object}, and no lifeboat.json")]
+    NotEmpty { url: String, object: String },
     #[error("there is a repository at {url} already")]
     AlreadyInitialised { url: String },
     #[error("{object} was written by a newer Lifeboat (format {found}; this one reads up to {known})")]

@@ -49,7 +49,7 @@ pub use replicate::{Copying, Point, Replicated, Replicating, Replication};
 pub use root::{FORMAT, Identity, Recipient, Role, Root, RootKeys};
 pub use transfer::Locking;
 pub use verify::{Depth, Finding, Verified, Verifying};
-pub use writer::{Committed, Options, SnapshotWriter, Summary};
+pub use writer::{Committed, Finished, Options, SnapshotWriter, Summary};
 
 use crate::id::SourceName;
 use crate::store::Store;

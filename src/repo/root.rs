@@ -241,8 +241,15 @@ impl Root {
     /// Writes what [`Root::prepare`] made: from now on there is a repository.
     ///
     /// # Errors
-    /// `AlreadyInitialised`.
+    /// `AlreadyInitialised`, `NotEmpty`.
     pub async fn create(store: &dyn Store, prepared: Bytes) -> Result<()> {
+        // A second root would make all that was written under a lost first one worthless.
+        if let Ok([other, ..]) = store.list("", None, 1).await.as_deref()
+            && other.key != ROOT
+            && store.head(ROOT).await.is_err_and(|error| error.kind == StoreErrorKind::NotFound)
+        {
+            return Err(RepoError::NotEmpty { url: store.url(), object: other.key.clone() });
+        }
         match store.put(ROOT, prepared, PutOptions::default()).await {
             Err(e) if e.kind == StoreErrorKind::AlreadyExists => {
                 Err(RepoError::AlreadyInitialised { url: store.url() })

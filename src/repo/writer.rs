@@ -157,6 +157,40 @@ impl Lineage {
     }
 }
 
+/// All of a capture, of which a snapshot can be made.
+pub struct Finished {
+    writer: SnapshotWriter,
+    assembled: Assembled,
+}
+
+impl Finished {
+    /// The snapshot this one builds on; what the regression guard compares with.
+    #[must_use]
+    pub fn base(&self) -> Option<&Snapshot> {
+        self.writer.base.as_ref()
+    }
+
+    /// Plaintext bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.assembled.bytes
+    }
+
+    /// Entries that the source named and that could not be captured.
+    #[must_use]
+    pub fn left_out(&self) -> u64 {
+        self.assembled.left_out
+    }
+
+    /// Makes the snapshot exist.
+    ///
+    /// # Errors
+    /// `PastRunLimit`, `Busy`, a store's; nothing was committed then.
+    pub async fn commit(self, summary: Summary) -> Result<Committed> {
+        self.writer.write(self.assembled, summary).await
+    }
+}
+
 impl SnapshotWriter {
     fn pass_on(&mut self) -> Result<(), Stopped> {
         let batch = std::mem::take(&mut self.ready);
@@ -195,12 +229,6 @@ impl SnapshotWriter {
         self.shared.progress.clone()
     }
 
-    /// The snapshot this one builds on; what the regression guard compares with.
-    #[must_use]
-    pub fn base(&self) -> Option<&Snapshot> {
-        self.base.as_ref()
-    }
-
     /// The newest good snapshot, if an earlier writer key sealed it: it can neither be built on nor compared with.
     #[must_use]
     pub fn sealed_base(&self) -> Option<Sequence> {
@@ -224,11 +252,19 @@ impl SnapshotWriter {
         }
     }
 
-    /// Waits for all that was captured and makes the snapshot exist.
+    /// Makes a snapshot of all that was captured.
     ///
     /// # Errors
-    /// The run's first failure, `EmptyCapture`, `PastRunLimit`, `Busy`; nothing was committed then.
-    pub async fn commit(mut self, summary: Summary) -> Result<Committed> {
+    /// As [`SnapshotWriter::finish`] and [`Finished::commit`].
+    pub async fn commit(self, summary: Summary) -> Result<Committed> {
+        self.finish().await?.commit(summary).await
+    }
+
+    /// Waits for all that was captured.
+    ///
+    /// # Errors
+    /// The run's first failure, `EmptyCapture`.
+    pub async fn finish(mut self) -> Result<Finished> {
         let joined = tokio::task::spawn_blocking(move || {
             let assembled = self.join();
             (self, assembled)
@@ -240,7 +276,7 @@ impl SnapshotWriter {
             return Err(RepoError::EmptyCapture);
         }
         assembled.problems.append(&mut writer.problems);
-        writer.write(assembled, summary).await
+        Ok(Finished { writer, assembled })
     }
 
     /// Ends the threads. An error if anything failed.
@@ -270,7 +306,7 @@ impl SnapshotWriter {
     }
 
     async fn write(self, assembled: Assembled, summary: Summary) -> Result<Committed> {
-        let Assembled { mut packs, segments, entries, bytes, problems } = assembled;
+        let Assembled { mut packs, segments, entries, bytes, problems, left_out: _ } = assembled;
         let (retain_until, keys_day) = self.retain(&mut packs).await?;
         let state = match (summary.reasons.is_empty(), problems.is_empty()) {
             (false, _) => State::Quarantined,

@@ -34,7 +34,7 @@ pub struct Options {
 pub enum TreeError {
     #[error("open the target directory {}", path.display())]
     Target { path: PathBuf, source: io::Error },
-    #[error("the target {} is not empty; name an empty or new directory, or say that it may be restored into", path.display())]
+    #[error("the target {} is not empty; name an empty or new directory, or say --into-existing", path.display())]
     NotEmpty { path: PathBuf },
     #[error("the snapshot holds the path {path:?}, which {why}; nothing is written there (the snapshot may be forged)")]
     Path { path: OsString, why: &'static str },

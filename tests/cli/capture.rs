@@ -1,9 +1,10 @@
 //! Captures that fail, are incomplete or look wrong.
 
-use crate::world::World;
+use crate::world::{Ran, World, finish};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -194,4 +195,96 @@ fn what_was_made_smaller_on_purpose_is_accepted_by_name_and_once() {
     assert_eq!(world.backup().expect(0).json()["backups"][0]["facts"]["details"]["accepted"], Value::Null);
     keep(20);
     assert_eq!(world.backup().expect(3).json()["backups"][0]["state"], "quarantined");
+}
+
+/// Without any capability, so that the superuser, too, may not read what a file's mode forbids.
+#[expect(clippy::disallowed_methods, reason = "the tests start the program itself")]
+fn run_without_capabilities(program: &std::process::Command) -> Ran {
+    let mut command = std::process::Command::new("setpriv");
+    if rustix::process::geteuid().is_root() {
+        command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+    }
+    command
+        .arg("--")
+        .arg(program.get_program())
+        .args(program.get_args())
+        .current_dir(program.get_current_dir().unwrap());
+    command.env_clear().envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    finish(command.spawn().unwrap())
+}
+
+#[test]
+fn what_lost_all_its_contents_is_not_the_newest() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let world = World::with_repository();
+    let backup = ["--writer-key", "writer.key", "backup", "--files", "tree", "--name", "docs", "--json"];
+    let why = |ran: &Ran| ran.json()["backups"][0]["reasons"].to_string();
+    world.backup().expect(0);
+
+    // Nothing can be read.
+    let files = ["tree/a", "tree/sub/b"].map(|name| world.path(name));
+    for file in &files {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let unread = run_without_capabilities(&world.command(&backup)).expect(3);
+    assert!(why(&unread).contains("it is empty, it had 2 objects"), "{}", unread.out);
+    for file in &files {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    // All are there, and empty.
+    let kept = files.each_ref().map(|file| fs::read(file).unwrap());
+    for file in &files {
+        fs::write(file, "").unwrap();
+    }
+    assert!(why(&world.backup().expect(3)).contains("there is nothing in it"));
+    // Another directory.
+    fs::create_dir(world.path("other")).unwrap();
+    fs::write(world.path("other/a"), "of somebody else").unwrap();
+    let other = ["--writer-key", "writer.key", "backup", "--files", "other", "--name", "docs", "--json"];
+    assert!(why(&world.run(&other).expect(3)).contains("it is of another place"));
+
+    for (file, content) in files.iter().zip(kept) {
+        fs::write(file, content).unwrap();
+    }
+    assert_eq!(world.as_owner(&["show", "docs", "--json"]).expect(0).json()["number"], 1);
+    world.backup().expect(0);
+    assert_eq!(world.as_owner(&["show", "docs", "--json"]).expect(0).json()["number"], 5);
+}
+
+#[test]
+fn a_source_that_was_never_captured_is_missed_and_no_flaw_of_the_repository() {
+    let world = World::with_repository();
+    world.backup().expect(0);
+    world.as_writer(&["backup", "--files", "/nonexistent", "--name", "never"]).expect(1);
+    world.as_owner(&["kit", "check"]).expect(0);
+    let text =
+        "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: never}\nspec: {files: {path: /nonexistent}}\n";
+    world.document("source.yaml", text);
+    let status = world.run(&["--writer-key", "writer.key", "--config", "source.yaml", "status"]).expect(4);
+    assert!(status.out.contains("never"), "{}", status.out);
+}
+
+#[test]
+fn a_place_that_holds_something_becomes_no_repository() {
+    let world = World::with_repository();
+    world.backup().expect(0);
+    let root = world.path("repository/lifeboat.json");
+    let kept = fs::read(&root).unwrap();
+    fs::remove_file(&root).unwrap();
+    let lost = world.as_owner(&["snapshots"]).expect(10);
+    assert!(lost.err.contains("--repair-from"), "{}", lost.err);
+    let refused = world.run(&["init", "--kit", "second.txt"]).expect(1);
+    assert!(
+        refused.err.contains("holds something already") && refused.err.contains("--repair-from"),
+        "{}",
+        refused.err
+    );
+    assert!(!world.path("second.txt").exists() && !root.exists());
+    fs::write(&root, kept).unwrap();
+    world.as_owner(&["verify", "--read-data"]).expect(0);
+    // Nor does the kit lie in it.
+    let beside = ["init", "--repository", "./new", "--kit", "new/kit.txt"];
+    assert!(world.run(&beside).expect(2).err.contains("would lie in the repository"));
+    assert!(!world.path("new").exists());
 }

@@ -52,6 +52,8 @@ fn recipients_come_and_go_and_the_writer_key_rotates() {
     let escrow = other.path("identity").display().to_string();
     assert!(world.run(&["--identity", &escrow, "ls", "docs"]).expect(0).out.contains("sub/b"));
     world.as_owner(&["keys", "remove-recipient", "auditor"]).expect(0);
+    let own = world.as_owner(&["keys", "remove-recipient", "recovery"]).expect(2);
+    assert!(own.err.contains("recovery is the identity in use"), "{}", own.err);
 
     world.as_owner(&["keys", "rotate-writer", "--out", "new.key"]).expect(0);
     let old = world.backup().expect(12);

@@ -80,6 +80,11 @@ fn parts_and_exports_are_what_was_backed_up() {
     fs::write(world.path("mixed/own"), "stays").unwrap();
     fs::set_permissions(world.path("mixed"), fs::Permissions::from_mode(0o701)).unwrap();
     world.as_owner(&["restore", "snapshot", "docs", "--to", "mixed", "--into-existing"]).expect(0);
+    let slip =
+        world.as_owner(&["restore", "snapshot", "docs", "nothing", "--to", "mixed", "--into-existing"]).expect(1);
+    assert!(!slip.err.contains("remove it"), "{}", slip.err);
+    let guessed = world.as_owner(&["restore", "docs@latest", "--to", "back"]).expect(2);
+    assert!(guessed.err.contains("lifeboat restore snapshot docs@latest --to back"), "{}", guessed.err);
     assert_eq!(fs::read_to_string(world.path("mixed/own")).unwrap(), "stays");
     assert_eq!(fs::read_to_string(world.path("mixed/a")).unwrap(), "first");
     assert_eq!(fs::metadata(world.path("mixed")).unwrap().permissions().mode() & 0o777, 0o701);

@@ -109,8 +109,12 @@ fn a_damaged_snapshot_is_stepped_over_and_told() {
     bytes[middle] ^= 1;
     fs::remove_file(newest).unwrap();
     fs::write(newest, bytes).unwrap();
-    let restored = world.as_owner(&["restore", "snapshot", "docs", "--to", "back", "--json"]).expect(0);
+    // All of the older one is there, and it is not what was asked for.
+    let restored = world.as_owner(&["restore", "snapshot", "docs", "--to", "back", "--json"]).expect(3);
     assert_eq!(restored.json()["snapshot"], "docs@1");
+    assert_eq!(restored.json()["problems"][0]["path"], "docs@2");
+    world.as_owner(&["restore", "snapshot", "docs@1", "--to", "first"]).expect(0);
+    world.as_owner(&["export", "docs", "-o", "docs.tar"]).expect(3);
     assert!(restored.err.contains("stepped over"), "{}", restored.err);
     assert!(world.as_writer(&["status"]).expect(1).out.contains("snapshot 2 does not count"));
     world.as_writer(&["verify"]).expect(1);

@@ -44,6 +44,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     opened.repository.root().unlock(&identity)?;
     let mut results = Vec::new();
     for source in opened.repository.sources().await? {
+        // A first backup that failed leaves a name and keys.
+        if opened.lineage(&source, &Access::None).list().await?.is_empty() {
+            continue;
+        }
         let result = open(&opened, &source, &identity).await;
         results.push((source, result));
     }
