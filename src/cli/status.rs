@@ -58,6 +58,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut reports = Vec::new();
     for source in sources(context, &opened, &memory, &args).await? {
         let mut report = look(context, &opened, &access, &mut memory, source).await?;
+        // A first backup that failed leaves a name and keys.
+        let asked_for = !args.sources.is_empty() || context.config()?.sources.contains_key(&report.source);
+        if report.snapshots == 0 && !report.unsound && !asked_for {
+            continue;
+        }
         if !args.no_replicas {
             let copies = replicas.look(context, &opened, &access, &report.source, report.newest.as_ref()).await?;
             report.warnings.extend(copies.iter().filter_map(Copied::warning));

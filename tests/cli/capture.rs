@@ -258,6 +258,7 @@ fn a_source_that_was_never_captured_is_missed_and_no_flaw_of_the_repository() {
     world.backup().expect(0);
     world.as_writer(&["backup", "--files", "/nonexistent", "--name", "never"]).expect(1);
     world.as_owner(&["kit", "check"]).expect(0);
+    assert!(!world.as_writer(&["status"]).expect(0).out.contains("never"));
     let text =
         "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: never}\nspec: {files: {path: /nonexistent}}\n";
     world.document("source.yaml", text);
