@@ -21,7 +21,6 @@ lint: ## formatting and clippy
 	tests/tools/setup build
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test lab -- -D warnings
 
 deny: ## licences, sources and duplicates of the dependencies
 	cargo fetch --locked --quiet
@@ -30,7 +29,7 @@ deny: ## licences, sources and duplicates of the dependencies
 test: setup ## everything that must hold before a change lands; real clusters too, so as root
 	tests/lab/check
 	$(MAKE) lint
-	tests/tools/test
+	cargo test --locked
 	$(MAKE) deny
 
 fuzz: ## fuzz every decoder, SECONDS=30 each (one decoder, longer: see tests/fuzz/run)
