@@ -218,6 +218,8 @@ impl<'a> Platform<'a> {
         let mut lifeboat = command(in_tree("node"));
         lifeboat.arg(self.cluster.name).args(["env", "-C"]).arg(self.home.path()).arg(env!("CARGO_BIN_EXE_lifeboat"));
         lifeboat.env("LIFEBOAT_LAB", self.cluster.state().parent().unwrap());
+        // As many machines have it: the document's authority counts.
+        lifeboat.env("GIT_SSL_CAINFO", "/etc/ssl/certs/ca-certificates.crt");
         self.dressed(lifeboat, arguments)
     }
 

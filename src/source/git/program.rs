@@ -58,6 +58,13 @@ impl Program {
             ("SSH_ASKPASS".to_owned(), plain("false".into())),
             ("LC_ALL".to_owned(), plain("C".into())),
         ];
+        // These overrule git's configuration where the caller has them.
+        if let Some(tls) = &spec.tls {
+            let files = [("GIT_SSL_CAINFO", &tls.ca), ("GIT_SSL_CERT", &tls.certificate), ("GIT_SSL_KEY", &tls.key)];
+            for (name, path) in files {
+                env.extend(path.as_ref().map(|path| (name.to_owned(), plain(path.display().to_string()))));
+            }
+        }
         if let Some(ssh) = &spec.ssh {
             let options = "-F /dev/null -o BatchMode=yes -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes \
                            -o GlobalKnownHostsFile=/dev/null -o ConnectTimeout=15 -o ServerAliveInterval=15";
@@ -198,14 +205,6 @@ fn configuration(spec: &Spec) -> String {
          [protocol]\n version = 2\n",
     );
     text += "[http]\n version = HTTP/1.1\n followRedirects = false\n proxy = \"\"\n lowSpeedLimit = 1\n lowSpeedTime = 60\n";
-    if let Some(tls) = &spec.tls {
-        let files = [("sslCAInfo", &tls.ca), ("sslCert", &tls.certificate), ("sslKey", &tls.key)];
-        for (name, path) in files {
-            if let Some(path) = path {
-                text += &format!(" {name} = {}\n", quoted(&path.display().to_string()));
-            }
-        }
-    }
     text += "[credential]\n helper = \"\"\n";
     if let (Some(Place::Web { origin, .. }), Some(_)) = (spec.place(), &spec.token) {
         text += &format!("[credential {}]\n helper = {}\n", quoted(&origin), quoted(HELPER));
