@@ -139,6 +139,8 @@ impl Lab<'_> {
             fs::create_dir(self.disk(name)).unwrap();
             items.push(self.volume_of(name, class));
         }
+        // A claim takes the smallest that will do, and this one is kept for a claim that names it.
+        items.last_mut().unwrap()["spec"]["capacity"]["storage"] = json!("128Mi");
         self.cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": items }));
         build(&self.disk("a"));
     }
