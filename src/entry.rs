@@ -225,9 +225,6 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The detail that says what directory was captured.
-    pub const ROOT: &str = "root";
-
     /// Of the captured system, where it was told.
     #[must_use]
     pub fn version(&self) -> &str {

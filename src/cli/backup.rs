@@ -391,6 +391,11 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
             }
             None => Spec::Etcd(source::etcd::Spec { endpoints: args.etcd.clone(), tls: None, user: None }),
         };
+        // What is captured under a name must stay the same thing.
+        if context.config()?.sources.contains_key(name) {
+            let hint = format!("back up what it says: lifeboat backup {name}; or choose another name");
+            return Err(Fault::usage(format!("a Source document is named {name} already"), hint).into());
+        }
         return Ok(vec![Job {
             source: name.clone(),
             capture,

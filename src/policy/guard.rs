@@ -39,11 +39,6 @@ pub fn judge(previous: &Facts, now: &Facts, rules: &Rules) -> Vec<String> {
         (Some(was), None) => reasons.push(format!("its position is not known, it was {was}")),
         _ => {}
     }
-    if let (Some(was), Some(is)) = (previous.details.get(Facts::ROOT), now.details.get(Facts::ROOT))
-        && was != is
-    {
-        reasons.push(format!("it is of another place: {is}, it was of {was}"));
-    }
     if let (Some(was), Some(is)) = (previous.objects, now.objects)
         && rules.minimum_share > 0.0
     {
@@ -87,14 +82,6 @@ mod tests {
         its position is not known, it was 9
         it is empty, it had 3 objects
         ");
-    }
-
-    #[test]
-    fn another_directory_is_another_source() {
-        let of = |root: &str| Facts { details: [(Facts::ROOT.to_owned(), root.to_owned())].into(), ..Facts::default() };
-        assert!(judge(&of("/a"), &of("/a"), &Rules::default()).is_empty());
-        assert!(judge(&Facts::default(), &of("/a"), &Rules::default()).is_empty());
-        assert_eq!(judge(&of("/a"), &of("/b"), &Rules::default()), ["it is of another place: /b, it was of /a"]);
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl<'a> Walk<'a> {
         }
         let mut details = self.seen.facts(&self.spec.path);
         details.extend([
-            (Facts::ROOT.to_owned(), self.spec.path.display().to_string()),
+            ("root".to_owned(), self.spec.path.display().to_string()),
             ("entries".to_owned(), self.entries.to_string()),
             ("bytes".to_owned(), self.bytes.to_string()),
         ]);

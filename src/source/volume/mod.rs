@@ -191,7 +191,7 @@ impl Source for Volume {
         let moment = taken.unwrap_or_else(|| context.now());
         let read = self.read(context, sink);
         let left = frozen.thaw();
-        let mut files = match (read, left.is_empty()) {
+        let files = match (read, left.is_empty()) {
             (Ok(files), _) => files,
             (Err(error @ (SourceError::Stopped(_) | SourceError::Cancelled | SourceError::Deadline)), _)
             | (Err(error), true) => return Err(error),
@@ -203,8 +203,6 @@ impl Source for Volume {
         for text in left {
             sink.problem(Problem { path: Vec::new(), text });
         }
-        // The claim says which volume it is, wherever that is mounted.
-        files.details.remove(Facts::ROOT);
         details.extend(files.details);
         details.insert(restore::CAPTURED.into(), context.started.to_string());
         Ok(Facts {
