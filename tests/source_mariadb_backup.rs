@@ -72,7 +72,9 @@ fn restored(world: &World, reference: &str, settings: &[&str]) -> Server {
     let checked = check.arg(format!("--socket={}", server.home.path().join("socket").display())).output().unwrap();
     let said = String::from_utf8(checked.stdout).unwrap();
     assert!(checked.status.success() && said.lines().count() > 30, "{said}");
-    assert!(said.lines().all(|line| line.trim_end().ends_with("OK")), "{said}");
+    // A MyISAM table counts who has it open in its file, and is sound all the same.
+    let open = "shop.old\nwarning  : 1 client is using or hasn't closed the table properly\n";
+    assert!(said.replace(open, "").lines().all(|line| line.trim_end().ends_with("OK")), "{said}");
     server
 }
 
