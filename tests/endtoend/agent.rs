@@ -1,6 +1,6 @@
 //! An agent in the wrong hands, on a real bucket with Object Lock: its credentials and its writer key are known.
 
-use crate::picture::{assert_same, picture};
+use crate::picture::{Picture, assert_same, picture};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio};
 use crate::world::{World, noise};
 use aws_sdk_s3::config::Credentials as Keys;
@@ -189,7 +189,7 @@ async fn what_a_stolen_agent_does_to_a_locked_bucket_is_seen_past() {
     let plain = agents.list_objects_v2().bucket(&settings.bucket).send().await.unwrap();
     assert_eq!(plain.key_count(), Some(0), "to others the bucket looks empty");
 
-    let all_is_there = |numbers: &[u64], pictures: &[crate::picture::Picture]| {
+    let all_is_there = |numbers: &[u64], pictures: &[Picture]| {
         assert_eq!(world.numbers("docs"), numbers);
         for (number, picture) in numbers.iter().zip(pictures) {
             world.assert_restores(*number, picture);
@@ -241,15 +241,20 @@ async fn rubbish_under_new_names_is_told_and_stops_nothing() {
         agents.put_object().bucket(&settings.bucket).key(key).body(b"rubbish".to_vec().into()).send().await.unwrap();
     }
     // What does not count could have been a newer one: that is told.
-    let latest = world.as_owner(&["restore", "snapshot", "docs@latest", "--to", "latest"]).expect(3);
-    assert!(latest.out.contains("docs@2: it is newer, and does not count"), "{}", latest.out);
-    assert_same(&picture(&world.path("latest")), &first, "latest");
-    fs::remove_dir_all(world.path("latest")).unwrap();
+    let restored_latest = |expected: &Picture| {
+        let latest = world.as_owner(&["restore", "snapshot", "docs@latest", "--to", "latest"]).expect(3);
+        assert_same(&picture(&world.path("latest")), expected, "latest");
+        fs::remove_dir_all(world.path("latest")).unwrap();
+        latest.out
+    };
+    let told = restored_latest(&first);
+    assert!(told.contains("docs@2: it is newer, and does not count"), "{told}");
     assert_same(&world.restored("docs@1"), &first, "by number");
     world.file("a", noise(2, 200_000));
     let second = picture(&world.path("tree"));
     let made = world.backup().number;
     world.assert_restores(made, &second);
+    restored_latest(&second);
     let told = world.as_writer(&["snapshots", "docs"]).expect(1).out;
     assert!(told.contains("docs@2 does not count"), "{told}");
     let found = world.as_owner(&["verify", "--read-data"]).expect(1).out;
