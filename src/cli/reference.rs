@@ -118,11 +118,11 @@ pub async fn warn_missing(lineage: &Lineage) -> Result<(), Failure> {
 
 impl Reference {
     pub async fn find(&self, opened: &Opened, access: &Access) -> Result<(Arc<Lineage>, Snapshot), Failure> {
-        let (lineage, snapshot, stepped_over) = self.look(opened, access).await?;
-        warn_stepped_over(&self.source, &stepped_over);
+        let (lineage, snapshot, _) = self.look(opened, access).await?;
         Ok((lineage, snapshot))
     }
 
+    /// With what had to be stepped over, which is also logged.
     async fn look(
         &self,
         opened: &Opened,
@@ -134,7 +134,10 @@ impl Reference {
             Which::Id(prefix) => by_id(&lineage, prefix).await,
         };
         match found {
-            Ok((snapshot, stepped_over)) => Ok((lineage, snapshot, stepped_over)),
+            Ok((snapshot, stepped_over)) => {
+                warn_stepped_over(&self.source, &stepped_over);
+                Ok((lineage, snapshot, stepped_over))
+            }
             Err(error @ RepoError::NoSnapshot { .. }) => {
                 check_source(&opened.repository, &self.source).await?;
                 Err(error.into())
@@ -165,7 +168,6 @@ pub async fn open_reader(context: &Context, reference: &Reference) -> Result<(Ve
     let opened = context.open(Use::Read).await?;
     let access = context.access_to_contents(&opened)?;
     let (lineage, snapshot, stepped_over) = reference.look(&opened, &access).await?;
-    warn_stepped_over(&reference.source, &stepped_over);
     let reader = Arc::new(Reader::open(lineage.clone(), snapshot).await?);
     warn_missing(&lineage).await?;
     let newer = stepped_over.iter().filter(|step| step.sequence > reader.snapshot().sequence());
