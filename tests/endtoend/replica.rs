@@ -264,7 +264,7 @@ fn a_replica_is_pruned_by_its_own_keeper() {
     let prune = |repository: &str| world.run(&["-r", repository, "--keeper-key", "keeper.key", "prune"]).expect(0);
     prune("main");
     world.file("last", "one");
-    world.run(&[&["-r", "main"], World::BACKUP].concat()).expect(0);
+    world.run(&[&["-r", "main"], World::SCHEDULED].concat()).expect(0);
     assert_eq!(source(&replicate(&world, &[]))["snapshots"], 1);
     let numbers = |repository: &str| {
         let listed = world.as_writer(&["-r", repository, "snapshots", "docs", "--json"]).expect(0).json();

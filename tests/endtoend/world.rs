@@ -177,6 +177,9 @@ impl World {
     pub const BACKUP: &[&str] =
         &["--writer-key", "writer.key", "backup", "--files", "tree", "--name", "docs", "--json"];
 
+    /// The same once `schedule` has documented it: a document's name is nobody else's.
+    pub const SCHEDULED: &[&str] = &["--writer-key", "writer.key", "backup", "docs", "--json"];
+
     #[track_caller]
     pub fn backup(&self) -> Made {
         made(&self.run(Self::BACKUP).expect(0))
