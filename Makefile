@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# Most tests wait for servers. Those of the lab take turns by themselves.
+export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc))))
 .PHONY: help setup build fmt lint deny test fuzz demo bench lab-up lab-down lab-status lab-writer lab-test clean
 
 help: ## list the targets

@@ -1,8 +1,8 @@
 //! An agent in the wrong hands, on a real bucket with Object Lock: its credentials and its writer key are known.
 
-use crate::picture::{Picture, assert_same, picture};
+use crate::support::picture::{Picture, assert_same, picture};
+use crate::support::world::{World, noise};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio};
-use crate::world::{World, noise};
 use aws_sdk_s3::config::Credentials as Keys;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use lifeboat::id::Sequence;

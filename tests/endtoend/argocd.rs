@@ -1,9 +1,10 @@
 //! Argo CD with its real controllers: its syncs are paused, and all that it knows comes back.
 
-use crate::collect::{context, runtime};
-use crate::server::{Server, free_ports};
+use crate::support::collect::{context, runtime};
+use crate::support::free_ports;
+use crate::support::kubernetes::Server;
+use crate::support::world::World;
 use crate::support::{command, tool};
-use crate::world::World;
 use lifeboat::source::kubernetes::Spec;
 use lifeboat::source::kubernetes::fence::{Hold, Paused, What, hold, look, release};
 use serde_json::Value;

@@ -1,9 +1,9 @@
 //! Clocks that are wrong, or jump while a run is under way. Only the program's clock is: the file system's, which stands
 //! for the store's, goes on as it was.
 
-use crate::picture::{assert_same, picture};
+use crate::support::picture::{assert_same, picture};
+use crate::support::world::{Ran, World, finish, made, noise};
 use crate::support::{Bucket, bucket, minio};
-use crate::world::{Ran, World, finish, made, noise};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! A real etcd that is being written to, backed up into every kind of store and started again by its own tools.
 
+use crate::support::world::{World, made};
 use crate::support::{self, Bucket, Server, bucket, command, etcd_on, minio, tool, versitygw};
-use crate::world::{World, made};
 use etcd_client::{Client, GetOptions};
 use std::collections::HashMap;
 use std::fs;

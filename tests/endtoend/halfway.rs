@@ -1,10 +1,10 @@
 //! What a restore that does not reach its end leaves behind: processes, stages, things moved aside. And what keeps it from
 //! beginning, because it would stop half-way: mount points.
 
-use crate::picture::{assert_same, picture};
-use crate::recovery::{plan, source};
+use crate::endtoend::recovery::{plan, source};
 use crate::support::command;
-use crate::world::{Ran, World, finish, kill, noise};
+use crate::support::picture::{assert_same, picture};
+use crate::support::world::{Ran, World, finish, kill, noise};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! `init` killed around the moment when the repository comes to be: never one that nobody has keys for.
 
+use crate::support::world::{World, finish, kill};
 use crate::support::{Bucket, Server, bucket, client, minio};
-use crate::world::{World, finish, kill};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

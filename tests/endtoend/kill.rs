@@ -1,8 +1,8 @@
 //! kill -9 at many moments of a run: what was committed is whole, nothing partial can be seen, the next run works.
 
-use crate::picture::{Picture, assert_same, picture};
+use crate::support::picture::{Picture, assert_same, picture};
+use crate::support::world::{World, kill, made, noise};
 use crate::support::{Bucket, bucket, client, minio};
-use crate::world::{World, kill, made, noise};
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;

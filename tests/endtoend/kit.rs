@@ -1,9 +1,9 @@
 //! The path of somebody who has never seen this: shares on paper, one page, an empty machine.
 
-use crate::picture::{Picture, assert_same, picture};
-use crate::recovery;
+use crate::endtoend::recovery;
+use crate::support::picture::{Picture, assert_same, picture};
+use crate::support::world::{World, finish, noise};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, bucket, minio};
-use crate::world::{World, finish, noise};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

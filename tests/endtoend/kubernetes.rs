@@ -1,8 +1,8 @@
 //! A namespace that somebody deletes, through the program's own commands.
 
-use crate::server::Server;
+use crate::support::kubernetes::Server;
+use crate::support::world::{World, made};
 use crate::support::{command, tool};
-use crate::world::{World, made};
 
 const SHOP: &str = include_str!("../support/shop.yaml");
 

@@ -1,8 +1,8 @@
 //! A network that goes away while a backup is under way, and a server that has too much to do.
 
-use crate::picture::{assert_same, picture};
+use crate::support::picture::{assert_same, picture};
+use crate::support::world::{World, finish, made, noise};
 use crate::support::{Bucket, Wire, bucket, minio, minio_that_throttles};
-use crate::world::{World, finish, made, noise};
 use std::fs;
 use std::process::Child;
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
 //! Inside of a cluster: no kubeconfig, only the service account, where the kubelet mounts it, and the rights that
 //! `deploy/base` gives it.
 
-use crate::server::Server;
 use crate::support::command;
-use crate::world::{Ran, World, finish, made};
+use crate::support::kubernetes::Server;
+use crate::support::world::{Ran, World, finish, made};
 use std::fs;
 use std::process::Stdio;
 

@@ -1,12 +1,12 @@
 //! Disasters, and the one command that each of them takes: a restore plan carried out on real systems. What is judged is
 //! what the systems hold afterwards.
 
-use crate::mariadb::{PASSWORD, Server as Mariadb};
-use crate::picture::{Picture, assert_same, picture};
-use crate::server::Server as Cluster;
+use crate::support::kubernetes::Server as Cluster;
+use crate::support::mariadb::{PASSWORD, Server as Mariadb};
+use crate::support::picture::{Picture, assert_same, picture};
 use crate::support::vault::Vault;
+use crate::support::world::{Ran, World, kill};
 use crate::support::{Bucket, bucket, command, etcd_on, minio, tool};
-use crate::world::{Ran, World, kill};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

@@ -1,11 +1,11 @@
 //! A second copy of the repository on other stores: kept up to date, killed, restored from alone, healed both ways.
 
-use crate::agent::{documented, limited};
-use crate::clock;
-use crate::picture::{Picture, assert_same, picture};
-use crate::server::Server as Cluster;
+use crate::endtoend::agent::{documented, limited};
+use crate::endtoend::clock;
+use crate::support::kubernetes::Server as Cluster;
+use crate::support::picture::{Picture, assert_same, picture};
+use crate::support::world::{World, kill, noise};
 use crate::support::{Bucket, bucket, client, minio, versitygw};
-use crate::world::{World, kill, noise};
 use lifeboat::id::Sequence;
 use lifeboat::store::s3::Settings;
 use serde_json::Value;

@@ -1,10 +1,10 @@
 //! Restore plans that were stopped: killed, interrupted, on another machine, with a journal that somebody else wrote to,
 //! without anybody at the terminal. What is judged is what is there when they have gone on.
 
-use crate::picture::{Picture, assert_same, picture};
-use crate::recovery::{plan, source};
+use crate::endtoend::recovery::{plan, source};
 use crate::support::command;
-use crate::world::{Ran, World};
+use crate::support::picture::{Picture, assert_same, picture};
+use crate::support::world::{Ran, World};
 use std::fs;
 use std::time::{Duration, Instant};
 

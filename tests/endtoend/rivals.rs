@@ -1,8 +1,8 @@
 //! Two restores at once: of the same plan, of plans that share a target, on one machine and on two.
 
-use crate::recovery::{plan, source};
+use crate::endtoend::recovery::{plan, source};
+use crate::support::world::{Ran, World, finish, kill};
 use crate::support::{Bucket, bucket, command, minio, versitygw};
-use crate::world::{Ran, World, finish, kill};
 use std::fs;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! No space left: where the repository is, and where a restore goes to.
 
-use crate::picture::{assert_same, picture};
 use crate::support::command;
-use crate::world::{World, noise};
+use crate::support::picture::{assert_same, picture};
+use crate::support::world::{World, noise};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! `store check` against real servers.
 
+use crate::support::world::World;
 use crate::support::{Bucket, Server, bucket, minio, versitygw};
-use crate::world::World;
 use lifeboat::store::s3::Credentials;
 
 async fn check(server: &Server, kind: Bucket, name: &str) {

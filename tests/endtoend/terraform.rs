@@ -1,8 +1,8 @@
 //! States of a real OpenTofu: captured, lost, brought back; its own plan says whether they are right.
 
-use crate::server;
+use crate::support::kubernetes;
+use crate::support::world::{Ran, World, made};
 use crate::support::{ACCESS_KEY, Bucket, SECRET_KEY, Server, bucket, client, command, minio, moto, states, tool};
-use crate::world::{Ran, World, made};
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -410,7 +410,7 @@ fn encrypted_states_come_back_as_they_are() {
 
 #[test]
 fn states_in_secrets() {
-    let cluster = server::Server::start();
+    let cluster = kubernetes::Server::start();
     cluster.kubectl(&["create", "namespace", "states"]);
     let world = World::local();
     let kubeconfig = |user: &str| cluster.directory.path().join(format!("{user}.conf")).display().to_string();

@@ -1,8 +1,8 @@
 //! A directory with one of everything, to a bucket and back.
 
-use crate::picture::{assert_same, picture};
+use crate::support::picture::{assert_same, picture};
+use crate::support::world::{World, noise};
 use crate::support::{Bucket, bucket, minio};
-use crate::world::{World, noise};
 use rustix::fs::{self as sys, FileType, Mode, XattrFlags};
 use std::ffi::OsStr;
 use std::fs;

@@ -1,7 +1,7 @@
 //! Wrong keys, foreign manifests and rot, in a repository in a directory.
 
-use crate::picture::{assert_same, picture};
-use crate::world::{World, noise};
+use crate::support::picture::{assert_same, picture};
+use crate::support::world::{World, noise};
 use lifeboat::id::Sequence;
 use std::fs;
 

@@ -1,8 +1,8 @@
 //! Two backups of one source at the same moment, by two processes that know nothing of each other.
 
-use crate::picture::picture;
+use crate::support::picture::picture;
+use crate::support::world::{World, finish, made, noise};
 use crate::support::{Bucket, bucket, command, minio, versitygw};
-use crate::world::{World, finish, made, noise};
 use std::fs;
 
 fn two_at_once(world: &World) {

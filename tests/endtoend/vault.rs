@@ -1,8 +1,8 @@
 //! Vault: captured, lost, brought back into itself and into another server.
 
 use crate::support::vault::{Vault, vault};
+use crate::support::world::{Ran, World, finish, made};
 use crate::support::{Wire, command, free_port, tool};
-use crate::world::{Ran, World, finish, made};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::fs;
@@ -371,8 +371,16 @@ async fn secrets_that_cannot_be_taken_out_are_told() {
     fs::write(older.join("vault"), "#!/bin/sh\necho 'Vault v1.2.3 (0), built long ago'\n").unwrap();
     fs::set_permissions(older.join("vault"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     secrets(&world, &older, &["--path", "secret/data/other"]).expect(1).says("is of version 1.2.3");
+}
 
-    // A login that may not write, keys of another Vault, too few.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_come_out_only_with_the_right_keys_and_rights() {
+    let vault = filled().await;
+    let world = World::local();
+    let bin = tool("vault").parent().unwrap().to_owned();
+    let keys = unseal_keys(&world, &vault, 2);
+    document(&world, "vault", vault.server.port, &vault.token, &keys);
+    world.as_writer(&BACKUP).expect(0);
     let policy = "path \"secret/data/*\" { capabilities = [\"read\"] }";
     vault.put("sys/policies/acl/looks", json!({"policy": policy})).await;
     let looks = vault.put("auth/token/create", json!({"policies": ["looks"]})).await;

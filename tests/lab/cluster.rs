@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub struct Cluster {
@@ -14,6 +15,29 @@ pub struct Cluster {
 
 /// When it began, and its name.
 pub type Job = (String, String);
+
+/// Three tests at a time for two processors: with more, what they wait for comes too late.
+pub struct Turn;
+
+static AT_WORK: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+impl Turn {
+    pub fn take() -> Self {
+        let places = (3 * std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1);
+        let at_work = AT_WORK.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at_work =
+            AT_WORK.1.wait_while(at_work, |at_work| *at_work >= places).unwrap_or_else(PoisonError::into_inner);
+        *at_work += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *AT_WORK.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        AT_WORK.1.notify_one();
+    }
+}
 
 /// Asks until there is an answer.
 pub fn wait<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {

@@ -1,7 +1,7 @@
 //! Volumes of a CSI driver: captured as they are written, and by snapshots that show one moment, whatever happens to who
 //! takes them; lost, and brought back into volumes that the driver makes.
 
-use crate::cluster::{self, Cluster, wait};
+use crate::cluster::{self, Cluster, Turn, wait};
 use crate::support::{command, minio_at, tool};
 use crate::volumes::{Lab, OUTSIDE, Picture, build, claim, picture};
 use crate::{IMAGE, Owner, output, repository};
@@ -15,6 +15,7 @@ const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
 fn a_csi_volume_is_captured_at_one_moment_destroyed_and_brought_back() {
+    let _turn = Turn::take();
     let cluster = Cluster::up("test-e");
     cluster.lab("snapshots", &[]);
     let store = minio_at(&cluster.address(1));

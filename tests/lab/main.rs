@@ -5,8 +5,6 @@
 
 mod claims;
 mod cluster;
-#[path = "../support/collect.rs"]
-mod collect;
 mod csi;
 mod forward;
 mod ledger;
@@ -24,7 +22,7 @@ mod states;
 mod support;
 mod volumes;
 
-use cluster::{Cluster, wait};
+use cluster::{Cluster, Turn, wait};
 use ledger::{Ledger, Loss};
 use recovery::Desk;
 use serde_json::{Value, json};
@@ -38,6 +36,7 @@ const IMAGE: &str = "lifeboat.lab/lifeboat:1";
 
 #[test]
 fn a_cluster_works_is_backed_up_from_inside_is_lost_and_comes_back_by_one_command() {
+    let _turn = Turn::take();
     cluster::interrupt_up("test-a");
     let a = Cluster::up("test-a");
     names_are_served(&a, "before");

@@ -2,7 +2,7 @@
 //! Vault is overwritten with garbage, and at last its region is lost ([`crate::region`]). The shipped plans bring each back by
 //! one command, from an operator's desk.
 
-use crate::cluster::{Cluster, wait};
+use crate::cluster::{Cluster, Turn, wait};
 use crate::people::{People, Pictures};
 use crate::recovery::{Recovered, named, recover, though_killed};
 use crate::region::{self, Standby};
@@ -29,6 +29,7 @@ const PASSWORDS: &str = "secret/pictshare-production/database";
 
 #[test]
 fn an_application_and_what_it_needs_are_lost_and_come_back_by_one_command() {
+    let _turn = Turn::take();
     // Region B comes up meanwhile.
     std::thread::scope(|scope| disasters(scope.spawn(Standby::prepare)));
 }

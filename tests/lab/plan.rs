@@ -1,7 +1,7 @@
 //! What restore plans do to a cluster whose pods really run.
 
 use crate::cluster::{Cluster, wait};
-use crate::collect::{context, runtime};
+use crate::support::collect::{context, runtime};
 use lifeboat::source::Context;
 use lifeboat::source::kubernetes::Spec;
 use lifeboat::source::kubernetes::fence::{Hold, Scaled, hold, look, release};

@@ -2,7 +2,7 @@
 //! Then databases and Vault are destroyed ([`crate::shop`]), so are Terraform's states and the forge ([`crate::states`]), and what
 //! watches the platform is lost with its namespace and its data. Plans bring each back by one command; Argo CD makes monitoring anew meanwhile.
 
-use crate::cluster::{Cluster, wait};
+use crate::cluster::{Cluster, Turn, wait};
 use crate::forward::Forwarded;
 use crate::pictshare::shipped;
 use crate::records::Records;
@@ -77,6 +77,7 @@ impl Place {
 
 #[test]
 fn the_platform_is_backed_up_by_its_schedules_and_what_is_lost_of_it_comes_back() {
+    let _turn = Turn::take();
     let cluster = Cluster::up("test-d");
     let table = cluster.lab("platform/up", &[]);
     assert!(table.contains("monitoring/Deployment/prometheus") && !table.contains("Not ready"), "{table}");

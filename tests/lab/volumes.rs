@@ -2,8 +2,8 @@
 //! whatever happens, destroyed, and filled again before the workload starts.
 
 use crate::claims;
-use crate::cluster::{self, Cluster, wait};
-use crate::collect::{context, runtime};
+use crate::cluster::{self, Cluster, Turn, wait};
+use crate::support::collect::{context, runtime};
 use crate::support::{ACCESS_KEY, SECRET_KEY, Server, command, minio_at};
 use crate::{IMAGE, Owner, output, repository, text};
 use lifeboat::entry::{Entry, Input, Problem, Sink, Stopped};
@@ -21,6 +21,7 @@ pub const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
 fn a_volume_is_held_still_captured_destroyed_and_filled_before_its_workload_starts() {
+    let _turn = Turn::take();
     let cluster = Cluster::up("test-b");
     let store = minio_at(&cluster.address(1));
     let home = tempfile::tempdir().unwrap();

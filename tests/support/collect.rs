@@ -1,5 +1,4 @@
 //! A sink that keeps everything in memory.
-#![allow(dead_code, reason = "each test crate uses its part")]
 
 use lifeboat::entry::{Body, Entry, Facts, Input, OnError, Problem, Sink, Stopped, Supply, Verdict, Visit};
 use lifeboat::source::{Cancel, Context};

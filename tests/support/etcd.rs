@@ -1,16 +1,11 @@
 //! Real etcd clusters on loopback.
 #![expect(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
-#[allow(clippy::duplicate_mod, reason = "some test programs have two of the modules that need it")]
-#[path = "tool.rs"]
-mod tool;
-
-use std::net::TcpListener;
+use crate::support::{free_port, tool};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-pub use tool::tool;
 
 pub struct Cluster {
     pub directory: TempDir,
@@ -23,11 +18,6 @@ pub fn output(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-pub fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
 /// Makes `ca.pem`, `server.pem`, `client.pem`, `other-ca.pem` and their keys.
@@ -62,7 +52,7 @@ impl Cluster {
         if tls {
             certificates(directory.path());
         }
-        let ports = free_ports(2 * size);
+        let ports: Vec<_> = (0..2 * size).map(|_| free_port()).collect();
         let scheme = if tls { "https" } else { "http" };
         let client = |index: usize| format!("{scheme}://127.0.0.1:{}", ports[2 * index]);
         let peer = |index: usize| format!("http://127.0.0.1:{}", ports[2 * index + 1]);

@@ -1,18 +1,12 @@
 //! A real Kubernetes control plane on loopback: etcd, API server, controller manager; no nodes.
-#![allow(dead_code, reason = "each test crate uses its part")]
 #![expect(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
-#[allow(clippy::duplicate_mod, reason = "some test programs have two of the modules that need it")]
-#[path = "tool.rs"]
-mod tool;
-
+use crate::support::{free_ports, tool};
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-pub use tool::tool;
 
 pub struct Server {
     pub directory: TempDir,
@@ -24,11 +18,6 @@ fn output(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// `ca.pem`, `server.pem` and `server.key`, `accounts.key` and `accounts.pub`.
@@ -51,9 +40,11 @@ impl Server {
     pub fn start() -> Self {
         let directory = TempDir::new().unwrap();
         certificates(directory.path());
-        let binary = tool("kubernetes");
-        for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"] {
-            std::os::unix::fs::symlink(&binary, directory.path().join(name)).unwrap();
+        let servers = tool("kubernetes").canonicalize().unwrap();
+        let kubectl = servers.with_file_name("kubectl");
+        let programs = ["etcd", "kube-apiserver", "kube-controller-manager"].map(|name| (name, &servers));
+        for (name, binary) in programs.into_iter().chain([("kubectl", &kubectl)]) {
+            std::os::unix::fs::symlink(binary, directory.path().join(name)).unwrap();
         }
         // Token, user, uid, groups.
         let users = "admin-token,admin,1,system:masters\nsmall-token,small,2\n";

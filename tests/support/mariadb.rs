@@ -1,6 +1,4 @@
 //! Real MariaDB servers, in temporary directories, killed when dropped.
-#![allow(dead_code, reason = "each test crate uses its part")]
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use crate::support::{command, free_port};
 use std::fs;

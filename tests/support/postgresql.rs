@@ -1,10 +1,8 @@
 //! A real PostgreSQL cluster on loopback, in a temporary directory.
-#![allow(dead_code, reason = "each test crate uses its part")]
-#![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
+use crate::support::free_port;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,7 +76,7 @@ impl Cluster {
     }
 
     fn up(&mut self, settings: &[&str]) {
-        self.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        self.port = free_port();
         let mut command = self.server(settings);
         self.child = Some(command.spawn().unwrap());
         let deadline = Instant::now() + Duration::from_mins(2);
@@ -108,7 +106,7 @@ impl Cluster {
 
     /// A server on `data` that is expected to end by itself.
     pub fn refuses_to_start(home: &TempDir, data: &Path) -> String {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut command = program("postgres");
         command.arg("-D").arg(data).arg("-k").arg(home.path()).args(["-p", &port.to_string()]);
         let output = command.output().unwrap();

@@ -1,6 +1,4 @@
 //! One connection to a server, on which something happens.
-#![allow(dead_code, reason = "each test crate uses its part")]
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -1,7 +1,6 @@
 //! A captured snapshot of a cluster's objects, in memory, and bringing it back.
-#![allow(dead_code, reason = "each test crate uses its part")]
 
-use crate::collect::{Collect, context, runtime, supply};
+use crate::support::collect::{Collect, context, runtime, supply};
 use lifeboat::entry::{Facts, Supply, Visit};
 use lifeboat::source::kubernetes::Spec;
 use lifeboat::source::target::{Applied, Options, Plan};

@@ -20,7 +20,7 @@ pub fn vault() -> Server {
 fn vault_with(more: &str) -> Server {
     start("vault", "v1/sys/health?uninitcode=200&sealedcode=200", |command, dir, port| {
         let text = format!(
-            "storage \"raft\" {{\n  path = \"data\"\n  node_id = \"one\"\n}}\n\
+            "storage \"raft\" {{\n  path = \"data\"\n  node_id = \"one\"\n  performance_multiplier = 1\n}}\n\
              listener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  tls_disable = true\n}}\n\
              api_addr = \"http://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{}\"\ndisable_mlock = true\n{more}",
             free_port()

@@ -1,5 +1,6 @@
-// Every program of a one-node Kubernetes in one binary, so that their common
+// Every server of a one-node Kubernetes in one binary, so that their common
 // code is compiled and linked once. The name it is called by says which to be.
+// kubectl, which is called most, lies beside it: it starts three times as fast.
 package main
 
 import (
@@ -16,12 +17,9 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	_ "k8s.io/client-go/plugin/pkg/client/auth"
 	"k8s.io/component-base/cli"
-	"k8s.io/component-base/logs"
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
-	kubectl "k8s.io/kubectl/pkg/cmd"
-	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
@@ -37,7 +35,6 @@ var programs = map[string]func(){
 	"kube-controller-manager": func() { os.Exit(cli.Run(controllers.NewControllerManagerCommand())) },
 	"kube-proxy":              func() { os.Exit(cli.Run(proxy.NewProxyCommand())) },
 	"kube-scheduler":          func() { os.Exit(cli.Run(scheduler.NewSchedulerCommand())) },
-	"kubectl":                 runKubectl,
 	"kubelet":                 func() { os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background()))) },
 }
 
@@ -45,7 +42,7 @@ func main() {
 	run, ok := programs[filepath.Base(os.Args[0])]
 	if !ok {
 		fmt.Fprintln(os.Stderr, "call this through a link named etcd, etcdctl, etcdutl, kube-apiserver, "+
-			"kube-controller-manager, kube-proxy, kube-scheduler, kubectl or kubelet")
+			"kube-controller-manager, kube-proxy, kube-scheduler or kubelet")
 		os.Exit(2)
 	}
 	run()
@@ -55,12 +52,6 @@ func must(err error) {
 	if err != nil {
 		os.Exit(1)
 	}
-}
-
-func runKubectl() {
-	_, err := logs.GlogSetter(kubectl.GetLogVerbosity(os.Args))
-	must(err)
-	kubectlutil.CheckErr(cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()))
 }
 
 // etcdutl publishes its commands but not its root.

@@ -1,15 +1,8 @@
 //! The files of a volume: what can be seen without a kubelet. A real control plane, a directory in the place of the mounted
 //! claim, and both ends of a restore's stream. Pods that run are in the lab (`tests/lab/volumes.rs`).
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/kubernetes.rs"]
-mod kubernetes;
-
-use collect::{Bytes, Collect, Held, context, runtime};
-use kubernetes::Server;
+use crate::support::collect::{Bytes, Collect, Held, context, runtime};
+use crate::support::kubernetes::Server;
 use lifeboat::entry::{Entry, Facts, Input, Kind, Problem, Sink, Stopped};
 use lifeboat::source::target::{Action, Existing, Options, Plan, Target as _};
 use lifeboat::source::volume::stream::{Refusal, Report, Sender};

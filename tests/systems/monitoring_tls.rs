@@ -1,26 +1,16 @@
 //! Prometheus and Alertmanager over TLS: by their own web configuration, which wants a password and a certificate, and behind
 //! a proxy that wants a token.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/etcd.rs"]
-#[allow(dead_code, reason = "for its certificates")]
-mod etcd;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
+use crate::support;
+use crate::support::etcd;
+use crate::support::world;
+use crate::support::world::World;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-use world::World;
 
 const PASSWORD: &str = "correct-horse-battery";
 /// Of that password.

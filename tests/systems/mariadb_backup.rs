@@ -1,34 +1,20 @@
 //! Physical backups of real MariaDB servers, through the program and its repository, from which others start.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/mariadb.rs"]
-mod mariadb;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
-use collect::{Bytes, Collect, context, runtime};
+use crate::support;
+use crate::support::collect::{Bytes, Collect, context, runtime};
+use crate::support::command;
+use crate::support::mariadb::{PASSWORD, Server};
+use crate::support::proxy;
+use crate::support::world::{Ran, World, made};
 use lifeboat::source::volume::stream::{Refusal, Report, Sender};
 use lifeboat::source::{Spec, preparation};
-use mariadb::{PASSWORD, Server};
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-use support::command;
 use tempfile::TempDir;
-use world::{Ran, World, made};
 
 const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "shop", "--json"];
 const RIGHTS: &str = "RELOAD, PROCESS, LOCK TABLES, BINLOG MONITOR";

@@ -1,17 +1,12 @@
 //! Capture of real etcd clusters.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "etcd's own tools judge what was captured")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/etcd.rs"]
-mod server;
-
-use collect::{Collect, context, runtime};
+use crate::support::collect::{Collect, context, runtime};
+use crate::support::etcd::{Cluster, output};
+use crate::support::{free_ports, tool};
 use lifeboat::entry::Facts;
 use lifeboat::secret::SecretRef;
 use lifeboat::source::{SourceError, Spec, etcd};
-use server::{Cluster, free_ports, output, tool};
 use std::io::Write as _;
 use std::process::Command;
 
@@ -125,7 +120,7 @@ fn a_secured_cluster_with_a_dead_member() {
 
 #[test]
 fn a_cluster_that_is_not_there_is_reported_by_endpoint() {
-    let endpoints: Vec<_> = free_ports(2).iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
+    let endpoints: Vec<_> = free_ports::<2>().iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
     let failure = capture(etcd::Spec { endpoints: endpoints.clone(), tls: None, user: None }).unwrap_err();
     for endpoint in endpoints {
         assert!(failure.to_string().contains(&endpoint), "{failure}");

@@ -1,12 +1,7 @@
 //! Trees that are hard to walk: too deep, not readable, shared between file systems, changing under the walk; and their
 //! way back. What needs a process of its own starts this program again for one ignored test.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[path = "support/collect.rs"]
-mod collect;
-
-use collect::{Collect, context, runtime};
+use crate::support::collect::{Collect, context, runtime};
 use lifeboat::entry::{Entry, Input, Kind, Problem, Sink, Stopped};
 use lifeboat::restore::tree::{Options, Tree, TreeError};
 use lifeboat::source::{SourceError, Spec, files};
@@ -35,7 +30,8 @@ fn run(command: &mut Command) -> String {
 
 /// Runs one ignored test of this program in a process of its own, in which it must pass.
 fn again(test: &str, command: &mut Command) {
-    let out = run(command.args(["--ignored", "--exact", test]));
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let out = run(command.args(["--ignored", "--exact", &format!("{module}::{test}")]));
     assert!(out.contains("1 passed"), "{out}");
 }
 

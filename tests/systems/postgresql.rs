@@ -1,36 +1,20 @@
 //! Capture of real PostgreSQL clusters, through the program and its repository.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/etcd.rs"]
-#[allow(dead_code, reason = "for its certificates")]
-mod etcd;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/postgresql.rs"]
-mod postgresql;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
-use collect::{context, runtime};
+use crate::support::collect::{context, runtime};
+use crate::support::etcd;
+use crate::support::free_port;
+use crate::support::postgresql;
+use crate::support::postgresql::{Cluster, give, output};
+use crate::support::proxy::interrupted;
+use crate::support::world::{World, made};
 use lifeboat::secret::SecretRef;
 use lifeboat::source::connection::Tls;
 use lifeboat::source::postgresql::Spec as Postgresql;
 use lifeboat::source::{SourceError, Spec};
-use postgresql::{Cluster, give, output};
-use proxy::interrupted;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use world::{World, made};
 
 const RULES: &str = "host replication all 127.0.0.1/32 scram-sha-256";
 const PASSWORD: &str = "correct-horse-battery";
@@ -318,7 +302,7 @@ fn ways_of_authentication() {
     let text = failure(secured("certified", &right));
     assert!(text.contains("denied access"), "{text}");
 
-    let gone = Postgresql { port: etcd::free_ports(1)[0], ..spec(&cluster, "old", Some(&right)) };
+    let gone = Postgresql { port: free_port(), ..spec(&cluster, "old", Some(&right)) };
     let port = gone.port;
     let text = failure(gone);
     assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("refused"), "{text}");

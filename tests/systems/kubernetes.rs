@@ -1,22 +1,14 @@
 //! Capture of a real Kubernetes control plane's objects, and bringing them back.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/kubernetes.rs"]
-mod server;
-#[path = "support/taken.rs"]
-mod taken;
-
-use collect::{Collect, context, runtime};
+use crate::support::collect::{Collect, context, runtime};
+use crate::support::kubernetes::Server;
+use crate::support::taken::Taken;
 use lifeboat::entry::{Entry, Facts, Input, Problem, Sink, Stopped};
 use lifeboat::source::kubernetes::{ClusterScoped, Spec};
 use lifeboat::source::target::{Action, Applied, Existing, Options, Plan};
 use lifeboat::source::{self, SourceError};
-use server::Server;
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
-use taken::Taken;
 
 /// One for all tests, which have namespaces of their own.
 static SERVER: LazyLock<Server> = LazyLock::new(Server::start);
@@ -40,7 +32,7 @@ fn capture(spec: &Spec) -> Result<Taken, SourceError> {
 }
 
 /// A namespace with a bit of everything, and what it needs outside. `NS` stands for its name.
-const SHOP: &str = include_str!("support/shop.yaml");
+const SHOP: &str = include_str!("../support/shop.yaml");
 
 fn shop(namespace: &str) -> String {
     SHOP.replace("NS", namespace)
@@ -533,7 +525,7 @@ fn a_server_that_dies_half_way() {
     assert!(failure.contains("reach the API server"), "{failure}");
 }
 
-/// `cargo test --release --test source_kubernetes -- --ignored --nocapture` prints how long it takes.
+/// `cargo test --release --test servers -- --ignored --nocapture twenty_thousand` prints how long it takes.
 #[test]
 #[ignore = "a measurement by hand: it takes minutes"]
 fn twenty_thousand_objects() {

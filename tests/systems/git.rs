@@ -1,22 +1,10 @@
 //! Real repositories, captured and brought back: from a path, over https (lighttpd and git's own CGI program), over ssh.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/etcd.rs"]
-#[allow(dead_code, reason = "for its certificates")]
-mod etcd;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
+use crate::support;
+use crate::support::collect;
+use crate::support::etcd;
+use crate::support::proxy;
+use crate::support::world::{Ran, World, made, noise};
 use lifeboat::source::Spec;
 use lifeboat::source::git::Spec as Git;
 use lifeboat::source::target::{Action, Existing, Options};
@@ -27,7 +15,6 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-use world::{Ran, World, made, noise};
 
 const TOKEN: &str = "correct-horse-battery";
 const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "gitops", "--json"];

@@ -1,35 +1,22 @@
 //! Capture of real Redis servers, through the program and its repository.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/etcd.rs"]
-#[allow(dead_code, reason = "for its certificates")]
-mod etcd;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
-use collect::{context, runtime};
+use crate::support;
+use crate::support::collect::{context, runtime};
+use crate::support::etcd;
+use crate::support::free_port;
+use crate::support::proxy;
+use crate::support::proxy::interrupted;
+use crate::support::world::{World, made};
 use lifeboat::secret::SecretRef;
 use lifeboat::source::connection::Tls;
 use lifeboat::source::redis::Spec as Redis;
 use lifeboat::source::{SourceError, Spec};
-use proxy::interrupted;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use world::{World, made};
 
 const PASSWORD: &str = "correct-horse-battery";
 
@@ -48,7 +35,7 @@ impl Server {
 
     /// With the dump.rdb that lies there, if one does.
     fn start_in(home: TempDir, settings: &[&str]) -> Self {
-        let port = etcd::free_ports(1)[0];
+        let port = free_port();
         let log = fs::File::create(home.path().join("log")).unwrap();
         // One program, and what it does goes by the name that it is called by.
         let mut command = support::command("redis-check-rdb");
@@ -307,7 +294,7 @@ fn users_rights_and_tls() {
             assert!(text.to_lowercase().contains("certificate"), "{text}");
         }
     }
-    let gone = etcd::free_ports(1)[0];
+    let gone = free_port();
     let text = capture(spec(gone, None, None)).unwrap_err().to_string();
     assert!(text.contains(&format!("127.0.0.1:{gone}")) && text.contains("refused"), "{text}");
 }

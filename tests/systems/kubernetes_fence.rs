@@ -1,14 +1,8 @@
 //! What restore plans need of a real Kubernetes control plane: fences, checks, Jobs.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/kubernetes.rs"]
-mod server;
-#[path = "support/taken.rs"]
-mod taken;
-
-use collect::{context, runtime};
+use crate::support::collect::{context, runtime};
+use crate::support::kubernetes::Server;
+use crate::support::taken::Taken;
 use lifeboat::source::kubernetes::check::{Check, check};
 use lifeboat::source::kubernetes::fence::{
     Before, HELD, Held, Hold, Paused, Scaled, Suspended, What, hold, look, release,
@@ -18,10 +12,8 @@ use lifeboat::source::kubernetes::{ClusterScoped, Spec};
 use lifeboat::source::target::{Action, Existing, Options};
 use lifeboat::source::{self, SourceError};
 use serde_json::{Value, json};
-use server::Server;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use taken::Taken;
 
 /// One for all tests, which have namespaces of their own.
 static SERVER: LazyLock<Server> = LazyLock::new(Server::start);

@@ -1,19 +1,9 @@
 //! Real Prometheus servers, captured by their own snapshots; another server starts from what is restored.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
+use crate::support;
+use crate::support::collect;
+use crate::support::proxy;
+use crate::support::world::{World, made, noise};
 use lifeboat::entry::{Entry, Input, Problem, Sink, Stopped};
 use lifeboat::source::prometheus::Spec as Prometheus;
 use lifeboat::source::{SourceError, Spec};
@@ -25,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use world::{World, made, noise};
 
 const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "metrics", "--json"];
 const ADMIN: &str = "--web.enable-admin-api";

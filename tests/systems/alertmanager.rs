@@ -1,24 +1,14 @@
 //! Real Alertmanagers: silences captured, lost, and posted to a fresh server.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
+use crate::support;
+use crate::support::proxy;
+use crate::support::world::{Ran, World, made};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use world::{Ran, World, made};
 
 const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "alerts", "--json"];
 const PASSWORD: &str = "correct-horse-battery";

@@ -1,18 +1,9 @@
 //! Real SQLite databases, captured while somebody writes to them; programs start from what is restored.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
-use collect::{Collect, context, runtime};
+use crate::support;
+use crate::support::collect::{Collect, context, runtime};
+use crate::support::world;
+use crate::support::world::{World, made};
 use lifeboat::source::{Context, SourceError, Spec};
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,7 +11,6 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-use world::{World, made};
 
 const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "grafana", "--json"];
 /// As Grafana's, in short. What there is is counted with every change.

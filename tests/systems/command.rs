@@ -1,11 +1,6 @@
 //! Capture of a program's output.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[path = "support/collect.rs"]
-mod collect;
-
-use collect::{Collect, context, runtime};
+use crate::support::collect::{Collect, context, runtime};
 use lifeboat::exec::{self, ExecError};
 use lifeboat::secret::SecretRef;
 use lifeboat::source::{Context, SourceError, Spec, command};

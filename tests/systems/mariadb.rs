@@ -1,36 +1,20 @@
 //! Dumps of real MariaDB servers, through the program and its repository, and back into others.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/etcd.rs"]
-#[allow(dead_code, reason = "for its certificates")]
-mod etcd;
-#[path = "support/mariadb.rs"]
-mod mariadb;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
-use collect::{Collect, context, runtime};
+use crate::support::collect::{Collect, context, runtime};
+use crate::support::etcd;
+use crate::support::free_port;
+use crate::support::mariadb::{PASSWORD, Server};
+use crate::support::proxy;
+use crate::support::world::{World, made};
 use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};
 use lifeboat::secret::SecretRef;
 use lifeboat::source::connection::Tls;
 use lifeboat::source::mariadb::Spec as Mariadb;
 use lifeboat::source::target::{Action, Existing, Options};
 use lifeboat::source::{SourceError, Spec};
-use mariadb::{PASSWORD, Server};
 use std::fs;
 use std::io;
 use std::path::Path;
-use world::{World, made};
 
 const BACKUP: &[&str] = &["--writer-key", "writer.key", "backup", "shop", "--json"];
 
@@ -235,7 +219,7 @@ fn accounts_rights_and_tls() {
     looker().capture(&context(&runtime()), &mut sink).unwrap();
     assert!(String::from_utf8_lossy(&sink.entries[0].1).contains("CREATE DATABASE /*!32312 IF NOT EXISTS*/ `shop`"));
 
-    let gone = etcd::free_ports(1)[0];
+    let gone = free_port();
     let text = failure(spec(gone, "backup", Some(&file("right"))));
     assert!(text.contains(&format!("127.0.0.1:{gone}")), "{text}");
 }

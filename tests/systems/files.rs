@@ -1,11 +1,6 @@
 //! Capture of a directory tree, and its way back onto a disk.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[path = "support/collect.rs"]
-mod collect;
-
-use collect::{Collect, context, runtime};
+use crate::support::collect::{Collect, context, runtime};
 use lifeboat::entry::{Entry, Facts, Input, Kind, Problem, Sink, Stopped, Xattr};
 use lifeboat::restore::tree::{Options, Tree, TreeError};
 use lifeboat::source::{SourceError, Spec, files};
@@ -16,6 +11,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 use tempfile::TempDir;
 
 fn spec(path: &Path) -> files::Spec {
@@ -94,7 +90,7 @@ fn build(root: &Path) {
     for (name, mode) in [("dir/setuid", 0o4751), ("dir/deep", 0o2770), ("empty", 0o1500), ("dir/nothing", 0o400)] {
         fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
-    let long_ago = std::time::UNIX_EPOCH - std::time::Duration::new(86_400, 123_456_789);
+    let long_ago = UNIX_EPOCH - Duration::new(86_400, 123_456_789);
     fs::File::open(root.join("dir/nothing")).unwrap().set_modified(long_ago).unwrap();
     fs::File::open(root.join("empty")).unwrap().set_modified(long_ago).unwrap();
 }
@@ -317,7 +313,7 @@ proptest! {
             if *note {
                 sys::setxattr(&path, "user.n", content.get(..9).unwrap_or(b""), XattrFlags::empty()).unwrap();
             }
-            let time = std::time::UNIX_EPOCH + std::time::Duration::new(u64::from(*seconds), *mode);
+            let time = UNIX_EPOCH + Duration::new(u64::from(*seconds), *mode);
             fs::File::open(&path).unwrap().set_modified(time).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode | 0o600)).unwrap();
         }

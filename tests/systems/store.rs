@@ -1,7 +1,7 @@
 //! Every store against the conformance suite, and what only real servers and file systems show.
 
-mod support;
-
+use crate::support;
+use crate::support::Bucket;
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -15,7 +15,6 @@ use std::fs;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use support::Bucket;
 
 const OPTIONS: PutOptions = PutOptions { retain_until: None };
 

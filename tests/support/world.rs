@@ -1,6 +1,6 @@
 //! A directory with configuration, keys and data of its own, and the program that works in it.
 
-use crate::picture::{Picture, assert_same, picture};
+use crate::support::picture::{Picture, assert_same, picture};
 use crate::support::{ACCESS_KEY, SECRET_KEY, command};
 use lifeboat::store::s3::{Credentials, LockMode, Settings};
 use serde_json::Value;

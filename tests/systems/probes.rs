@@ -1,19 +1,11 @@
 //! What restore plans ask of real servers before they go on.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/mariadb.rs"]
-mod mariadb;
-#[path = "support/postgresql.rs"]
-mod postgresql;
-#[path = "support/mod.rs"]
-mod support;
-
-use collect::{context, runtime};
+use crate::support;
+use crate::support::collect::{context, runtime};
+use crate::support::mariadb;
+use crate::support::postgresql::Cluster;
 use lifeboat::source::Spec;
 use lifeboat::source::probe::Probe;
-use postgresql::Cluster;
 use serde_json::{Value, json};
 
 fn look(probe: &Value, document: Option<&Spec>) -> Result<String, String> {

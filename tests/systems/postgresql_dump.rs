@@ -1,25 +1,11 @@
 //! Dumps of the databases of real PostgreSQL servers, through the program and its repository, and back into servers.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/etcd.rs"]
-#[allow(dead_code, reason = "for its certificates")]
-mod etcd;
-#[path = "endtoend/picture.rs"]
-#[allow(dead_code, reason = "the world's")]
-mod picture;
-#[path = "support/postgresql.rs"]
-mod postgresql;
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/mod.rs"]
-mod support;
-#[path = "endtoend/world.rs"]
-#[allow(dead_code, reason = "shared with the end-to-end tests")]
-mod world;
-
-use collect::{Collect, context, runtime};
+use crate::support::collect::{Collect, context, runtime};
+use crate::support::etcd;
+use crate::support::free_port;
+use crate::support::postgresql::{Cluster, give, output};
+use crate::support::proxy;
+use crate::support::world::{World, made};
 use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};
 use lifeboat::id::SourceName;
 use lifeboat::secret::SecretRef;
@@ -28,12 +14,10 @@ use lifeboat::source::postgresql_dump::Spec as Dump;
 use lifeboat::source::probe::{Probe, Sql};
 use lifeboat::source::target::{Action, Applied, Existing, Options, Plan};
 use lifeboat::source::{SourceError, Spec};
-use postgresql::{Cluster, give, output};
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::Stdio;
-use world::{World, made};
 
 const RULES: &str = "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256";
 const PASSWORD: &str = "correct-horse-battery";
@@ -455,7 +439,7 @@ fn what_cannot_be_captured_is_an_error() {
     assert!(text.contains("denied access") && text.contains("password authentication failed"), "{text}");
     let text = failure(&Dump { databases: vec!["shop".into(), "shoq".into()], ..to("keeper", "right") });
     assert!(text.contains("it has no database shoq"), "{text}");
-    let gone = etcd::free_ports(1)[0];
+    let gone = free_port();
     let text = failure(&spec(gone, "keeper", &file("right")));
     assert!(text.contains(&format!("127.0.0.1:{gone}")) && text.contains("refused"), "{text}");
 

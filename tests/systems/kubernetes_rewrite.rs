@@ -1,22 +1,15 @@
 //! Objects that are chosen and changed on their way back into a real Kubernetes control plane.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "support/collect.rs"]
-mod collect;
-#[path = "support/kubernetes.rs"]
-mod server;
-#[path = "support/taken.rs"]
-mod taken;
-
-use collect::{context, runtime};
+use crate::support::collect;
+use crate::support::collect::{context, runtime};
+use crate::support::kubernetes::Server;
+use crate::support::taken::Taken;
 use lifeboat::source;
 use lifeboat::source::kubernetes::Spec;
 use lifeboat::source::target::{Action, Applied, Existing, Options, Patch, Plan};
 use serde_json::json;
-use server::Server;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
-use taken::Taken;
 
 /// One for all tests, which have namespaces of their own.
 static SERVER: LazyLock<Server> = LazyLock::new(Server::start);

@@ -2,13 +2,10 @@
 //! etcdctl are real. systemctl and crictl are not: what stands for them takes the words that the real ones take
 //! (systemctl(1), crictl(1)) and no others.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "the programs are started as a plan does")]
 
-#[path = "support/etcd.rs"]
-mod etcd;
-
-use etcd::{Cluster, output, tool};
+use crate::support::etcd::{Cluster, output};
+use crate::support::tool;
 use lifeboat::config::Config;
 use lifeboat::restore::plan::Doing;
 use std::fs;
