@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, name, print, print_json, sync_name};
+use super::output::{bytes, print, print_json, problems_json, problems_text, sync_name};
 use super::reference::{Reference, open_reader};
 use crate::repo::Reader;
 use crate::restore::export::{Flowing, Format, format, write};
@@ -78,13 +78,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     partial.keep()?;
     let what = format!("{}@{}", args.reference.source, reader.snapshot().sequence());
     if context.globals.json {
-        let problems = passed_over.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
-        let problems: Vec<_> = problems.collect();
-        let document =
-            json!({ "snapshot": what, "file": args.output, "format": label, "bytes": count, "problems": problems });
-        print_json(&document)?;
+        print_json(&json!({
+            "snapshot": what, "file": args.output, "format": label, "bytes": count,
+            "problems": problems_json(&passed_over),
+        }))?;
     } else {
-        let problems: String = passed_over.iter().map(|p| format!("  {}: {}\n", name(&p.path), p.text)).collect();
+        let problems = problems_text(&passed_over);
         print(&format!("Exported {what} to {} ({label}, {})\n{problems}", args.output.display(), bytes(count)))?;
     }
     Ok(exit)

@@ -1,8 +1,10 @@
 //! Standard output, and numbers as people read them.
 
 use super::fault::Failure;
+use crate::entry::Problem;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::json;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -77,6 +79,20 @@ pub fn time(at: Timestamp) -> String {
 pub fn name(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
     if text.chars().any(char::is_control) { text.escape_debug().to_string() } else { text.into_owned() }
+}
+
+/// What did not come back, for programs.
+pub fn problems_json(problems: &[Problem]) -> serde_json::Value {
+    problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text})).collect()
+}
+
+/// What did not come back, a line each, and no more than a person reads.
+pub fn problems_text(problems: &[Problem]) -> String {
+    let mut text: String = problems.iter().take(50).map(|p| format!("  {}: {}\n", name(&p.path), p.text)).collect();
+    if problems.len() > 50 {
+        text += &format!("  … and {} more (all with --json)\n", problems.len() - 50);
+    }
+    text
 }
 
 /// Columns as wide as their widest cell; the first row is the heading. A column whose heading begins with `>` is

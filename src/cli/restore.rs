@@ -15,13 +15,13 @@ pub use rivals::Busy;
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{clock, count, name, print, print_json};
+use super::output::{bytes, clock, count, print, print_json, problems_json, problems_text, random_id};
 use super::progress::{self, Done, pace};
 use super::reference::{Reference, open_reader};
 use crate::repo::State;
 use crate::restore::plan::Level;
 use crate::restore::snapshot::{Progress, Restored, restore};
-use crate::restore::tree::{self, Tree};
+use crate::restore::tree::{self, Mark, Tree};
 use crate::restore::{RestoreError, Selection};
 use crate::source::{self, SourceError, preparation};
 use serde_json::json;
@@ -116,9 +116,12 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
         let version = reader.catalogue().facts.version().to_owned();
         prepared(context, None, move |world| preparation.check(world, &version)).await?;
     }
-    let tree = Tree::create(&to, tree::Options { into_existing: args.into_existing })?;
+    let what = format!("{}@{}", args.reference.source, reader.snapshot().sequence());
+    let mark = Some(Mark::new(&random_id(), &what));
+    let tree = Tree::create(&to, tree::Options { into_existing: args.into_existing, mark })?;
     let progress = Arc::new(Progress::default());
     let expected = selection.is_all().then(|| reader.catalogue().bytes);
+    warn_of_little_room(&to, expected);
     let bar = progress::show(context, "restore", expected, {
         let progress = progress.clone();
         move || Done {
@@ -160,10 +163,17 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     // Whoever asked for the newest is to know that this is not it.
     restored.problems.extend(passed_over);
-    let snapshot = reader.snapshot();
-    let what = format!("{}@{}", args.reference.source, snapshot.sequence());
-    say(context, &what, snapshot.state(), &to, &restored, done, clock.elapsed())?;
+    say(context, &what, reader.snapshot().state(), &to, &restored, done, clock.elapsed())?;
     Ok(if restored.problems.is_empty() { Exit::Ok } else { Exit::Incomplete })
+}
+
+/// No more than a warning: files may have holes, and file systems compress.
+fn warn_of_little_room(to: &Path, expected: Option<u64>) {
+    let Ok(system) = rustix::fs::statvfs(to) else { return };
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    if let Some(expected) = expected.filter(|expected| *expected > free) {
+        tracing::warn!(free = bytes(free), snapshot = bytes(expected), "{} may become full", to.display());
+    }
 }
 
 /// As long as somebody waits.
@@ -206,10 +216,9 @@ fn say(
 ) -> Result<(), Failure> {
     let Restored { entries, bytes, problems } = restored;
     if context.globals.json {
-        let problems = problems.iter().map(|p| json!({"path": String::from_utf8_lossy(&p.path), "text": p.text}));
         return print_json(&json!({
             "snapshot": what, "state": state, "target": target, "entries": entries, "bytes": bytes,
-            "seconds": took.as_secs_f64(), "problems": problems.collect::<Vec<_>>(), "prepared": prepared,
+            "seconds": took.as_secs_f64(), "problems": problems_json(problems), "prepared": prepared,
         }));
     }
     let (entries, pace) = (count(*entries, "entry", "entries"), pace(*bytes, took));
@@ -218,11 +227,5 @@ fn say(
         text += &format!("The snapshot itself is {}: see `lifeboat show {what}`\n", super::snapshots::state(state));
     }
     text.extend(prepared.map(|prepared| format!("{prepared}\n")));
-    for problem in problems.iter().take(50) {
-        text += &format!("  {}: {}\n", name(&problem.path), problem.text);
-    }
-    if problems.len() > 50 {
-        text += &format!("  … and {} more (all with --json)\n", problems.len() - 50);
-    }
-    print(&text)
+    print(&(text + &problems_text(problems)))
 }

@@ -59,7 +59,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             Fault::usage("--read-data needs the recovery identity", "give --identity FILE, or use --scrub").into()
         );
     }
-    let sources = if args.sources.is_empty() { opened.repository.sources().await? } else { args.sources };
+    let sources = if args.sources.is_empty() { opened.repository.sources().await? } else { args.sources.clone() };
     let mut lot = [0; 8];
     // Without random numbers the same packs are read every time, which is still a verification.
     let _ = aws_lc_rs::rand::fill(&mut lot);
@@ -85,7 +85,30 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         drop(bar);
         all.push((source, verified?));
     }
+    if let Some(repair) = &repair {
+        let asked = if args.sources.is_empty() { repair.other.sources().await? } else { args.sources };
+        warn_of_newer(&opened.repository, &repair.other, &asked).await?;
+    }
     report(context, repair.as_ref(), &all)
+}
+
+/// Snapshots that only the other copy has are no damage here, and not put back.
+async fn warn_of_newer(own: &Repository, other: &Repository, sources: &[SourceName]) -> Result<(), Failure> {
+    for source in sources {
+        let tip = async |of: &Repository| {
+            let newest = of.lineage(source, Access::None).newest().await;
+            newest.map(|newest| newest.tip.map(|(sequence, _)| sequence))
+        };
+        let (here, there) = (tip(own).await?, tip(other).await?);
+        if let Some(snapshot) = there.filter(|there| here.is_none_or(|here| here < *there)) {
+            tracing::warn!(
+                source = source.as_str(),
+                snapshot = snapshot.0,
+                "the other copy has newer snapshots, which are not put back: `lifeboat -r OTHER replicate --to THIS` copies them"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The other copy, and what it has given the root already.

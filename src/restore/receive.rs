@@ -66,7 +66,7 @@ pub fn receive(context: &Context, root: &Path, terms: &Terms, input: &mut dyn Re
         Standing::Clear => clear(&volume).map_err(failed("clear", &volume))?,
         Standing::Aside(step) => put_aside(&volume, step).map_err(failed("move aside what is in", &volume))?,
     }
-    let tree = Tree::create(root, Options { into_existing: true })?;
+    let tree = Tree::create(root, Options { into_existing: true, mark: None })?;
     let (mut received, mut buffer) = (Report::default(), vec![0; PIECE]);
     stream::receive::<ReceiveError>(input, |entry, content| {
         if entry.kind == Kind::File {

@@ -4,8 +4,9 @@
 //! directory, which was reached from the root without following a symbolic link; nothing that exists is overwritten.
 //! Files are private (mode 0600, directories 0700) until their owner is right. All methods may be called from several
 //! threads, as long as a directory comes before its content and a file before its hard links. Memory is that of the
-//! directories' metadata, kept for [`Tree::finish`]. Deliberately absent: merging into files that exist, and syncing
-//! each of them: [`Tree::finish`] does so once for all.
+//! directories' metadata, kept for [`Tree::finish`]. From the first entry until then a mark lies in the root, so that what
+//! was killed half-way is not taken for whole. Deliberately absent: merging into files that exist, and syncing each of them:
+//! [`Tree::finish`] does so once for all.
 
 use crate::entry::{Entry, Kind, Problem, Xattr};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
@@ -13,21 +14,45 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// What marks begin with.
+const UNFINISHED: &str = ".lifeboat-unfinished-";
 const OPEN_DIRECTORIES: usize = 128;
 const PROBLEMS: usize = 1000;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The target may hold things already. Those stay: an entry of the name of one that is no directory is an error. The
     /// target's own metadata stays too.
     pub into_existing: bool,
+    /// Without one nobody else can see that the target is not whole.
+    pub mark: Option<Mark>,
+}
+
+/// A file in the root of what is not whole yet.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    name: String,
+    text: String,
+}
+
+impl Mark {
+    /// `id` is of this restore alone: a snapshot may hold the mark of another. `what` is restored.
+    #[must_use]
+    pub fn new(id: &str, what: &str) -> Self {
+        let name = format!("{UNFINISHED}{id}");
+        let text = format!(
+            "lifeboat restores {what} into this directory. While this file is here, files are missing or hold only a part of\n\
+             what they should. If no such restore is running, it was broken off: remove what came of it and restore again.\n"
+        );
+        Self { name, text }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +61,11 @@ pub enum TreeError {
     Target { path: PathBuf, source: io::Error },
     #[error("the target {} is not empty; name an empty or new directory, or say --into-existing", path.display())]
     NotEmpty { path: PathBuf },
+    #[error(
+        "the target {} holds a restore that was broken off or is under way, as {} in it says; if none is under way, remove \
+         the directory, or name another", path.display(), mark.display()
+    )]
+    Unfinished { path: PathBuf, mark: OsString },
     #[error("the snapshot holds the path {path:?}, which {why}; nothing is written there (the snapshot may be forged)")]
     Path { path: OsString, why: &'static str },
     #[error("{path:?} exists already in the target; restore into an empty directory")]
@@ -49,6 +79,8 @@ type Result<T> = std::result::Result<T, TreeError>;
 /// A directory that entries are restored into.
 pub struct Tree {
     keep_root: bool,
+    mark: Option<Mark>,
+    marked: Mutex<bool>,
     root: Arc<OwnedFd>,
     open: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
     directories: Mutex<Vec<Entry>>,
@@ -61,14 +93,26 @@ impl Tree {
     pub fn create(root: &Path, options: Options) -> Result<Self> {
         let fail = |source: io::Error| TreeError::Target { path: root.to_owned(), source };
         std::fs::create_dir_all(root).map_err(fail)?;
-        if !options.into_existing && std::fs::read_dir(root).map_err(fail)?.next().is_some() {
-            return Err(TreeError::NotEmpty { path: root.to_owned() });
+        if !options.into_existing {
+            let mut held = std::fs::read_dir(root).map_err(fail)?.peekable();
+            let empty = held.peek().is_none();
+            for entry in held {
+                let name = entry.map_err(fail)?.file_name();
+                if name.as_bytes().starts_with(UNFINISHED.as_bytes()) {
+                    return Err(TreeError::Unfinished { path: root.to_owned(), mark: name });
+                }
+            }
+            if !empty {
+                return Err(TreeError::NotEmpty { path: root.to_owned() });
+            }
         }
         // The person who restores chose the root; it may be a link.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(root, flags, Mode::empty()).map_err(|error| fail(error.into()))?;
         Ok(Self {
             keep_root: options.into_existing,
+            mark: options.mark,
+            marked: Mutex::default(),
             root: Arc::new(root),
             open: Mutex::default(),
             directories: Mutex::default(),
@@ -86,6 +130,7 @@ impl Tree {
             lock(&self.directories).push(entry.clone());
             return Ok(());
         }
+        self.mark()?;
         let (parent, name) = self.parent(&entry.path)?;
         let directory = parent.as_fd();
         let fail = |action| move |error| io_error(action, &entry.path, error);
@@ -138,6 +183,7 @@ impl Tree {
 
     /// Creates a file to be written by position; what is not written are holes. Then comes [`Tree::finish_file`].
     pub fn file(&self, entry: &Entry) -> Result<File> {
+        self.mark()?;
         let (parent, name) = self.parent(&entry.path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let ours = self.user == (entry.uid, entry.gid);
@@ -176,17 +222,45 @@ impl Tree {
         let mut directories = std::mem::take(&mut *lock(&self.directories));
         directories.sort_unstable_by(|a, b| b.path.cmp(&a.path));
         let (root, below): (Vec<_>, Vec<_>) = directories.into_iter().partition(|entry| entry.path == b".");
-        for entry in below.iter().chain(&root) {
-            let directory = if entry.path == b"." { Arc::clone(&self.root) } else { self.directory(&entry.path)? };
-            let is = fs::fstat(&directory).map_err(|error| io_error("read the metadata of", &entry.path, error))?;
-            self.dress(directory.as_fd(), &is, entry)?;
+        let dress = |directory: &OwnedFd, entry: &Entry| {
+            let is = fs::fstat(directory).map_err(|error| io_error("read the metadata of", &entry.path, error))?;
+            self.dress(directory.as_fd(), &is, entry)
+        };
+        for entry in &below {
+            dress(&*self.directory(&entry.path)?, entry)?;
         }
-        fs::syncfs(&self.root).map_err(|error| io_error("make durable what was written to", b".", error))?;
+        let durable = |done: rustix::io::Result<()>| {
+            done.map_err(|error| io_error("make durable what was written to", b".", error))
+        };
+        durable(fs::syncfs(&self.root))?;
+        // Only now is all of it there, and the root's time is set after its last change.
+        if let Some(mark) = self.mark.as_ref().filter(|_| *lock(&self.marked)) {
+            let removed = fs::unlinkat(&*self.root, mark.name.as_str(), AtFlags::empty());
+            removed.map_err(|error| io_error("remove", mark.name.as_bytes(), error))?;
+        }
+        for entry in &root {
+            dress(&self.root, entry)?;
+        }
+        durable(fs::fsync(&self.root))?;
         let (mut problems, more) = std::mem::take(&mut *lock(&self.problems));
         if more > 0 {
             problems.push(Problem { path: Vec::new(), text: format!("{more} more problems of these kinds") });
         }
         Ok(problems)
+    }
+
+    /// Before the first entry.
+    fn mark(&self) -> Result<()> {
+        let Some(mark) = &self.mark else { return Ok(()) };
+        let mut marked = lock(&self.marked);
+        if !*marked {
+            let fail = |source: io::Error| TreeError::Io { action: "create", path: os(mark.name.as_bytes()), source };
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = fs::openat(&*self.root, mark.name.as_str(), flags, Mode::RUSR | Mode::WUSR);
+            File::from(file.map_err(|error| fail(error.into()))?).write_all(mark.text.as_bytes()).map_err(fail)?;
+            *marked = true;
+        }
+        Ok(())
     }
 
     /// The open directory that a path's last part lies in, and that part.

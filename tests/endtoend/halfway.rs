@@ -129,6 +129,7 @@ fn what_is_given_up_leaves_the_target_as_it_was() {
     world.document("repository.yaml", &fast);
     let listed = world.as_owner(&["restore", "list", "--json"]).expect(0).json();
     let id = listed["restores"][0]["id"].as_str().unwrap();
+    assert!(world.as_owner(&["restore", "list"]).expect(0).out.contains("nobody: --resume or --abort"));
     let ran = world.as_owner(&["restore", "app", "--abort", id]).expect(0);
     ran.says("pictures: given up").says("archive: given up");
     assert_eq!(names(&world.path("out")), ["old"]);

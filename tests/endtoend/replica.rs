@@ -172,8 +172,14 @@ fn rot_is_healed_in_both_directions() {
         world.as_owner(&["-r", here, "verify", "--read-data"]).expect(0);
     }
     assert_restores_alone(&world, &pictures);
-    // What is rotten in both cannot be healed, and is said.
+    // What one of them alone has is no damage of the other, and told.
     let pack = &world.objects("docs/packs")[0];
+    world.file("late", "newer");
+    world.run(&[&["-r", "main"], World::BACKUP].concat()).expect(0);
+    world.run(&["-r", "replica", "verify", "--repair-from", "main"]).expect(0).says("has newer snapshots");
+    let back = world.run(&["-r", "main", "verify", "--repair-from", "replica"]).expect(0);
+    assert!(!back.err.contains("newer"), "{}", back.err);
+    // What is rotten in both cannot be healed, and is said.
     for directory in ["repository", "replica"] {
         let path = world.path(directory).join(pack);
         let mut bytes = fs::read(&path).unwrap();

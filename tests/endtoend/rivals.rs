@@ -91,6 +91,8 @@ fn what_somebody_is_at_is_refused() {
         ] {
             run(&world, machine, arguments).expect(11).says(&format!("restore {id} is being carried out {says}"));
         }
+        let listed = run(&world, machine, &["restore", "list"]).expect(0).out;
+        assert!(listed.contains(&id) && listed.contains(says), "{listed}");
         run(&world, machine, &["restore", "app", "shares"]).expect(11).says("/out too");
     }
     run(&world, "there", &["restore", "app", "shares"]).expect(11).says(&format!("--dead {id}"));

@@ -2,7 +2,7 @@
 
 use crate::support::collect::{Collect, context, runtime};
 use lifeboat::entry::{Entry, Facts, Input, Kind, Problem, Sink, Stopped, Xattr};
-use lifeboat::restore::tree::{Options, Tree, TreeError};
+use lifeboat::restore::tree::{Mark, Options, Tree, TreeError};
 use lifeboat::source::{SourceError, Spec, files};
 use proptest::prelude::*;
 use rustix::fs::{self as sys, FileType, Mode, XattrFlags};
@@ -284,12 +284,34 @@ fn a_target_that_holds_something_is_refused_unless_allowed() {
     let target = TempDir::new().unwrap();
     fs::write(target.path().join("old"), b"old").unwrap();
     assert!(matches!(Tree::create(target.path(), Options::default()), Err(TreeError::NotEmpty { .. })));
-    let tree = Tree::create(target.path(), Options { into_existing: true }).unwrap();
+    let tree = Tree::create(target.path(), Options { into_existing: true, mark: None }).unwrap();
     assert!(matches!(tree.file(&entry(b"old", Kind::File, None)), Err(TreeError::Exists { .. })));
     let new = entry(b"not/listed/above", Kind::File, None);
     tree.finish_file(&new, tree.file(&new).unwrap()).unwrap();
     assert_eq!(fs::read(target.path().join("old")).unwrap(), b"old");
     assert!(target.path().join("not/listed/above").exists());
+}
+
+#[test]
+fn what_is_not_whole_is_marked() {
+    let target = TempDir::new().unwrap();
+    let options = Options { into_existing: false, mark: Some(Mark::new("1", "docs@7")) };
+    let within = |name: &str| target.path().join(name);
+    // Nothing was restored, so nothing is half there.
+    drop(Tree::create(target.path(), options.clone()).unwrap());
+    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
+    let tree = Tree::create(target.path(), options.clone()).unwrap();
+    // The mark of another restore, which was captured.
+    let other = entry(b".lifeboat-unfinished-2", Kind::File, None);
+    tree.finish_file(&other, tree.file(&other).unwrap()).unwrap();
+    assert!(fs::read_to_string(within(".lifeboat-unfinished-1")).unwrap().contains("docs@7"));
+    fs::remove_file(within(".lifeboat-unfinished-2")).unwrap();
+    let refused = Tree::create(target.path(), options);
+    assert!(matches!(refused, Err(TreeError::Unfinished { mark, .. }) if mark == ".lifeboat-unfinished-1"));
+    tree.make(&Entry { mtime_ns: 5_000_000_000, ..entry(b".", Kind::Directory, None) }).unwrap();
+    tree.finish().unwrap();
+    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
+    assert_eq!(fs::metadata(target.path()).unwrap().modified().unwrap(), UNIX_EPOCH + Duration::from_secs(5));
 }
 
 proptest! {

@@ -255,12 +255,26 @@ fn all_ours(near: &[Record], far: &[Record]) -> bool {
 /// Somebody on another machine wrote last. Whether they live is judged by their clock and ours: the store's is only asked
 /// where something is written.
 fn is_free(id: &str, records: &[Record]) -> Result<(), Failure> {
-    let history = History::of(id, records.to_vec())?;
-    let ago = between(history.last, clock());
-    if history.at_work && ago < LEASE {
-        return Err(Busy { id: id.into(), place: Where::There { ago }, in_common: None }.into());
+    match elsewhere(&History::of(id, records.to_vec())?) {
+        Some(place) => Err(Busy { id: id.into(), place, in_common: None }.into()),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn elsewhere(history: &History) -> Option<Where> {
+    let ago = between(history.last, clock());
+    (history.at_work && ago < LEASE).then_some(Where::There { ago })
+}
+
+/// Where somebody is at an execution, as far as [`look`] can tell.
+pub fn at_work(id: &str, history: &History, all_ours: bool) -> Option<Where> {
+    if history.verdict.is_some() {
+        None
+    } else if is_at_work(id) {
+        Some(Where::Here)
+    } else {
+        elsewhere(history).filter(|_| !all_ours)
+    }
 }
 
 /// The journal of an execution, to look at, and whether this machine has all of it: nobody elsewhere went on with it.

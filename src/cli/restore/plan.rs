@@ -200,9 +200,9 @@ fn begin(
     if let Some(facts) = seen.facts.iter().find(|facts| facts.refused.is_some()) {
         let why = facts.refused.as_deref().unwrap_or_default();
         let step = &history.resolved.tasks[facts.task].name;
-        return Err(
-            Fault::usage(format!("{step} would not be done: {}: {why}", facts.place), "nothing was changed").into()
-        );
+        let message = format!("{step} would not be done: {}: {why}", facts.place);
+        let hint = "nothing was changed; `lifeboat restore list` says whether another restore is at it";
+        return Err(Fault::usage(message, hint).into());
     }
     let confirmed = confirm(context, args, &history, &seen, &edge)?;
     for warning in &history.resolved.warnings {

@@ -134,17 +134,17 @@ pub async fn list(context: &Context, journals: Option<&Journals>) -> Result<Exit
     if let Some(journals) = journals {
         ids.extend(journals.list().await?.into_keys());
     }
-    let mut rows = vec![["ID", "PLAN", "BEGAN", "STATE", ">STEPS"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["ID", "PLAN", "BEGAN", "STATE", ">STEPS", "AT WORK"].map(str::to_owned).to_vec()];
     let mut documents = Vec::new();
     for id in ids {
-        let history = match kept::look(&id, journals).await {
-            Ok((history, _)) => history,
+        let (history, all_ours) = match kept::look(&id, journals).await {
+            Ok(looked) => looked,
             Err(why) => {
                 tracing::warn!(id, error = why.as_ref() as &dyn std::error::Error, "a journal cannot be read");
                 continue;
             }
         };
-        let state = history.standing();
+        let (state, at_work) = (history.standing(), kept::at_work(&id, &history, all_ours));
         let done = history.tasks.iter().filter(|task| task.state == State::Done).count();
         rows.push(vec![
             id.clone(),
@@ -152,9 +152,15 @@ pub async fn list(context: &Context, journals: Option<&Journals>) -> Result<Exit
             time(history.began),
             state.into(),
             format!("{done}/{}", history.tasks.len()),
+            match at_work {
+                Some(place) => place.to_string(),
+                None if history.verdict.is_none() => "nobody: --resume or --abort".into(),
+                None => String::new(),
+            },
         ]);
         documents.push(json!({
             "id": id, "level": history.resolved.level, "plan": history.resolved.plan, "began": history.began, "state": state,
+            "atWork": at_work.map(|place| place.to_string()),
         }));
     }
     if context.globals.json {
