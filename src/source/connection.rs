@@ -10,13 +10,13 @@ use crate::secret::SecretRef;
 use serde::Deserialize;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -24,6 +24,8 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 /// For a connection, a greeting, any small request.
 pub(super) const REQUEST: Duration = Duration::from_secs(15);
+/// Before a name is asked for again: a cluster's DNS loses questions under load.
+const AGAIN: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(2)];
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -154,7 +156,8 @@ impl Place {
         if let Some(socket) = &self.socket {
             return Ok(Box::new(UnixStream::connect(socket).await?));
         }
-        let stream = TcpStream::connect((self.host.as_deref().unwrap_or_default(), self.port)).await?;
+        let addresses = resolve(self.host.as_deref().unwrap_or_default(), self.port).await?;
+        let stream = TcpStream::connect(addresses.as_slice()).await?;
         stream.set_nodelay(true)?;
         Ok(Box::new(stream))
     }
@@ -171,6 +174,17 @@ impl Place {
     pub fn connector(&self) -> Result<Option<TlsConnector>, SourceError> {
         self.tls.as_ref().map(Tls::connector).transpose()
     }
+}
+
+/// The addresses of a host.
+pub(super) async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    for pause in AGAIN {
+        if let Ok(found) = lookup_host((host, port)).await {
+            return Ok(found.collect());
+        }
+        sleep(pause).await;
+    }
+    Ok(lookup_host((host, port)).await?.collect())
 }
 
 /// What kept an answer away.

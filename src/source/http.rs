@@ -4,12 +4,13 @@
 //! are always checked, proxies from the environment are not used, redirections are not followed: a token must not go
 //! where a server says.
 
-use super::connection::read;
+use super::connection::{REQUEST, read, resolve};
 use super::{Context, Say, SourceError};
 use crate::exec::causes;
 use crate::secret::SecretRef;
 use bytes::{Buf as _, Bytes};
 use futures_util::Stream;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Identity, Method, RequestBuilder, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,7 +23,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-const CONNECT: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_mins(1);
 /// An answer that is read whole may have so many bytes.
 const MAX_ANSWER: usize = 32 << 20;
@@ -167,6 +167,18 @@ impl Api {
     }
 }
 
+/// As for every other connection.
+struct Names;
+
+impl Resolve for Names {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = resolve(name.as_str(), 0).await?;
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
 /// One server.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
@@ -206,7 +218,11 @@ impl Server {
         configure: impl Fn(reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder, SourceError>,
     ) -> Result<Self, SourceError> {
         let build = |builder: reqwest::ClientBuilder| {
-            let builder = builder.connect_timeout(CONNECT).no_proxy().redirect(reqwest::redirect::Policy::none());
+            let builder = builder
+                .connect_timeout(REQUEST)
+                .dns_resolver(Names)
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none());
             configure(builder)?.build().map_err(|error| SourceError::System {
                 attempt: format!("prepare the connection to {address}"),
                 text: Failure::of(error).text,

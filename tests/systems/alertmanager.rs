@@ -2,7 +2,7 @@
 
 use crate::support;
 use crate::support::proxy;
-use crate::support::world::{Ran, World, made};
+use crate::support::world::{Ran, World, finish, made};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -231,4 +231,33 @@ fn what_keeps_a_capture_away_is_said() {
     fails(server.port, &login("right"), "ask Alertmanager at");
     let listed = world.as_writer(&["snapshots", "--json"]).expect(0).json();
     assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0, "{listed}");
+}
+
+/// As where a cluster's DNS has too much to do.
+#[test]
+fn a_name_that_is_not_known_yet_is_asked_for_again() {
+    let server = Server::start(&[]);
+    server.fill();
+    let world = World::local();
+    let text = "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {name: alerts}\nspec:\n  alertmanager:\n    \
+                address: http://alerts.test:";
+    world.document("source.yaml", &format!("{text}{}\n", server.port));
+    let (hosts, order) = (world.path("hosts"), world.path("nsswitch.conf"));
+    fs::write(&order, "hosts: files\n").unwrap();
+    let begin = || {
+        fs::write(&hosts, "").unwrap();
+        let own =
+            "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && exec \"$0\" \"$@\"";
+        let program = world.program(BACKUP);
+        let mut command = support::command("unshare");
+        command.args(["--mount", "sh", "-c", own]).arg(program.get_program()).args(program.get_args()).env_clear();
+        command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir(world.home.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    finish(begin()).expect(1).says("dns error").says("alerts.test");
+    let backup = begin();
+    std::thread::sleep(Duration::from_millis(1500));
+    fs::write(&hosts, "127.0.0.1 alerts.test\n").unwrap();
+    assert_eq!(made(&finish(backup).expect(0)).number, 1);
 }
