@@ -42,7 +42,8 @@ fn etcds_own_tools_accept_what_was_captured() {
     assert_eq!(facts.position, Some(21));
     assert_eq!(facts.details["member_name"], "m0");
     let file = cluster.directory.path().join("exported.db");
-    let mut export = etcd::Export::new(std::fs::File::create(&file).unwrap());
+    let digest = facts.details["sha256"].as_str();
+    let mut export = etcd::Export::new(std::fs::File::create(&file).unwrap(), Some(digest));
     export.write_all(&content).unwrap();
     export.finish().unwrap();
     assert_eq!(file.metadata().unwrap().len(), content.len() as u64 + 32);

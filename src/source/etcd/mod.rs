@@ -1,8 +1,8 @@
 //! An etcd cluster, through its Maintenance API.
 //!
 //! The snapshot comes from one healthy member, a follower where one has caught up with the leader. It is one entry,
-//! `db`: the bbolt file, in its own pages. The SHA-256 that etcd sends behind it is checked and not kept; [`Export`]
-//! computes it again, so that etcd's own tools accept the file. The revision recorded is the member's just before the
+//! `db`: the bbolt file, in its own pages. The SHA-256 that etcd sends behind it is checked and kept among the facts; [`Export`]
+//! puts it there again, so that etcd's own tools hold what comes back against what etcd sent. The revision recorded is the member's just before the
 //! snapshot began: the snapshot holds that revision and perhaps a few later ones; likewise the recovery point is no
 //! later than the moment that the stream began. Deliberately absent: reading members' data directories.
 
@@ -21,6 +21,7 @@ use super::{Context, Native, Needs, Say, Source, SourceError};
 use crate::entry::{Facts, Input, Layout, OnError, Sink, Supply};
 use crate::exec::causes;
 use crate::secret::SecretRef;
+use crossbeam_channel::RecvTimeoutError;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use member::Member;
 use serde::Deserialize;
@@ -42,6 +43,9 @@ fn told(error: &etcd_client::Error) -> String {
 
 /// For a connection, a status, any small request.
 const REQUEST: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_millis(200);
+/// What the facts call it.
+const DIGEST: &str = "sha256";
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -168,9 +172,21 @@ impl Source for Etcd {
             facts.recovery_point_ms = Some(context.started.as_millisecond().saturating_add(waited));
             let entry = plain_file(b"db".to_vec(), started.size, context.started);
             let layout = Layout::Pages(started.page_size);
-            let open = started.into_open();
+            let (open, digest) = started.into_open();
             sink.add(entry, Some(Input { layout, fingerprint: None, on_error: OnError::Fail, open }))?;
-            return Ok(facts);
+            // Whoever reads it may be another thread.
+            loop {
+                match digest.recv_timeout(TICK) {
+                    Ok(digest) => _ = facts.details.insert(DIGEST.to_owned(), stream::show_digest(digest)),
+                    Err(RecvTimeoutError::Timeout) => {
+                        context.go_on()?;
+                        continue;
+                    }
+                    // It failed, and the run with it.
+                    Err(RecvTimeoutError::Disconnected) => {}
+                }
+                return Ok(facts);
+            }
         }
         Err(SourceError::NoMember { failures })
     }
@@ -185,7 +201,7 @@ impl Native for Snapshot {
     }
 
     fn write(&self, supply: &dyn Supply, out: &mut dyn io::Write) -> io::Result<()> {
-        let mut file = Export::new(out);
+        let mut file = Export::new(out, supply.facts().details.get(DIGEST).map(String::as_str));
         supply.entries(&mut |_, body| body.copy(&mut file))?;
         file.finish()
     }

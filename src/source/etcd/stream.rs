@@ -8,6 +8,7 @@ use super::{REQUEST, told};
 use crate::entry::{Content, Open, Verdict};
 use crate::source::{Cancel, Context, SourceError};
 use aws_lc_rs::digest;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use etcd_client::SnapshotStreaming;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -25,12 +26,14 @@ const DIGEST: usize = digest::SHA256_OUTPUT_LEN;
 const META: usize = 28;
 const MAGIC: u32 = 0xED0C_DAED;
 
+pub type Digest = [u8; DIGEST];
 type Piece = Result<Vec<u8>, io::Error>;
 
 /// A stream whose first bytes are here.
 pub struct Started {
     pub size: u64,
     pub page_size: u32,
+    digest: Receiver<Digest>,
     content: SnapshotContent,
 }
 
@@ -44,6 +47,7 @@ struct SnapshotContent {
     /// Bytes of the file to come.
     left: u64,
     hash: digest::Context,
+    agreed: Sender<Digest>,
 }
 
 /// Asks for the snapshot and waits for its first message.
@@ -73,6 +77,7 @@ pub async fn start(member: &mut Member, context: &Context) -> Result<Started, So
         pump(stream, send).await;
         drop(client);
     });
+    let (agreed, digest) = bounded(1);
     let rest = SnapshotContent {
         pieces,
         runtime: context.runtime.clone(),
@@ -82,13 +87,16 @@ pub async fn start(member: &mut Member, context: &Context) -> Result<Started, So
         taken: 0,
         left: size,
         hash: digest::Context::new(&digest::SHA256),
+        agreed,
     };
-    Ok(Started { size, page_size, content: rest })
+    Ok(Started { size, page_size, digest, content: rest })
 }
 
 impl Started {
-    pub fn into_open(self) -> Open {
-        Box::new(move || Ok(Box::new(self.content)))
+    /// And whence the SHA-256 comes once all was read and agrees with it.
+    pub fn into_open(self) -> (Open, Receiver<Digest>) {
+        let content = self.content;
+        (Box::new(move || Ok(Box::new(content))), self.digest)
     }
 }
 
@@ -182,13 +190,14 @@ impl Content for SnapshotContent {
                 break;
             }
         }
-        if trailer.len() != DIGEST {
+        let Ok(trailer) = Digest::try_from(trailer.as_slice()) else {
             let text = format!("the snapshot ended with {} bytes where its SHA-256 should be", trailer.len());
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
-        }
+        };
         if self.hash.finish().as_ref() != trailer {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot does not match its SHA-256"));
         }
+        let _ = self.agreed.send(trailer); // whoever does not want to know it
         Ok(Verdict::Consistent)
     }
 }
@@ -216,17 +225,32 @@ fn is_denied(error: &etcd_client::Error) -> bool {
 /// as `etcdutl snapshot` wants it.
 pub struct Export<W> {
     out: W,
-    hash: digest::Context,
+    digest: Trailer,
+}
+
+enum Trailer {
+    /// etcd's own, from the capture.
+    Known(Digest),
+    /// Of what is written.
+    Computed(digest::Context),
 }
 
 impl<W: Write> Export<W> {
-    pub fn new(out: W) -> Self {
-        Self { out, hash: digest::Context::new(&digest::SHA256) }
+    /// `known`: of the database that will be written, in hexadecimal digits. What does not look so is not believed.
+    pub fn new(out: W, known: Option<&str>) -> Self {
+        let digest = match known.and_then(read_digest) {
+            Some(known) => Trailer::Known(known),
+            None => Trailer::Computed(digest::Context::new(&digest::SHA256)),
+        };
+        Self { out, digest }
     }
 
     /// The file is not one before this.
     pub fn finish(mut self) -> io::Result<()> {
-        self.out.write_all(self.hash.finish().as_ref())?;
+        match self.digest {
+            Trailer::Known(digest) => self.out.write_all(&digest)?,
+            Trailer::Computed(digest) => self.out.write_all(digest.finish().as_ref())?,
+        }
         self.out.flush()
     }
 }
@@ -234,13 +258,28 @@ impl<W: Write> Export<W> {
 impl<W: Write> Write for Export<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
-        self.hash.update(&bytes[..written]);
+        if let Trailer::Computed(digest) = &mut self.digest {
+            digest.update(&bytes[..written]);
+        }
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// Hexadecimal digits.
+pub fn show_digest(digest: Digest) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read_digest(text: &str) -> Option<Digest> {
+    if text.len() != 2 * DIGEST || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let bytes = text.as_bytes().chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+    bytes.collect::<Option<Vec<_>>>()?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -276,6 +315,7 @@ mod tests {
             taken: 0,
             left: size as u64,
             hash: digest::Context::new(&digest::SHA256),
+            agreed: bounded(1).0,
         })
     }
 
@@ -306,5 +346,29 @@ mod tests {
         assert_eq!(wrong(&[b"data", b"base", &digest[..31]]), io::ErrorKind::UnexpectedEof);
         assert_eq!(wrong(&[b"data", b"base", digest, b"more"]), io::ErrorKind::UnexpectedEof);
         assert_eq!(wrong(&[b"data", b"BASE", digest]), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_digest_is_read_as_it_is_shown() {
+        let digest = std::array::from_fn(|at| at as u8 * 7);
+        let shown = show_digest(digest);
+        assert_eq!((shown.len(), read_digest(&shown)), (64, Some(digest)));
+        for wrong in ["", &shown[1..], &shown[2..], &shown.replace('e', "x"), &format!("{shown}00")] {
+            assert_eq!(read_digest(wrong), None, "{wrong}");
+        }
+        // What is known is put behind the database as it is, and what is not is computed.
+        for (known, expected) in
+            [(Some(shown.as_str()), digest), (None, sha256(b"database")), (Some("?"), sha256(b"database"))]
+        {
+            let mut file = Vec::new();
+            let mut export = Export::new(&mut file, known);
+            export.write_all(b"database").unwrap();
+            export.finish().unwrap();
+            assert_eq!(file, [b"database".as_slice(), &expected].concat());
+        }
+    }
+
+    fn sha256(bytes: &[u8]) -> Digest {
+        digest::digest(&digest::SHA256, bytes).as_ref().try_into().unwrap()
     }
 }
