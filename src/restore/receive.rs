@@ -3,7 +3,7 @@
 //! The volume is mounted as the directory `files` below a root that is not part of it, so that the snapshot's own paths
 //! lead there. What arrives is trusted no more than a snapshot is: see [`super::tree`].
 
-use super::plan::place::{create_if_absent, dress, sync};
+use super::plan::place::{Look, create_if_absent, dress, sync};
 use super::snapshot::write_block;
 use super::tree::{Options, Tree, TreeError};
 use crate::entry::{Entry, Kind, Problem};
@@ -182,11 +182,13 @@ impl Aside {
         if !self.half.exists() {
             return Ok(false);
         }
-        let like = fs::metadata(&self.half)?;
+        let like = Look::of(&fs::metadata(&self.half)?);
         for entry in fs::read_dir(&self.half)? {
             let entry = entry?;
             fs::rename(entry.path(), volume.join(entry.file_name()))?;
         }
+        // Whoever is killed in between leaves it with another time, and not with another owner.
+        dress(volume, &like)?;
         fs::remove_dir(&self.half)?;
         dress(volume, &like)?;
         sync(volume)?;
@@ -199,7 +201,7 @@ fn put_aside(volume: &Path, step: &str) -> io::Result<()> {
     if aside.whole.exists() {
         return clear(volume);
     }
-    let like = fs::metadata(volume)?;
+    let like = Look::of(&fs::metadata(volume)?);
     create_if_absent(&aside.half)?;
     // Nobody may read there who could not before, and the volume gets it back from there.
     dress(&aside.half, &like)?;

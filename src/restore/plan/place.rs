@@ -7,6 +7,7 @@
 //! takes an empty directory for a restored one.
 
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -118,7 +119,7 @@ impl Place {
             // It keeps what the root should look like, since `new` changes from here on.
             let half = self.stage.join("clearing");
             let file = File::create(&half)?;
-            dress(&half, &fs::metadata(&new)?)?;
+            dress(&half, &Look::of(&fs::metadata(&new)?))?;
             file.sync_all()?;
             fs::rename(&half, &cleared)?;
             sync(&self.stage)?;
@@ -134,15 +135,23 @@ impl Place {
         self.put_aside(&before)
     }
 
-    /// Removes what is left of the stage, once it is written down that the content is in its place. Returns where what was
-    /// there before is now.
-    pub fn finish(&self) -> io::Result<Option<PathBuf>> {
-        let cleared = self.stage.join(CLEARED);
-        if let Ok(like) = fs::metadata(&cleared) {
-            fs::remove_file(&cleared)?;
-            fs::remove_dir(&self.stage)?;
+    /// What the directory shall look like in the end; after [`Self::swap`].
+    pub fn look(&self) -> io::Result<Look> {
+        Ok(Look::of(&fs::metadata(self.stage.join(CLEARED))?))
+    }
+
+    /// Removes what is left of the stage, once it is written down that the content is in its place, and how the directory
+    /// shall `look`. Returns where what was there before is now.
+    pub fn finish(&self, look: Option<&Look>) -> io::Result<Option<PathBuf>> {
+        if let Some(look) = look {
+            let gone = |removed: io::Result<()>| match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+            gone(fs::remove_file(self.stage.join(CLEARED)))?;
+            gone(fs::remove_dir(&self.stage))?;
             // The last change, since each before it counts as one of the directory.
-            dress(&self.directory, &like)?;
+            dress(&self.directory, look)?;
             sync(&self.directory)?;
         }
         Ok([&self.beside, &self.inside].into_iter().find(|path| path.exists()).cloned())
@@ -154,8 +163,11 @@ impl Place {
         let shown = self.directory.display();
         if self.is_cleared() {
             self.swap()?;
+            let look = self.look()?;
             let mut lines = vec![format!("what was restored is in its place, {shown}")];
-            lines.extend(self.finish()?.map(|before| format!("what was in {shown} is in {}", before.display())));
+            lines.extend(
+                self.finish(Some(&look))?.map(|before| format!("what was in {shown} is in {}", before.display())),
+            );
             return Ok(lines);
         }
         if !self.stage.exists() {
@@ -220,19 +232,37 @@ pub(in crate::restore) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Gives `path` the owner, permissions and times that the restored root has.
-pub(in crate::restore) fn dress(path: &Path, should: &fs::Metadata) -> io::Result<()> {
+/// Owner, permissions and times of a restored root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    owner: (u32, u32),
+    mode: u32,
+    /// Seconds and nanoseconds.
+    accessed: (i64, i64),
+    modified: (i64, i64),
+}
+
+impl Look {
+    pub fn of(is: &fs::Metadata) -> Self {
+        Self {
+            owner: (is.uid(), is.gid()),
+            mode: is.mode() & 0o7777,
+            accessed: (is.atime(), is.atime_nsec()),
+            modified: (is.mtime(), is.mtime_nsec()),
+        }
+    }
+}
+
+pub(in crate::restore) fn dress(path: &Path, should: &Look) -> io::Result<()> {
     let file = File::open(path)?;
     let is = file.metadata()?;
-    if (is.uid(), is.gid()) != (should.uid(), should.gid()) {
-        rustix::fs::fchown(&file, Some(Uid::from_raw(should.uid())), Some(Gid::from_raw(should.gid())))?;
+    if (is.uid(), is.gid()) != should.owner {
+        let (user, group) = should.owner;
+        rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
     }
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(should.mode() & 0o7777))?;
-    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps {
-        last_access: time(should.atime(), should.atime_nsec()),
-        last_modification: time(should.mtime(), should.mtime_nsec()),
-    };
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(should.mode))?;
+    let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
+    let times = Timestamps { last_access: time(should.accessed), last_modification: time(should.modified) };
     Ok(rustix::fs::futimens(&file, &times)?)
 }
 
@@ -360,13 +390,18 @@ mod tests {
         // Killed before it was written down: it is known here what was done.
         assert!(place.is_staged());
         place.swap().unwrap();
-        let before = place.finish().unwrap().unwrap();
+        let look = place.look().unwrap();
+        // Killed while the stage was being removed: what the directory shall look like was written down.
+        fs::remove_file(place.stage.join(CLEARED)).unwrap();
+        let before = place.finish(Some(&look)).unwrap().unwrap();
+        assert_eq!(Look::of(&fs::metadata(at.join("data")).unwrap()).modified, look.modified);
+        assert!(!place.stage.exists());
         assert_eq!(before, at.join("data.before-x"));
         assert_eq!(tree(&at.join("data")), of(&[("a", "new a"), ("c", "new c")]));
         assert_eq!(tree(&before), of(&[("a", "old a"), ("b", "old b")]));
         assert_eq!(fs::metadata(at.join("data")).unwrap().mode() & 0o777, 0o750);
         assert!(!place.is_staged());
-        assert_eq!(place.finish().unwrap(), Some(before));
+        assert_eq!(place.finish(Some(&look)).unwrap(), Some(before));
         assert_eq!(tree(&at.join("data")), of(&[("a", "new a"), ("c", "new c")]));
     }
 
@@ -450,7 +485,7 @@ mod tests {
         fs::create_dir(&new).unwrap();
         fs::write(new.join("a"), "new").unwrap();
         place.swap().unwrap();
-        assert_eq!(place.finish().unwrap(), None);
+        assert_eq!(place.finish(Some(&place.look().unwrap())).unwrap(), None);
         assert_eq!(tree(&at.path().join("deep/data")), of(&[("a", "new")]));
         assert_eq!(tree(&at.path().join("deep")), of(&[("data", "/")]));
     }

@@ -8,7 +8,7 @@ use crate::restore::export::{Flowing, format, write};
 use crate::restore::plan::document::{Doing, Restore};
 use crate::restore::plan::execute::{Attempt, Failure};
 use crate::restore::plan::journal::Outcome;
-use crate::restore::plan::place::{Mark, Place, Product};
+use crate::restore::plan::place::{Look, Mark, Place, Product};
 use crate::restore::plan::resolve::{Choice, Task};
 use crate::restore::snapshot::{Progress, restore};
 use crate::restore::supply::Supplied;
@@ -35,6 +35,8 @@ struct Staged {
     outcome: Outcome,
     /// A directory's content is in its place.
     placed: bool,
+    /// The directory itself, once it is.
+    look: Option<Look>,
     /// Of a file.
     mark: Option<Mark>,
 }
@@ -123,7 +125,7 @@ impl Worker<'_> {
                 );
                 return Err(Failure::Refused(text));
             }
-            let staged = Staged { outcome, placed: false, mark: None };
+            let staged = Staged { outcome, placed: false, look: None, mark: None };
             attempt.note(json!(staged))?;
             staged
         };
@@ -133,10 +135,11 @@ impl Worker<'_> {
             }
             place.swap().map_err(|error| failed("put what was restored into", &error))?;
             staged.placed = true;
+            staged.look = Some(place.look().map_err(|error| failed("look at", &error))?);
             attempt.note(json!(staged))?;
         }
         let mut outcome = staged.outcome;
-        if let Some(before) = place.finish().map_err(|error| failed("finish", &error))? {
+        if let Some(before) = place.finish(staged.look.as_ref()).map_err(|error| failed("finish", &error))? {
             outcome.to_do.push(left_aside(to, &before));
         }
         Ok(outcome)
@@ -220,7 +223,7 @@ impl Worker<'_> {
             let reader = self.reader(choice, attempt.deadline)?;
             let outcome = self.export(&reader, restore, &product, attempt.deadline)?;
             let mark = product.mark().map_err(|error| failed("look at", &error))?;
-            let staged = Staged { outcome, placed: false, mark: Some(mark) };
+            let staged = Staged { outcome, placed: false, look: None, mark: Some(mark) };
             attempt.note(json!(staged))?;
             staged.outcome
         };
