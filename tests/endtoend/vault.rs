@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -332,14 +332,20 @@ async fn a_secret_that_changes_while_somebody_looks_is_not_overwritten() {
     assert_eq!(plain["data"]["word"], "younger");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn secrets_that_cannot_be_taken_out_are_told() {
+/// A Vault that was captured, whose document names two of its keys: with the directory of its program, and those keys.
+async fn captured() -> (Vault, World, PathBuf, String) {
     let vault = filled().await;
     let world = World::local();
     let bin = tool("vault").parent().unwrap().to_owned();
     let keys = unseal_keys(&world, &vault, 2);
     document(&world, "vault", vault.server.port, &vault.token, &keys);
     world.as_writer(&BACKUP).expect(0);
+    (vault, world, bin, keys)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_that_cannot_be_taken_out_are_told() {
+    let (_vault, world, bin, _) = captured().await;
     let none = Path::new("/nonexistent");
     secrets(&world, none, &["--path", "secret/data/other"]).expect(1).says("on the PATH").says("install");
     for (path, told) in [
@@ -375,12 +381,7 @@ async fn secrets_that_cannot_be_taken_out_are_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_come_out_only_with_the_right_keys_and_rights() {
-    let vault = filled().await;
-    let world = World::local();
-    let bin = tool("vault").parent().unwrap().to_owned();
-    let keys = unseal_keys(&world, &vault, 2);
-    document(&world, "vault", vault.server.port, &vault.token, &keys);
-    world.as_writer(&BACKUP).expect(0);
+    let (vault, world, bin, keys) = captured().await;
     let policy = "path \"secret/data/*\" { capabilities = [\"read\"] }";
     vault.put("sys/policies/acl/looks", json!({"policy": policy})).await;
     let looks = vault.put("auth/token/create", json!({"policies": ["looks"]})).await;
