@@ -1,6 +1,7 @@
 //! A directory with one of everything, to a bucket and back.
 
 use crate::support::picture::{assert_same, picture};
+use crate::support::posix_acl;
 use crate::support::world::{World, noise};
 use crate::support::{Bucket, bucket, minio};
 use rustix::fs::{self as sys, FileType, Mode, XattrFlags};
@@ -28,15 +29,7 @@ fn build(root: &Path) {
     sparse.set_len(64 << 20).unwrap();
     sys::setxattr(root.join("dir/plain"), "user.note", b"\x00\x01 any bytes", XattrFlags::empty()).unwrap();
     sys::setxattr(root.join("dir"), "user.directory", b"too", XattrFlags::empty()).unwrap();
-    // user::rw-, user:1234:r--, group::r--, mask::r--, other::---
-    let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in
-        [(1_u16, 6_u16, u32::MAX), (2, 4, 1234), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
-    {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(permissions.to_le_bytes());
-        acl.extend(id.to_le_bytes());
-    }
+    let acl = posix_acl();
     sys::setxattr(root.join("dir/nothing"), "system.posix_acl_access", &acl, XattrFlags::empty()).unwrap();
     sys::setxattr(root.join("empty"), "system.posix_acl_default", &acl, XattrFlags::empty()).unwrap();
     for number in 0..300 {

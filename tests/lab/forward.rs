@@ -1,7 +1,7 @@
 //! An operator's way to a service: `kubectl port-forward`, begun again whenever it ends, as the runbook has it.
 
 use crate::cluster::Cluster;
-use crate::support::{command, free_port};
+use crate::support::{command, free_port, kill_group};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 
@@ -26,9 +26,6 @@ impl Forwarded {
 
 impl Drop for Forwarded {
     fn drop(&mut self) {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        let _ = self.child.wait();
+        kill_group(&mut self.child);
     }
 }

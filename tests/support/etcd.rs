@@ -1,7 +1,7 @@
 //! Real etcd clusters on loopback.
 #![expect(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
-use crate::support::{free_port, tool};
+use crate::support::{free_port, output, tool};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,12 +12,6 @@ pub struct Cluster {
     pub endpoints: Vec<String>,
     members: Vec<Child>,
     tls: bool,
-}
-
-pub fn output(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Makes `ca.pem`, `server.pem`, `client.pem`, `other-ca.pem` and their keys.

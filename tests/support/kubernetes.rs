@@ -1,7 +1,7 @@
 //! A real Kubernetes control plane on loopback: etcd, API server, controller manager; no nodes.
 #![expect(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
-use crate::support::{free_ports, tool};
+use crate::support::{free_ports, output, tool};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,12 +12,6 @@ pub struct Server {
     pub directory: TempDir,
     /// By name, each under a shell that ends it when this process ends or lets go of it.
     components: Vec<(&'static str, Child)>,
-}
-
-fn output(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// `ca.pem`, `server.pem` and `server.key`, `accounts.key` and `accounts.pub`.

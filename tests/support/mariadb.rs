@@ -1,6 +1,6 @@
 //! Real MariaDB servers, in temporary directories, killed when dropped.
 
-use crate::support::{command, free_port};
+use crate::support::{command, free_port, kill_group};
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
@@ -100,10 +100,7 @@ impl Server {
     }
 
     pub fn kill(&mut self) {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        let _ = self.child.wait();
+        kill_group(&mut self.child);
     }
 }
 

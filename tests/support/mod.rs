@@ -56,16 +56,43 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        let _ = self.child.wait();
+        kill_group(&mut self.child);
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the tests start real programs")]
 pub fn command(program: impl AsRef<Path>) -> Command {
     Command::new(program.as_ref())
+}
+
+/// Kills a program that leads a group, with all that it has started.
+pub fn kill_group(leader: &mut Child) {
+    if let Some(group) = i32::try_from(leader.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = leader.wait();
+}
+
+/// What a program prints; it must succeed.
+#[track_caller]
+pub fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// An access control list, as the kernel keeps it.
+pub fn posix_acl() -> Vec<u8> {
+    // user::rw-, user:1234:r--, group::r--, mask::r--, other::---
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in
+        [(1_u16, 6_u16, u32::MAX), (2, 4, 1234), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+    {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(permissions.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    acl
 }
 
 /// A loopback port that is free, and still is when a server takes it: below those that the kernel gives to connections and

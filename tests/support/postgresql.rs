@@ -1,7 +1,7 @@
 //! A real PostgreSQL cluster on loopback, in a temporary directory.
 #![allow(clippy::disallowed_methods, reason = "the tests start their servers themselves")]
 
-use crate::support::free_port;
+use crate::support::{free_port, output};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -35,13 +35,6 @@ pub fn program(name: &str) -> Command {
     let mut command = unprivileged(Path::new(PROGRAMS).join(name));
     command.env("LC_ALL", "C").env("HOME", "/").current_dir("/").stdin(Stdio::null());
     command
-}
-
-#[track_caller]
-pub fn output(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 pub struct Cluster {

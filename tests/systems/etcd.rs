@@ -2,8 +2,8 @@
 #![expect(clippy::disallowed_methods, reason = "etcd's own tools judge what was captured")]
 
 use crate::support::collect::{Collect, context, runtime};
-use crate::support::etcd::{Cluster, output};
-use crate::support::{free_ports, tool};
+use crate::support::etcd::Cluster;
+use crate::support::{free_ports, output, tool};
 use lifeboat::entry::Facts;
 use lifeboat::secret::SecretRef;
 use lifeboat::source::{SourceError, Spec, etcd};

@@ -1,6 +1,7 @@
 //! Capture of a directory tree, and its way back onto a disk.
 
 use crate::support::collect::{Collect, context, runtime};
+use crate::support::posix_acl;
 use lifeboat::entry::{Entry, Facts, Input, Kind, Problem, Sink, Stopped, Xattr};
 use lifeboat::restore::tree::{Mark, Options, Tree, TreeError};
 use lifeboat::source::{SourceError, Spec, files};
@@ -68,15 +69,7 @@ fn build(root: &Path) {
     sparse.set_len(4 << 20).unwrap();
     let plain = root.join("dir/plain");
     sys::setxattr(&plain, "user.note", b"\x00\x01 any bytes", XattrFlags::empty()).unwrap();
-    // user::rw-, user:1234:r--, group::r--, mask::r--, other::---
-    let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in
-        [(1_u16, 6_u16, u32::MAX), (2, 4, 1234), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
-    {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(permissions.to_le_bytes());
-        acl.extend(id.to_le_bytes());
-    }
+    let acl = posix_acl();
     sys::setxattr(&plain, "system.posix_acl_access", &acl, XattrFlags::empty()).unwrap();
     sys::setxattr(root.join("dir"), "system.posix_acl_default", &acl, XattrFlags::empty()).unwrap();
     if is_root() {

@@ -4,8 +4,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "the programs are started as a plan does")]
 
-use crate::support::etcd::{Cluster, output};
-use crate::support::tool;
+use crate::support::etcd::Cluster;
+use crate::support::{output, tool};
 use lifeboat::config::Config;
 use lifeboat::restore::plan::Doing;
 use std::fs;

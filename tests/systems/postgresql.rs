@@ -3,8 +3,9 @@
 use crate::support::collect::{context, runtime};
 use crate::support::etcd;
 use crate::support::free_port;
+use crate::support::output;
 use crate::support::postgresql;
-use crate::support::postgresql::{Cluster, give, output};
+use crate::support::postgresql::{Cluster, give};
 use crate::support::proxy::interrupted;
 use crate::support::world::{World, made};
 use lifeboat::secret::SecretRef;

@@ -3,7 +3,8 @@
 use crate::support::collect::{Collect, context, runtime};
 use crate::support::etcd;
 use crate::support::free_port;
-use crate::support::postgresql::{Cluster, give, output};
+use crate::support::output;
+use crate::support::postgresql::{Cluster, give};
 use crate::support::proxy;
 use crate::support::world::{World, made};
 use lifeboat::entry::{Body, Entry, Facts, Supply, Visit};

@@ -253,6 +253,7 @@ impl Look {
     }
 }
 
+/// Gives `path` this look.
 pub(in crate::restore) fn dress(path: &Path, should: &Look) -> io::Result<()> {
     let file = File::open(path)?;
     let is = file.metadata()?;

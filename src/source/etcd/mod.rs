@@ -43,6 +43,7 @@ fn told(error: &etcd_client::Error) -> String {
 
 /// For a connection, a status, any small request.
 const REQUEST: Duration = Duration::from_secs(5);
+/// So long an answer is waited for before somebody looks whether the run goes on.
 const TICK: Duration = Duration::from_millis(200);
 /// What the facts call it.
 const DIGEST: &str = "sha256";

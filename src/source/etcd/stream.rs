@@ -4,7 +4,7 @@
 //! after that many bytes must be exactly the digest.
 
 use super::member::Member;
-use super::{REQUEST, told};
+use super::{REQUEST, TICK, told};
 use crate::entry::{Content, Open, Verdict};
 use crate::source::{Cancel, Context, SourceError};
 use aws_lc_rs::digest;
@@ -18,7 +18,6 @@ use tokio::time::timeout;
 
 /// The stream is given up when nothing comes for so long.
 const STALL: Duration = Duration::from_mins(1);
-const TICK: Duration = Duration::from_millis(200);
 /// Bytes that the reading thread gets at a time.
 const PIECE: usize = 512 << 10;
 const DIGEST: usize = digest::SHA256_OUTPUT_LEN;
