@@ -24,8 +24,8 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 /// For a connection, a greeting, any small request.
 pub(super) const REQUEST: Duration = Duration::from_secs(15);
-/// Before a name is asked for again: a cluster's DNS loses questions under load.
-const AGAIN: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(2)];
+/// Before a name is asked for again (a cluster's DNS loses questions under load), or an unsent request is sent.
+pub(super) const AGAIN: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(2)];
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -4,7 +4,7 @@
 //! are always checked, proxies from the environment are not used, redirections are not followed: a token must not go
 //! where a server says.
 
-use super::connection::{REQUEST, read, resolve};
+use super::connection::{AGAIN, REQUEST, read, resolve};
 use super::{Context, Say, SourceError};
 use crate::exec::causes;
 use crate::secret::SecretRef;
@@ -21,6 +21,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 const STALL: Duration = Duration::from_mins(1);
@@ -248,10 +249,28 @@ impl Server {
 
 /// Sends a request. The outer error is the run's, the inner the connection's.
 pub(super) fn answer(context: &Context, request: RequestBuilder) -> Result<Result<Response, Failure>, SourceError> {
+    for pause in AGAIN {
+        let Some(copy) = request.try_clone() else { break }; // its body is a stream
+        match sent(context, copy)? {
+            Err(error) if is_unsent(&error) => context.wait(sleep(pause))?,
+            sent => return Ok(sent.map_err(Failure::of)),
+        }
+    }
+    Ok(sent(context, request)?.map_err(Failure::of))
+}
+
+fn sent(context: &Context, request: RequestBuilder) -> Result<reqwest::Result<Response>, SourceError> {
     let inside = context.runtime.enter(); // reqwest looks for its timers at once
     let sent = request.send();
     drop(inside);
-    Ok(context.wait(sent)?.map_err(Failure::of))
+    context.wait(sent)
+}
+
+/// The new connection ended before the request was given to it, so that the reason went with the connection: a server
+/// that is stopping, or (TLS 1.3) one that refuses a client's certificate.
+fn is_unsent(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
 }
 
 /// Likewise; an answer that is not a success is an error too.
