@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use lifeboat::config::{Config, Mistake, Size, Url};
-use lifeboat::id::Sequence;
+use lifeboat::id::{Sequence, SourceName};
 use lifeboat::policy::Tier;
 use lifeboat::policy::schedule::Took;
 use lifeboat::repo::State;
@@ -459,6 +459,39 @@ fn several_paths_make_one_configuration() {
     assert_eq!((config.repositories.len(), config.sources.len(), config.schedules.len()), (1, 1, 1));
     let twice = texts(&Config::load(&[first.clone(), first]).unwrap_err());
     assert!(twice.contains("metadata.name: there is a Repository of this name already"), "{twice}");
+}
+
+#[test]
+fn what_is_right_beside_a_mistake() {
+    let files = |name: &str, more: &str| document("Source", name, &format!("{SOURCE}{more}"));
+    let plan = |name: &str, step: &str| document("RestorePlan", name, &format!("level: app\nsteps: [{step}]"));
+    let circle = "{name: in, plan: circle}";
+    let right = document("Repository", "main", REPOSITORY)
+        + &files("data", "")
+        + &document("Schedule", "often", &SCHEDULE.replace("[data]", "[typo, data]"))
+        + &plan("good", "{name: put, restore: {source: typo, to: /srv/back}}")
+        + &plan("around", "{name: in, plan: good}");
+    let wrong = files("typo", "\ntire: critical")
+        + &files("leaning", "\nneeds: [typo]")
+        + &plan("lost", "{name: put, restore: {source: leaning, into: leaning}}")
+        + &plan("above", "{name: in, plan: lost}")
+        + &plan("circle", circle)
+        + &files("double", "")
+        + &files("double", "")
+        + &document("Schedule", "nowhere", &SCHEDULE.replace("main", "elsewhere"));
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("right.yaml"), &right).unwrap();
+    fs::write(directory.path().join("wrong.yaml"), &wrong).unwrap();
+    fs::write(directory.path().join("torn.yaml"), files("torn", "") + "a: [1").unwrap();
+    let paths = [directory.path().to_path_buf()];
+    let (config, mistakes) = Config::sound(&paths);
+    assert_eq!(config.sources.keys().map(SourceName::as_str).collect::<Vec<_>>(), ["data"]);
+    assert_eq!(config.plans.keys().collect::<Vec<_>>(), ["around", "good"]);
+    assert_eq!(config.schedules.keys().collect::<Vec<_>>(), ["often"]);
+    assert_eq!(config.schedules["often"].sources, config.sources.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(mistakes, Config::load(&paths).unwrap_err());
+    let lines: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.line).collect();
+    assert_eq!(lines, [8, 7, 39, 51, 60], "{}", texts(&mistakes));
 }
 
 #[test]

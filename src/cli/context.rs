@@ -4,7 +4,7 @@ use super::fault::{Failure, Fault};
 use super::globals::Globals;
 use super::interrupt::Interrupt;
 use super::kit;
-use crate::config::{self, Config, Encryption, LockMode, Schedule, Url, nearest};
+use crate::config::{self, Config, Encryption, LockMode, Mistake, Schedule, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
 use crate::restore::plan::Plan;
 use crate::secret::SecretRef;
@@ -21,7 +21,15 @@ pub struct Context {
     /// Correlates log lines, snapshots and reports of this run.
     pub run: String,
     pub interrupt: Interrupt,
-    config: OnceLock<Config>,
+    /// Whether documents with mistakes are left out, instead of nothing being done with any.
+    forgiving: bool,
+    documents: OnceLock<Documents>,
+}
+
+/// What is right of the documents, and what is not.
+struct Documents {
+    config: Config,
+    mistakes: Vec<Mistake>,
 }
 
 /// What a command means to do with the store.
@@ -45,19 +53,47 @@ impl Opened {
 }
 
 impl Context {
-    pub fn new(globals: Globals, run: String, interrupt: Interrupt) -> Self {
-        Self { globals, run, interrupt, config: OnceLock::new() }
+    pub fn new(globals: Globals, run: String, interrupt: Interrupt, forgiving: bool) -> Self {
+        Self { globals, run, interrupt, forgiving, documents: OnceLock::new() }
     }
 
+    /// The documents. Where [`Context::forgiving`], those with mistakes are left out, and said.
     pub fn config(&self) -> Result<&Config, Failure> {
-        if let Some(config) = self.config.get() {
-            return Ok(config);
+        let documents = self.documents();
+        if documents.mistakes.is_empty() || self.forgiving {
+            return Ok(&documents.config);
         }
-        let mut config = Config::load(&self.globals.config).map_err(Fault::Mistakes)?;
-        if let Some(path) = self.globals.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty()) {
-            config.sources.values_mut().for_each(|source| source.capture.reach_by(path));
+        Err(Fault::Mistakes(documents.mistakes.clone()).into())
+    }
+
+    fn documents(&self) -> &Documents {
+        self.documents.get_or_init(|| {
+            let (mut config, mistakes) = Config::sound(&self.globals.config);
+            if let Some(path) = self.globals.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+                config.sources.values_mut().for_each(|source| source.capture.reach_by(path));
+            }
+            if self.forgiving {
+                for mistake in &mistakes {
+                    tracing::warn!("left out, with the documents that need it: {mistake}");
+                }
+            }
+            Documents { config, mistakes }
+        })
+    }
+
+    /// What is wrong with the documents that are left out.
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.documents().mistakes
+    }
+
+    /// What to do about a document that is not there; `usual` holds if none was left out.
+    pub fn if_missing(&self, usual: impl Into<String>) -> String {
+        if self.mistakes().is_empty() {
+            return usual.into();
         }
-        Ok(self.config.get_or_init(|| config))
+        "it may be among those that are left out: mend them; what is in the repository can be had without documents \
+         (lifeboat -r URL restore snapshot SOURCE@latest --to DIR)"
+            .into()
     }
 
     /// What is known about the repository that is meant.
@@ -94,14 +130,19 @@ impl Context {
             }
             (None, false) => format!("the documents have {}", names.join(", ")),
         };
-        Err(Fault::usage(format!("there is no Repository document named {name:?}"), hint).into())
+        Err(Fault::usage(format!("there is no Repository document named {name:?}"), self.if_missing(hint)).into())
     }
 
     fn only_one(&self) -> Result<config::Repository, Failure> {
         let known = &self.config()?.repositories;
         let mut all = known.values();
         match (all.next(), all.next()) {
-            (Some(only), None) => Ok(only.clone()),
+            (Some(only), None) if self.mistakes().is_empty() => Ok(only.clone()),
+            (Some(only), None) => Err(Fault::usage(
+                "documents are left out, so that it is not sure which repository is meant",
+                format!("say it: -r {}, or another one by its URL", only.name),
+            )
+            .into()),
             (None, _) => Err(Fault::usage(
                 "no repository is given",
                 "say which: -r s3://BUCKET/PREFIX or -r file:///PATH, or --config FILE with a Repository document",
@@ -181,12 +222,25 @@ impl Context {
 
     /// The document of a schedule.
     pub fn schedule(&self, name: &str) -> Result<&Schedule, Failure> {
-        document(&self.config()?.schedules, "Schedule", name)
+        self.document(&self.config()?.schedules, "Schedule", name)
     }
 
     /// The document of a restore plan.
     pub fn plan(&self, name: &str) -> Result<&Plan, Failure> {
-        document(&self.config()?.plans, "RestorePlan", name)
+        self.document(&self.config()?.plans, "RestorePlan", name)
+    }
+
+    /// A document by its name, or what may be meant instead.
+    fn document<'a, T>(&self, known: &'a BTreeMap<String, T>, kind: &str, name: &str) -> Result<&'a T, Failure> {
+        known.get(name).ok_or_else(|| {
+            let names: Vec<_> = known.keys().map(String::as_str).collect();
+            let hint = match (nearest(name, &names), names.is_empty()) {
+                (Some(near), _) => format!("did you mean {near}?"),
+                (None, true) => "give the documents with --config FILE|DIR".into(),
+                (None, false) => format!("the documents have {}", names.join(", ")),
+            };
+            Fault::usage(format!("there is no {kind} document named {name:?}"), self.if_missing(hint)).into()
+        })
     }
 
     pub async fn open_as(&self, settings: config::Repository, use_: Use) -> Result<Opened, Failure> {
@@ -285,19 +339,6 @@ impl Context {
             retain: lock.map(|lock| std::time::Duration::from_hours(24 * u64::from(lock.minimum_days))),
         }
     }
-}
-
-/// A document by its name, or what may be meant instead.
-fn document<'a, T>(known: &'a BTreeMap<String, T>, kind: &str, name: &str) -> Result<&'a T, Failure> {
-    known.get(name).ok_or_else(|| {
-        let names: Vec<_> = known.keys().map(String::as_str).collect();
-        let hint = match (nearest(name, &names), names.is_empty()) {
-            (Some(near), _) => format!("did you mean {near}?"),
-            (None, true) => "give the documents with --config FILE|DIR".into(),
-            (None, false) => format!("the documents have {}", names.join(", ")),
-        };
-        Fault::usage(format!("there is no {kind} document named {name:?}"), hint).into()
-    })
 }
 
 fn by_url(text: &str) -> Result<config::Repository, Failure> {

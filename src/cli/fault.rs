@@ -115,10 +115,10 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     if let Some(fault) = error.downcast_ref::<Fault>() {
         return Some(match fault {
             Fault::Usage { hint, .. } => (Exit::Usage, hint.clone()),
-            Fault::Mistakes(_) => {
-                let hint = "a restore needs no documents: give the repository by its URL (-r s3://BUCKET/PREFIX)";
-                (Exit::Usage, Some(hint.into()))
-            }
+            Fault::Mistakes(_) => (
+                Exit::Usage,
+                Some("mend them; what reads and restores goes on with the documents that are right".into()),
+            ),
             Fault::Interrupted { .. } => (Exit::Interrupted, None),
             Fault::Paused { level, id } => {
                 (Exit::Interrupted, Some(format!("go on with it: lifeboat restore {level} --resume {id}")))

@@ -121,6 +121,21 @@ impl Command {
         )
     }
 
+    /// Whether it reads and restores only: a mistake in some document must not keep it from what the others say.
+    fn forgives_mistakes(&self) -> bool {
+        matches!(
+            self,
+            Self::Snapshots(_)
+                | Self::Show(_)
+                | Self::Ls(_)
+                | Self::Diff(_)
+                | Self::Export(_)
+                | Self::Restore(_)
+                | Self::Status(_)
+                | Self::Verify(_)
+        )
+    }
+
     async fn run(self, context: &Context) -> Result<Exit, Failure> {
         match self {
             Self::Init(args) => init::run(context, args).await,
@@ -203,8 +218,8 @@ fn execute(mut cli: Cli) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores.clamp(2, 4)).enable_all().build()?;
     let result = runtime.block_on(async {
         let interrupt = Interrupt::listen()?;
-        let stops_itself = cli.command.stops_itself();
-        let context = Context::new(cli.globals, run, interrupt.clone());
+        let (stops_itself, forgiving) = (cli.command.stops_itself(), cli.command.forgives_mistakes());
+        let context = Context::new(cli.globals, run, interrupt.clone(), forgiving);
         let mut command = std::pin::pin!(cli.command.run(&context));
         tokio::select! {
             result = &mut command => result,

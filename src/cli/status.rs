@@ -85,7 +85,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     if context.globals.json {
         let all: Vec<Value> = reports.iter().map(describe).collect();
         let repository = opened.repository.root().id.to_string();
-        print_json(&json!({ "repository": repository, "sources": all, "findings": findings }))?;
+        let mistakes = context.mistakes();
+        print_json(&json!({ "repository": repository, "sources": all, "findings": findings, "mistakes": mistakes }))?;
     } else {
         let findings: String = findings.iter().map(|finding| format!("! {finding}\n")).collect();
         print(&(text(&reports) + &findings))?;
@@ -97,8 +98,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         || any(|r| r.replicas.iter().any(|copy| !copy.keeps(r.tier)))
     {
         Exit::Missed
-    } else {
+    } else if context.mistakes().is_empty() {
         Exit::Ok
+    } else {
+        Exit::Usage // what is left out was not judged
     })
 }
 

@@ -1,7 +1,7 @@
 //! The documents that people write: `Repository`, `Source`, `Schedule`, `RestorePlan`, in Kubernetes' form.
 //!
 //! Invariants: every mistake of every file is reported at once, with its file, line and field; a configuration with a
-//! mistake is no configuration. A document never holds a secret, and no message repeats a value that might be one.
+//! mistake is no configuration, but for reading and restoring, which take what is right of it ([`Config::sound`]). A document never holds a secret, and no message repeats a value that might be one.
 //! Deliberately absent: reading secrets, the clock, and defaults that depend on the machine.
 
 mod cronjob;
@@ -70,6 +70,14 @@ impl Config {
     /// # Errors
     /// Every mistake found, by file and line.
     pub fn load(paths: &[PathBuf]) -> Result<Self, Vec<Mistake>> {
+        let (config, mistakes) = Self::sound(paths);
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+    }
+
+    /// Likewise, of documents that may have mistakes: those that have none and refer to none that has, and every mistake
+    /// of the others. A schedule stays without the sources that do not.
+    #[must_use]
+    pub fn sound(paths: &[PathBuf]) -> (Self, Vec<Mistake>) {
         let mut reader = Reader::default();
         for path in paths {
             match files(path) {
@@ -79,15 +87,21 @@ impl Config {
         }
         reader.references();
         reader.order();
-        if reader.mistakes.is_empty() {
-            reader.plans();
-        }
-        if reader.mistakes.is_empty() {
-            return Ok(reader.config);
-        }
+        reader.leave_out();
+        reader.plans();
+        reader.leave_out();
         reader.mistakes.sort();
         reader.mistakes.dedup();
-        Err(reader.mistakes)
+        (reader.config, reader.mistakes)
+    }
+
+    fn has(&self, kind: &str, name: &str) -> bool {
+        match kind {
+            "Repository" => self.repositories.contains_key(name),
+            "Source" => self.sources.keys().any(|source| source.as_str() == name),
+            "RestorePlan" => self.plans.contains_key(name),
+            _ => self.schedules.contains_key(name),
+        }
     }
 
     /// The strictest that is asked for a source: by itself, else by the schedules that name it.
@@ -233,6 +247,8 @@ struct Reader {
     /// Where each (kind, name) was first given, whether its document is right or not.
     seen: BTreeMap<(String, String), At>,
     references: Vec<Reference>,
+    /// Documents with mistakes of their own.
+    wrong: BTreeSet<At>,
 }
 
 impl Reader {
@@ -244,6 +260,7 @@ impl Reader {
         match documents {
             Ok(documents) => documents.iter().for_each(|document| {
                 if let Err(wrong) = self.document(file, document) {
+                    self.wrong.insert(At { file: file.into(), line: document.line });
                     self.note(file, wrong);
                 }
             }),
@@ -291,6 +308,7 @@ impl Reader {
         if let Some(name) = &name {
             let key = (kind.to_owned(), name.to_string());
             if let Some(first) = self.seen.get(&key) {
+                self.wrong.insert(first.clone()); // nobody knows which one is meant
                 let text =
                     format!("there is a {kind} of this name already, in {}:{}", first.file.display(), first.line);
                 found.extend(wrong("metadata.name", text));
@@ -389,20 +407,51 @@ impl Reader {
     }
 
     fn refer(&mut self, place: &Place<'_>, kind: &'static str, field: String, name: &str) {
-        let at = At { file: place.file.into(), line: place.document.line_of(&field) };
-        self.references.push(Reference { kind, name: name.to_owned(), at, field });
+        let line = place.document.line_of(&field);
+        self.references.push(Reference { kind, name: name.to_owned(), from: place.at.clone(), line, field });
+    }
+
+    /// Takes away what is wrong, and what refers to that.
+    fn leave_out(&mut self) {
+        loop {
+            let (config, wrong) = (&mut self.config, &self.wrong);
+            config.repositories.retain(|_, repository| !wrong.contains(&repository.at));
+            config.sources.retain(|_, source| !wrong.contains(&source.at));
+            config.schedules.retain(|_, schedule| !wrong.contains(&schedule.at));
+            config.plans.retain(|_, plan| !wrong.contains(&of_plan(plan)));
+            let Config { sources, schedules, .. } = config;
+            for schedule in schedules.values_mut() {
+                schedule.sources.retain(|source| sources.contains_key(source));
+            }
+            let config = &self.config;
+            let can_do_without = |from: &At| config.schedules.values().any(|schedule| schedule.at == *from);
+            let lost = self.references.iter().filter(|reference| {
+                let Reference { kind, name, from, .. } = reference;
+                let is_needed = *kind != "Source" || !can_do_without(from);
+                is_needed && !wrong.contains(from) && !config.has(kind, name)
+            });
+            let lost: Vec<_> = lost.map(|reference| reference.from.clone()).collect();
+            if lost.is_empty() {
+                return;
+            }
+            self.wrong.extend(lost);
+        }
     }
 
     /// What is wrong with plans that are right one by one: their order, and what they include.
     fn plans(&mut self) {
         let (plans, ties) = (&self.config.plans, self.config.ties());
-        let found = plans.values().flat_map(|plan| lint(plans, plan, &ties).mistakes);
-        self.mistakes.extend(found.map(|finding| Mistake {
-            file: finding.file,
-            line: Some(finding.line),
-            field: String::new(),
-            message: format!("{}: {}", finding.what, finding.text),
-        }));
+        for plan in plans.values() {
+            for finding in lint(plans, plan, &ties).mistakes {
+                self.wrong.insert(of_plan(plan));
+                self.mistakes.push(Mistake {
+                    file: finding.file,
+                    line: Some(finding.line),
+                    field: String::new(),
+                    message: format!("{}: {}", finding.what, finding.text),
+                });
+            }
+        }
     }
 
     /// No source can be captured after itself.
@@ -420,26 +469,32 @@ impl Reader {
             }
             false
         };
-        let found = sources.values().filter(|source| comes_after(source, &source.name));
-        self.mistakes.extend(found.map(|source| Mistake {
-            file: source.at.file.clone(),
-            line: Some(source.at.line),
-            field: "spec.captureAfter".into(),
-            message: format!("{} would be captured after itself", source.name),
-        }));
+        for source in sources.values().filter(|source| comes_after(source, &source.name)) {
+            self.wrong.insert(source.at.clone());
+            self.mistakes.push(Mistake {
+                file: source.at.file.clone(),
+                line: Some(source.at.line),
+                field: "spec.captureAfter".into(),
+                message: format!("{} would be captured after itself", source.name),
+            });
+        }
     }
 
     /// Every name that is referred to must be there. One whose document has mistakes is.
     fn references(&mut self) {
-        for Reference { kind, name, at, field } in &self.references {
+        for Reference { kind, name, from, line, field } in &self.references {
             let known = self.seen.keys().filter(|(k, _)| k == kind).map(|(_, name)| name.as_str());
             if !known.clone().any(|known| known == name) {
                 let message = format!("there is no {kind} named {name:?}; {}", allowed(name, known));
-                let at = at.clone();
-                self.mistakes.push(Mistake { file: at.file, line: Some(at.line), field: field.clone(), message });
+                let (file, field) = (from.file.clone(), field.clone());
+                self.mistakes.push(Mistake { file, line: Some(*line), field, message });
             }
         }
     }
+}
+
+fn of_plan(plan: &Plan) -> At {
+    At { file: plan.file.clone(), line: plan.line }
 }
 
 struct Place<'a> {
@@ -458,6 +513,8 @@ impl Place<'_> {
 struct Reference {
     kind: &'static str,
     name: String,
-    at: At,
+    /// The document that refers to it.
+    from: At,
+    line: u64,
     field: String,
 }

@@ -1,6 +1,6 @@
 //! What is said, and to whom.
 
-use crate::world::World;
+use crate::world::{self, World};
 use serde_json::Value;
 
 #[test]
@@ -32,6 +32,48 @@ fn mistakes_are_told_with_what_to_do() {
     world.document("bad.yaml", "apiVersion: lifeboat.dev/v1\nkind: Suorce\nmetadata: {name: x}\nspec: {}\n");
     let bad = world.run(&["--config", "bad.yaml", "backup", "--all"]).expect(2);
     assert!(bad.err.contains("bad.yaml:2") && bad.err.contains("\"Source\""), "{}", bad.err);
+}
+
+#[test]
+fn a_mistake_in_a_document_does_not_keep_a_restore_from_the_others() {
+    let world = World::with_repository();
+    let document = |kind: &str, name: &str, spec: String| {
+        let text = format!("apiVersion: lifeboat.dev/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n");
+        world.document(&format!("documents/{name}.yaml"), &text);
+    };
+    std::fs::create_dir(world.path("documents")).unwrap();
+    document("Repository", "main", format!("{{url: '{}'}}", world.path("repository").display()));
+    document("Source", "docs", format!("{{files: {{path: {}}}}}", world.path("tree").display()));
+    let plan = |name: &str, to: &str| {
+        document(
+            "RestorePlan",
+            name,
+            format!("{{level: app, steps: [{{name: put, restore: {{source: docs, to: {to}}}}}]}}"),
+        );
+    };
+    plan("site", world.path("back").to_str().unwrap());
+    let with = ["--config", "documents", "--identity", "kit.txt"];
+    let run = |arguments: &[&str]| {
+        let mut command = world.command(&[&with, arguments].concat());
+        world::finish(command.env_remove("LIFEBOAT_REPOSITORY").spawn().unwrap())
+    };
+    run(&["backup", "docs"]).expect(0);
+    plan("shop", "[");
+
+    let refused = run(&["backup", "docs"]).expect(2);
+    assert!(refused.err.contains("documents/shop.yaml:4: cannot be read as YAML"), "{}", refused.err);
+    let status = run(&["-r", "main", "status", "--json"]).expect(2).json();
+    assert_eq!(
+        (status["sources"][0]["source"].as_str(), status["mistakes"][0]["line"].as_u64()),
+        (Some("docs"), Some(4))
+    );
+    let unsure = run(&["restore", "app", "site"]).expect(2);
+    assert!(unsure.err.contains("left out") && unsure.err.contains("-r main"), "{}", unsure.err);
+    let missing = run(&["-r", "main", "restore", "app", "shop"]).expect(2);
+    assert!(missing.err.contains("no RestorePlan") && missing.err.contains("mend them"), "{}", missing.err);
+    let restored = run(&["-r", "main", "restore", "app", "site"]).expect(0);
+    assert!(restored.err.contains("documents/shop.yaml:4"), "{}", restored.err);
+    assert_eq!(std::fs::read(world.path("back/a")).unwrap(), b"first");
 }
 
 #[test]

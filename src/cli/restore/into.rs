@@ -138,6 +138,7 @@ fn target(context: &Context, into: &SourceName, args: &SystemArgs) -> Result<Box
             Some(near) => format!("did you mean {near}?"),
             None => "give the document that describes the target with --config FILE".into(),
         };
+        let hint = context.if_missing(hint);
         return Err(Fault::usage(format!("there is no Source document named {into}"), hint).into());
     };
     let kind = document.capture.field();
@@ -175,7 +176,8 @@ fn claimed(
     let cluster = context.config()?.sources.get(&claim.cluster).map(|source| &source.capture);
     let Some(Spec::Kubernetes(cluster)) = cluster else {
         let message = format!("there is no Source document of kind kubernetes named {}", claim.cluster);
-        return Err(Fault::usage(message, "give the document that describes the cluster with --config FILE").into());
+        let hint = context.if_missing("give the document that describes the cluster with --config FILE");
+        return Err(Fault::usage(message, hint).into());
     };
     let claim = Named { image: args.image.clone().unwrap_or_default(), ..claim.clone() };
     let into = format!("{}/{}/{}", claim.cluster, claim.namespace, claim.name);
