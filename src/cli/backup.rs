@@ -48,8 +48,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     name: Option<SourceName>,
     /// A snapshot in quarantine that shows the one source to be captured as it is meant to be from now on (rebuilt, moved,
-    /// made smaller): the new capture is good if it looks like that one. Holds once
-    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = numbered, conflicts_with_all = ["schedule", "all"])]
+    /// made smaller): the new capture is good if it looks like that one. Holds once. With --schedule, only that source is
+    /// captured
+    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = numbered, conflicts_with = "all")]
     accept: Option<(SourceName, Sequence)>,
     /// How many sources are captured at once
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
@@ -416,6 +417,10 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
 }
 
 fn names(context: &Context, args: &Args) -> Result<(Vec<SourceName>, Option<Duration>), Failure> {
+    let mut named = args.sources.clone();
+    if named.is_empty() {
+        named.extend(args.accept.iter().map(|(source, _)| source.clone()));
+    }
     if let Some(name) = &args.schedule {
         let schedule = context.schedule(name)?;
         if schedule.suspend {
@@ -423,13 +428,13 @@ fn names(context: &Context, args: &Args) -> Result<(Vec<SourceName>, Option<Dura
                 Fault::usage(format!("schedule {name} is suspended"), "set suspend: false in its document").into()
             );
         }
-        if let Some(other) = args.sources.iter().find(|name| !schedule.sources.contains(name)) {
+        if let Some(other) = named.iter().find(|name| !schedule.sources.contains(name)) {
             let of: Vec<_> = schedule.sources.iter().map(SourceName::as_str).collect();
             let hint = format!("its sources are {}", of.join(", "));
             return Err(Fault::usage(format!("{other} is not among the sources of the schedule {name}"), hint).into());
         }
-        let named = |name: &&SourceName| args.sources.is_empty() || args.sources.contains(name);
-        return Ok((schedule.sources.iter().filter(named).cloned().collect(), Some(schedule.max_duration)));
+        let is_meant = |name: &&SourceName| named.is_empty() || named.contains(name);
+        return Ok((schedule.sources.iter().filter(is_meant).cloned().collect(), Some(schedule.max_duration)));
     }
     if args.all {
         let config = context.config()?;
@@ -438,22 +443,16 @@ fn names(context: &Context, args: &Args) -> Result<(Vec<SourceName>, Option<Dura
         }
         return Ok((config.sources.keys().cloned().collect(), None));
     }
-    if args.sources.is_empty()
-        && let Some((source, _)) = &args.accept
-    {
-        return Ok((vec![source.clone()], None));
-    }
-    if args.sources.is_empty() {
+    if named.is_empty() {
         return Err(Fault::usage(
             "nothing to back up is named",
             "name Source documents, or use --all, --schedule NAME, or --files PATH --name NAME",
         )
         .into());
     }
-    let mut names = args.sources.clone();
-    names.sort();
-    names.dedup();
-    Ok((names, None))
+    named.sort();
+    named.dedup();
+    Ok((named, None))
 }
 
 fn unknown(config: &Config, name: &SourceName) -> Failure {

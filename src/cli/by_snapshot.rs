@@ -4,9 +4,10 @@
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
 use super::output::clock;
+use super::reference::numbered;
 use crate::config::name_of_volume;
-use crate::id::SourceName;
-use crate::source::volume::by_snapshot::{Owner, back_up};
+use crate::id::{Sequence, SourceName};
+use crate::source::volume::by_snapshot::{Owner, Reader, back_up};
 use crate::source::{self, Cancel, Spec};
 
 #[derive(clap::Args)]
@@ -20,6 +21,9 @@ pub struct Args {
     pod: Option<String>,
     #[arg(long, value_name = "UID", requires = "pod")]
     pod_uid: Option<String>,
+    /// The order that `backup` knows, for the pod that reads
+    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = numbered)]
+    accept: Option<(SourceName, Sequence)>,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -36,9 +40,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         return Err(Fault::usage(format!("{source} is not to be read by a snapshot"), hint).into());
     };
     let world = source::Context::new(cancel.clone(), clock(), schedule.max_duration);
-    let template = name_of_volume(schedule, source);
+    let accept = args.accept.map(|(source, number)| format!("--accept={source}@{number}"));
+    let reader = Reader { template: name_of_volume(schedule, source), further: accept.into_iter().collect() };
     let owner = args.pod.zip(args.pod_uid).map(|(pod, uid)| Owner { pod, uid });
-    let work = move || back_up(&world, &spec, &wanted, &template, owner.as_ref());
+    let work = move || back_up(&world, &spec, &wanted, &reader, owner.as_ref());
     let ended = context.interrupt.blocking(&cancel, work).await?;
     let ended = ended.map_err(|error| match error {
         source::SourceError::Cancelled => Fault::Interrupted { left: None }.into(),

@@ -173,9 +173,7 @@ fn what_was_made_smaller_on_purpose_is_accepted_by_name_and_once() {
         assert!(refused.err.contains(says), "{}", refused.err);
     }
     assert_eq!(accept("docs@7").expect(1).out, "");
-    for all in [&["--all"][..], &["--schedule", "often"]] {
-        world.as_writer(&[&["backup", "--accept", "docs@2"], all].concat()).expect(2);
-    }
+    world.as_writer(&["backup", "--accept", "docs@2", "--all"]).expect(2);
     assert_eq!(world.manifests("docs").len(), 2);
     // Smaller still: that is not what was looked at.
     keep(30);
@@ -195,6 +193,38 @@ fn what_was_made_smaller_on_purpose_is_accepted_by_name_and_once() {
     assert_eq!(world.backup().expect(0).json()["backups"][0]["facts"]["details"]["accepted"], Value::Null);
     keep(20);
     assert_eq!(world.backup().expect(3).json()["backups"][0]["state"], "quarantined");
+}
+
+/// As a Job made from the CronJob of a schedule does it: of the schedule's sources, the one is captured.
+#[test]
+fn a_schedules_order_with_an_acceptance_concerns_that_source() {
+    let world = World::with_repository();
+    let source = |name: &str| {
+        format!(
+            "apiVersion: lifeboat.dev/v1\nkind: Source\nmetadata: {{name: {name}}}\nspec: {{files: {{path: {}}}}}\n---\n",
+            world.path("tree").display()
+        )
+    };
+    let documents = format!(
+        "apiVersion: lifeboat.dev/v1\nkind: Repository\nmetadata: {{name: main}}\nspec: {{url: {}}}\n---\n{}{}\
+         apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {{name: yearly}}\nspec: {{repository: main, tier: standard, \
+         cron: '@yearly', maxDuration: 10m, sources: [docs, other]}}\n",
+        world.path("repository").display(),
+        source("docs"),
+        source("other"),
+    );
+    world.document("both.yaml", &documents);
+    let backup =
+        |more: &[&str]| world.as_writer(&[&["--config", "both.yaml", "backup", "--schedule", "yearly"], more].concat());
+    backup(&[]).expect(0);
+    for file in ["tree/a", "tree/sub/link", "tree/sub/b"] {
+        fs::write(world.path(file), "").unwrap();
+    }
+    backup(&[]).expect(3);
+    let told = backup(&["other", "--accept", "docs@2"]).expect(2);
+    assert!(told.err.contains("not about what is to be backed up"), "{}", told.err);
+    backup(&["--accept", "docs@2"]).expect(0);
+    assert_eq!((world.manifests("docs").len(), world.manifests("other").len()), (3, 2));
 }
 
 /// Without any capability, so that the superuser, too, may not read what a file's mode forbids.

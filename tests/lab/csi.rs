@@ -35,6 +35,7 @@ fn a_csi_volume_is_captured_at_one_moment_destroyed_and_brought_back() {
     csi.stopped_by_a_person();
     csi.refused();
     csi.over_the_quota();
+    csi.smaller_on_purpose();
 
     let expected = csi.destroyed();
     csi.restored(&expected, "at-once");
@@ -351,6 +352,32 @@ impl Csi<'_> {
         assert!(!done && said.contains("exceeded quota"), "{said}");
         self.nothing_is_left();
         self.0.cluster.kubectl(&["-n", "shop", "delete", "quota", "claims"]);
+    }
+
+    /// Accepted by a Job as docs/operations.md has it.
+    fn smaller_on_purpose(&self) {
+        self.in_shop("rm /data/pictures/*.txt");
+        let (done, said, _) = self.run("often-moment", "job-smaller");
+        assert!(!done && said.contains("--accept moment@"), "{said}");
+        let listed = self.0.command(&["--json", "snapshots", "moment"]).output().unwrap().stdout;
+        let listed: Value = serde_json::from_slice(&listed).unwrap();
+        let snapshots = listed["snapshots"].as_array().unwrap().iter();
+        let quarantined = snapshots.map(|snapshot| snapshot["number"].as_u64().unwrap()).max().unwrap();
+        let from = "-n shop create job job-accept --from=cronjob/lifeboat-often-moment --dry-run=client -o json";
+        let from: Vec<_> = from.split(' ').collect();
+        let mut job: Value = serde_json::from_str(&self.0.cluster.kubectl(&from)).unwrap();
+        let arguments = job["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut().unwrap();
+        arguments.push(json!(format!("--accept=moment@{quarantined}")));
+        self.0.cluster.apply(&job);
+        let (done, said, _) = self.end("job-accept");
+        assert!(done, "{said}");
+        let newest = self.newest("moment");
+        assert_eq!(
+            (&newest["state"], newest["number"].as_u64()),
+            (&"good".into(), Some(quarantined + 1)),
+            "{newest:#}"
+        );
+        self.nothing_is_left();
     }
 
     fn destroyed(&self) -> Picture {

@@ -33,6 +33,14 @@ pub struct Owner {
     pub uid: String,
 }
 
+/// The pod that reads the snapshot.
+pub struct Reader {
+    /// Name of the PodTemplate that it is made of.
+    pub template: String,
+    /// Arguments of its program, after those of the template.
+    pub further: Vec<String>,
+}
+
 /// How the pod that read it ended.
 pub struct Ended {
     /// Its exit status.
@@ -42,7 +50,7 @@ pub struct Ended {
     pub left: Vec<String>,
 }
 
-/// Takes the snapshot, has it backed up by a pod of the PodTemplate `template`, and removes both.
+/// Takes the snapshot, has it backed up by a pod, and removes both.
 ///
 /// # Errors
 /// No pod has read it to its end.
@@ -50,7 +58,7 @@ pub fn back_up(
     context: &Context,
     spec: &Spec,
     wanted: &snapshot::Wanted,
-    template: &str,
+    reader: &Reader,
     owner: Option<&Owner>,
 ) -> Result<Ended, SourceError> {
     let api = Api::connect(context, &spec.cluster())?;
@@ -60,7 +68,7 @@ pub fn back_up(
     let need = "name one by which a volume is made of its snapshot (snapshot.storageClass)";
     let class = class.ok_or_else(|| work.failed("the claim has no storage class", need))?;
     work.check_classes(&claim, class)?;
-    let template = work.template(template)?;
+    let template = work.template(reader)?;
     let found = hooks::of(context, &api, spec)?;
     work.refuse_to_meet_another()?;
     work.clear(context)?;
@@ -135,17 +143,23 @@ impl Work<'_> {
         })
     }
 
-    fn template(&self, name: &str) -> Result<Value, SourceError> {
+    /// With the reader's arguments.
+    fn template(&self, reader: &Reader) -> Result<Value, SourceError> {
         let path = format!("/api/v1/namespaces/{}/podtemplates", self.spec.namespace);
+        let name = &reader.template;
         let found = self.api.ask(self.context, &path, &Ask::Get(name))?;
-        found.map_err(|failure| {
+        let mut template = found.map_err(|failure| {
             if failure.code() == 404 {
                 let text = format!("there is no podtemplate {}/{name}", self.spec.namespace);
                 return self.failed(text, "apply what `lifeboat schedule render` makes");
             }
             let need = "grant get on podtemplates in the namespace (deploy/volume/snapshots)";
             claim::denied(self.api, &format!("look at podtemplate {name}"), &failure, need)
-        })
+        })?;
+        if let Some(arguments) = template["template"]["spec"]["containers"][0]["args"].as_array_mut() {
+            arguments.extend(reader.further.iter().map(|argument| json!(argument)));
+        }
+        Ok(template)
     }
 
     fn pod(&self, context: &Context, name: &str) -> Result<Option<Value>, SourceError> {
