@@ -160,6 +160,12 @@ fn report(
 }
 
 fn standing(source: &SourceName, done: &Replicated) -> String {
+    let parted =
+        done.parted.map(|own| format!("the replica has another {source}@{own}, not from here; of what is from here, "));
+    parted.unwrap_or_default() + &lag(source, done)
+}
+
+fn lag(source: &SourceName, done: &Replicated) -> String {
     match (done.to, done.lag()) {
         (None, _) => "the replica has no snapshot that counts".into(),
         (Some(at), None) => format!("the replica is at {source}@{}, and there is none here", at.sequence),
@@ -185,6 +191,7 @@ fn describe(source: &SourceName, done: &Replicated) -> Value {
         "bytes": done.bytes,
         "newest": point(done.from),
         "replicaNewest": point(done.to),
+        "replicaParted": done.parted,
         "lagSeconds": done.lag().map(|lag| lag.as_secs()),
         "findings": done.findings,
     })

@@ -66,7 +66,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         if !args.no_replicas {
             let copies = replicas.look(context, &opened, &access, &report.source, report.newest.as_ref()).await?;
             report.warnings.extend(copies.iter().filter_map(Copied::warning));
-            report.unsound |= copies.iter().any(|copy| copy.has_more);
+            report.unsound |= copies.iter().any(|copy| copy.has_more || copy.parted.is_some());
             report.replicas = copies;
         }
         reports.push(report);

@@ -73,6 +73,15 @@ pub struct Newest {
     pub tip: Option<(Sequence, [u8; 32])>,
 }
 
+/// What a copy of a lineage has of it.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// The newest that is not in quarantine, and of which the other has no other under its number.
+    pub newest: Option<Snapshot>,
+    /// The newest of the copy, where the other has another under its number: both were written to.
+    pub parted: Option<Sequence>,
+}
+
 impl Newest {
     /// The highest number of a valid snapshot.
     #[must_use]
@@ -187,6 +196,42 @@ impl Lineage {
     /// A store's; what is wrong with a single manifest is in `stepped_over`.
     pub async fn newest(&self) -> Result<Newest> {
         self.newest_where(|snapshot| snapshot.state() != State::Quarantined).await
+    }
+
+    /// What a replica has of the lineage that it is a copy of.
+    ///
+    /// # Errors
+    /// A store's.
+    pub async fn shared_with(&self, origin: &Self) -> Result<Shared> {
+        let mut shared = Shared::default();
+        for (sequence, meta) in self.list().await? {
+            let own = match self.read(sequence, &meta).await {
+                Ok(snapshot) if snapshot.state() == State::Quarantined => continue,
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    passable(error)?;
+                    continue;
+                }
+            };
+            if origin.may_have(&own, &meta.key).await? {
+                shared.newest = Some(own);
+                return Ok(shared);
+            }
+            shared.parted.get_or_insert(sequence);
+        }
+        Ok(shared)
+    }
+
+    /// Whether no other snapshot is known under its number: it is the same, was pruned, or cannot be read.
+    async fn may_have(&self, snapshot: &Snapshot, object: &str) -> Result<bool> {
+        let meta = match self.store.head(object).await {
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(true),
+            other => other?,
+        };
+        match self.read(snapshot.sequence(), &meta).await {
+            Ok(own) => Ok(own.manifest.digest == snapshot.manifest.digest),
+            Err(error) => passable(error).map(|_| true),
+        }
     }
 
     /// Snapshots from the newest back to the first that is `enough`, that one included.

@@ -39,7 +39,7 @@ pub use epoch::Access;
 pub use error::{RepoError, Result};
 pub use journal::{Journals, Written};
 pub use keys::{KeeperKey, RootKey, WriterKey};
-pub use lineage::{Lineage, Newest, Selector, Snapshot, SteppedOver};
+pub use lineage::{Lineage, Newest, Selector, Shared, Snapshot, SteppedOver};
 pub use manifest::{Catalogue, Header, Manifest, PackRef, State};
 pub use pipeline::Progress;
 pub use prune::{Plan as PrunePlan, Pruned};

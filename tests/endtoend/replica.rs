@@ -29,6 +29,16 @@ fn replicate(world: &World, more: &[&str]) -> Value {
     world.run(&[&["-r", "main", "replicate", "--to", "replica", "--json"], more].concat()).expect(0).json()
 }
 
+fn prune(world: &World, repository: &str) {
+    world.run(&["-r", repository, "--keeper-key", "keeper.key", "prune"]).expect(0);
+}
+
+/// Of the snapshots, newest first.
+fn numbers(world: &World, repository: &str) -> Vec<u64> {
+    let listed = world.as_writer(&["-r", repository, "snapshots", "docs", "--json"]).expect(0).json();
+    listed["snapshots"].as_array().unwrap().iter().map(|s| s["number"].as_u64().unwrap()).collect()
+}
+
 fn source(report: &Value) -> &Value {
     &report["sources"][0]
 }
@@ -267,22 +277,72 @@ fn a_replica_is_pruned_by_its_own_keeper() {
     replica_in_directory(&world);
     replicate(&world, &[]);
     world.schedule("1h", "{last: 1}");
-    let prune = |repository: &str| world.run(&["-r", repository, "--keeper-key", "keeper.key", "prune"]).expect(0);
-    prune("main");
+    prune(&world, "main");
     world.file("last", "one");
     world.run(&[&["-r", "main"], World::SCHEDULED].concat()).expect(0);
     assert_eq!(source(&replicate(&world, &[]))["snapshots"], 1);
-    let numbers = |repository: &str| {
-        let listed = world.as_writer(&["-r", repository, "snapshots", "docs", "--json"]).expect(0).json();
-        listed["snapshots"].as_array().unwrap().iter().map(|s| s["number"].as_u64().unwrap()).collect::<Vec<_>>()
-    };
-    assert_eq!((numbers("main"), numbers("replica")), (vec![4, 3], vec![4, 3, 2, 1]));
+    assert_eq!((numbers(&world, "main"), numbers(&world, "replica")), (vec![4, 3], vec![4, 3, 2, 1]));
     world.as_owner(&["-r", "replica", "restore", "snapshot", "docs@1", "--to", "first"]).expect(0);
     assert_same(&picture(&world.path("first")), &pictures[0], "a snapshot that was pruned");
     // A third copy has the gap, and its explanation.
     let third = world.path("third").display().to_string();
     world.run(&["-r", "main", "replicate", "--to", &third]).expect(0);
     world.as_owner(&["-r", &third, "verify"]).expect(0);
+}
+
+/// The repository's part of docs/runbook.md, "Back again": what was the replica is written to and pruned, an empty place gets all of
+/// it, goes on, and has a replica again. The place that was lost, with a history that has parted, is not written over.
+#[test]
+fn there_and_back_again() {
+    let (world, mut pictures) = origin(3);
+    replica_in_directory(&world);
+    replicate(&world, &[]);
+    world.schedule("1h", "{last: 2}");
+    let document = "apiVersion: lifeboat.dev/v1\nkind: Schedule\nmetadata: {name: there}\nspec: {repository: replica, \
+                    tier: standard, cron: '*/10 * * * *', maxDuration: 1h, sources: [docs], retention: {last: 2}, \
+                    replica: {to: lost}}\n";
+    let lost = World::directory(&world.path("lost")).replace("name: main", "name: lost");
+    world.document("lost.yaml", &lost);
+    world.document("there.yaml", document);
+    let backup = |repository: &str, name: &str| {
+        world.file(name, name);
+        world.run(&[&["-r", repository], World::SCHEDULED].concat()).expect(0);
+        picture(&world.path("tree"))
+    };
+    prune(&world, "main");
+    backup("main", "never replicated");
+    fs::rename(world.path("repository"), world.path("lost")).unwrap();
+
+    fs::remove_file(world.path("tree/never replicated")).unwrap();
+    pictures.push(backup("replica", "fourth"));
+    prune(&world, "replica");
+    assert_eq!(numbers(&world, "replica"), [4, 3]);
+    let parted = world.run(&["-r", "replica", "replicate", "--to", "lost"]).expect(3);
+    assert!(
+        parted.out.contains("has another docs@4, not from here") && parted.out.contains(", at docs@3 ("),
+        "{}",
+        parted.out
+    );
+    let status = world.as_owner(&["-r", "replica", "status"]).expect(1);
+    assert!(status.out.contains("the replica lost has another snapshot 4"), "{}", status.out);
+
+    world.run(&["-r", "replica", "replicate", "--to", "main"]).expect(0);
+    pictures.push(backup("main", "fifth"));
+    prune(&world, "main");
+    assert_eq!(numbers(&world, "main"), [5, 4]);
+    let third = world.path("third").display().to_string();
+    for replica in ["replica", &third] {
+        world.run(&["-r", "main", "replicate", "--to", replica]).expect(0);
+    }
+    for repository in ["main", "replica", &third] {
+        for number in [4, 5] {
+            let from = ["-r", repository, "restore", "snapshot", &format!("docs@{number}"), "--to", "restored"];
+            world.as_owner(&from).expect(0);
+            assert_same(&picture(&world.path("restored")), &pictures[number - 1], &format!("{repository} {number}"));
+            fs::remove_dir_all(world.path("restored")).unwrap();
+        }
+        world.as_owner(&["-r", repository, "verify", "--read-data"]).expect(0);
+    }
 }
 
 /// Asked for by a schedule, kept by the CronJob's own command without any key, and judged by `status`.

@@ -22,6 +22,8 @@ pub struct Copied {
     nothing_here: bool,
     /// A newer snapshot than the newest here is there: somebody removed it here.
     pub has_more: bool,
+    /// Its own newest, where there is another one here under that number: both places were written to.
+    pub parted: Option<Sequence>,
     /// Why it is not known how far it is.
     unknown: Option<String>,
 }
@@ -41,6 +43,13 @@ impl Copied {
         if let Some(why) = &self.unknown {
             return Some(format!("it is not known how far the replica {} is: {why}", self.to));
         }
+        if let Some(own) = self.parted {
+            return Some(format!(
+                "the replica {} has another snapshot {own} than this repository: both were written to, so it is no copy of what is \
+                 newest here; keep both, and see docs/runbook.md, \"Back again\"",
+                self.to
+            ));
+        }
         let (sequence, ..) = self.newest.filter(|_| self.has_more)?;
         Some(format!(
             "only the replica {} has snapshot {sequence}: somebody removed it here; copy it back with `lifeboat -r {} \
@@ -54,6 +63,7 @@ impl Copied {
             "name": self.to,
             "number": self.newest.map(|(sequence, ..)| sequence.0),
             "recoveryPoint": self.newest.map(|(_, time, _)| time),
+            "parted": self.parted,
             "lagSeconds": self.newest.map(|(.., lag)| lag.as_secs_f64()),
             "verdict": if self.unknown.is_some() { "unknown" } else if self.keeps(tier) { "met" } else { "missed" },
         })
@@ -98,20 +108,23 @@ impl Replicas {
             let found = match &self.0[&to] {
                 Ok(None) => Ok(None),
                 Ok(Some(place)) => {
-                    let newest = place.lineage(source, access).newest().await;
-                    newest.map(|newest| newest.snapshot).map_err(|error| chain(&error).join(": "))
+                    let shared = place.lineage(source, access).shared_with(&opened.lineage(source, access)).await;
+                    shared.map(Some).map_err(|error| chain(&error).join(": "))
                 }
                 Err(why) => Err(why.clone()),
             };
             let nothing_here = here.is_none();
-            let mut copied = Copied { to, newest: None, nothing_here, has_more: false, unknown: None };
+            let mut copied = Copied { to, newest: None, nothing_here, has_more: false, parted: None, unknown: None };
             match found {
                 Ok(None) => {}
-                Ok(Some(there)) => {
-                    let (sequence, time) = (there.sequence(), there.recovery_point());
-                    let lag = here.map_or(Duration::ZERO, |here| between(time, here.recovery_point()));
-                    copied.has_more = here.is_none_or(|here| sequence > here.sequence());
-                    copied.newest = Some((sequence, time, lag));
+                Ok(Some(shared)) => {
+                    copied.parted = shared.parted;
+                    if let Some(there) = shared.newest {
+                        let (sequence, time) = (there.sequence(), there.recovery_point());
+                        let lag = here.map_or(Duration::ZERO, |here| between(time, here.recovery_point()));
+                        copied.has_more = here.is_none_or(|here| sequence > here.sequence());
+                        copied.newest = Some((sequence, time, lag));
+                    }
                 }
                 Err(why) => copied.unknown = Some(why),
             }

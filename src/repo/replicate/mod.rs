@@ -76,7 +76,10 @@ pub struct Replicated {
     /// What is unsound, here or there, and what differs.
     pub findings: Vec<Finding>,
     pub from: Option<Point>,
+    /// What the replica has of where it is copied from.
     pub to: Option<Point>,
+    /// The replica's own newest, where there is another under its number.
+    pub parted: Option<Sequence>,
 }
 
 impl Replicated {
@@ -218,7 +221,8 @@ impl Replication {
         let wanted = lineages.wanted(listed, &there, &mut done).await?;
         self.copy_snapshots(&lineages, wanted, tip.as_ref(), &mut done).await?;
         done.from = lineages.from.newest().await?.snapshot.as_ref().map(point);
-        done.to = lineages.to.newest().await?.snapshot.as_ref().map(point);
+        let shared = lineages.to.shared_with(&lineages.from).await?;
+        (done.to, done.parted) = (shared.newest.as_ref().map(point), shared.parted);
         Ok(done)
     }
 
