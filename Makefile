@@ -22,6 +22,7 @@ fmt: ## format the sources
 lint: ## formatting and clippy
 	tests/tools/setup build
 	cargo fmt --check
+	cargo fetch --quiet --locked --manifest-path tests/fuzz/Cargo.toml # its Cargo.lock is right
 	cargo clippy --locked --all-targets -- -D warnings
 
 deny: ## licences, sources and duplicates of the dependencies

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use lifeboat::config::{Config, Mistake, Size, Url};
+use lifeboat::config::{Config, Mistake, Size, Sound, Url};
 use lifeboat::id::{Sequence, SourceName};
 use lifeboat::policy::Tier;
 use lifeboat::policy::schedule::Took;
@@ -484,7 +484,8 @@ fn what_is_right_beside_a_mistake() {
     fs::write(directory.path().join("wrong.yaml"), &wrong).unwrap();
     fs::write(directory.path().join("torn.yaml"), files("torn", "") + "a: [1").unwrap();
     let paths = [directory.path().to_path_buf()];
-    let (config, mistakes) = Config::sound(&paths);
+    let Sound { config, mistakes, lacks_repository } = Config::sound(&paths);
+    assert!(lacks_repository, "nobody knows what is in torn.yaml");
     assert_eq!(config.sources.keys().map(SourceName::as_str).collect::<Vec<_>>(), ["data"]);
     assert_eq!(config.plans.keys().collect::<Vec<_>>(), ["around", "good"]);
     assert_eq!(config.schedules.keys().collect::<Vec<_>>(), ["often"]);
@@ -492,6 +493,8 @@ fn what_is_right_beside_a_mistake() {
     assert_eq!(mistakes, Config::load(&paths).unwrap_err());
     let lines: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.line).collect();
     assert_eq!(lines, [8, 7, 39, 51, 60], "{}", texts(&mistakes));
+    fs::remove_file(directory.path().join("torn.yaml")).unwrap();
+    assert!(!Config::sound(&paths).lacks_repository);
 }
 
 #[test]

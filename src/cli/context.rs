@@ -4,7 +4,7 @@ use super::fault::{Failure, Fault};
 use super::globals::Globals;
 use super::interrupt::Interrupt;
 use super::kit;
-use crate::config::{self, Config, Encryption, LockMode, Mistake, Schedule, Url, nearest};
+use crate::config::{self, Config, Encryption, LockMode, Mistake, Schedule, Sound, Url, nearest};
 use crate::repo::{Access, Identity, KeeperKey, Lineage, RepoError, Repository, WriterKey};
 use crate::restore::plan::Plan;
 use crate::secret::SecretRef;
@@ -23,13 +23,7 @@ pub struct Context {
     pub interrupt: Interrupt,
     /// Whether documents with mistakes are left out, instead of nothing being done with any.
     forgiving: bool,
-    documents: OnceLock<Documents>,
-}
-
-/// What is right of the documents, and what is not.
-struct Documents {
-    config: Config,
-    mistakes: Vec<Mistake>,
+    documents: OnceLock<Sound>,
 }
 
 /// What a command means to do with the store.
@@ -66,18 +60,18 @@ impl Context {
         Err(Fault::Mistakes(documents.mistakes.clone()).into())
     }
 
-    fn documents(&self) -> &Documents {
+    fn documents(&self) -> &Sound {
         self.documents.get_or_init(|| {
-            let (mut config, mistakes) = Config::sound(&self.globals.config);
+            let mut sound = Config::sound(&self.globals.config);
             if let Some(path) = self.globals.kubeconfig.as_ref().filter(|path| !path.as_os_str().is_empty()) {
-                config.sources.values_mut().for_each(|source| source.capture.reach_by(path));
+                sound.config.sources.values_mut().for_each(|source| source.capture.reach_by(path));
             }
             if self.forgiving {
-                for mistake in &mistakes {
+                for mistake in &sound.mistakes {
                     tracing::warn!("left out, with the documents that need it: {mistake}");
                 }
             }
-            Documents { config, mistakes }
+            sound
         })
     }
 
@@ -137,9 +131,9 @@ impl Context {
         let known = &self.config()?.repositories;
         let mut all = known.values();
         match (all.next(), all.next()) {
-            (Some(only), None) if self.mistakes().is_empty() => Ok(only.clone()),
+            (Some(only), None) if !self.documents().lacks_repository => Ok(only.clone()),
             (Some(only), None) => Err(Fault::usage(
-                "documents are left out, so that it is not sure which repository is meant",
+                "a Repository document may be among those that are left out, so that it is not sure which is meant",
                 format!("say it: -r {}, or another one by its URL", only.name),
             )
             .into()),

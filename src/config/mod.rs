@@ -55,6 +55,16 @@ pub struct At {
     pub line: u64,
 }
 
+/// What is right of documents that may have mistakes.
+#[derive(Clone, Debug, Default)]
+pub struct Sound {
+    pub config: Config,
+    /// All of what is left out.
+    pub mistakes: Vec<Mistake>,
+    /// Whether a `Repository` may be among what is left out.
+    pub lacks_repository: bool,
+}
+
 /// All documents, by kind and name.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -70,19 +80,19 @@ impl Config {
     /// # Errors
     /// Every mistake found, by file and line.
     pub fn load(paths: &[PathBuf]) -> Result<Self, Vec<Mistake>> {
-        let (config, mistakes) = Self::sound(paths);
+        let Sound { config, mistakes, .. } = Self::sound(paths);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 
     /// Likewise, of documents that may have mistakes: those that have none and refer to none that has, and every mistake
     /// of the others. A schedule stays without the sources that do not.
     #[must_use]
-    pub fn sound(paths: &[PathBuf]) -> (Self, Vec<Mistake>) {
+    pub fn sound(paths: &[PathBuf]) -> Sound {
         let mut reader = Reader::default();
         for path in paths {
             match files(path) {
                 Ok(files) => files.iter().for_each(|file| reader.file(file)),
-                Err(why) => reader.mistakes.push(Mistake::of_file(path, format!("cannot be read: {why}"))),
+                Err(why) => reader.unread(Mistake::of_file(path, format!("cannot be read: {why}"))),
             }
         }
         reader.references();
@@ -92,7 +102,8 @@ impl Config {
         reader.leave_out();
         reader.mistakes.sort();
         reader.mistakes.dedup();
-        (reader.config, reader.mistakes)
+        let Reader { config, mistakes, lacks_repository, .. } = reader;
+        Sound { config, mistakes, lacks_repository }
     }
 
     fn has(&self, kind: &str, name: &str) -> bool {
@@ -249,26 +260,35 @@ struct Reader {
     references: Vec<Reference>,
     /// Documents with mistakes of their own.
     wrong: BTreeSet<At>,
+    lacks_repository: bool,
 }
 
 impl Reader {
     fn file(&mut self, file: &Path) {
         let documents = match read(file) {
             Ok(text) => node::parse(&text),
-            Err(why) => return self.mistakes.push(Mistake::of_file(file, format!("cannot be read: {why}"))),
+            Err(why) => return self.unread(Mistake::of_file(file, format!("cannot be read: {why}"))),
         };
         match documents {
             Ok(documents) => documents.iter().for_each(|document| {
                 if let Err(wrong) = self.document(file, document) {
+                    let kind = document.get("kind").and_then(Node::text);
+                    self.lacks_repository |= !matches!(kind, Some("Source" | "Schedule" | "RestorePlan"));
                     self.wrong.insert(At { file: file.into(), line: document.line });
                     self.note(file, wrong);
                 }
             }),
-            Err(why) => self.mistakes.push(Mistake {
+            Err(why) => self.unread(Mistake {
                 line: why.line,
                 ..Mistake::of_file(file, format!("cannot be read as YAML: {}", why.why))
             }),
         }
+    }
+
+    /// Nobody knows what is in that file.
+    fn unread(&mut self, why: Mistake) {
+        self.lacks_repository = true;
+        self.mistakes.push(why);
     }
 
     fn note(&mut self, file: &Path, wrong: Vec<Wrong>) {

@@ -3,6 +3,7 @@
 use crate::support;
 use crate::support::collect::{Bytes, Collect, context, runtime};
 use crate::support::command;
+use crate::support::etcd;
 use crate::support::mariadb::{PASSWORD, Server};
 use crate::support::proxy;
 use crate::support::world::{Ran, World, made};
@@ -242,6 +243,35 @@ fn what_cannot_be_backed_up_is_said() {
     fails("the plugin file_key_management is loaded");
     document(&world, server.port, "keeper", "");
     made(&world.run(BACKUP).expect(0));
+}
+
+#[test]
+fn it_is_taken_over_tls() {
+    let world = World::local();
+    etcd::certificates(world.home.path());
+    let at = world.home.path().display();
+    let [certificate, key] = ["cert=server.pem", "key=server.key"].map(|option| {
+        let (name, file) = option.split_once('=').unwrap();
+        format!("--ssl-{name}={at}/{file}")
+    });
+    let server = Server::start(&[&certificate, &key]);
+    server.fill();
+    account(&server, "keeper", RIGHTS);
+    server.sql("ALTER USER keeper@'127.0.0.1' REQUIRE SSL");
+    let over = |ca: &str, more: &str| {
+        document(&world, server.port, "keeper", &format!("    tls: {{ca: {at}/{ca}.pem{more}}}\n"));
+    };
+    document(&world, server.port, "keeper", "");
+    world.run(BACKUP).expect(1).says("denied access");
+    over("other-ca", "");
+    world.run(BACKUP).expect(1).says("certificate");
+    over("ca", ", serverName: localhost");
+    world.run(BACKUP).expect(2).says("mariadbBackup.tls.serverName");
+    assert_eq!(world.numbers("shop"), [0; 0]);
+    over("ca", "");
+    made(&world.run(BACKUP).expect(0));
+    let checksum = "CHECKSUM TABLE shop.goods, shop.seen";
+    assert_eq!(restored(&world, "shop@latest", &[]).sql(checksum), server.sql(checksum));
 }
 
 #[test]
