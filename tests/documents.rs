@@ -473,7 +473,7 @@ fn what_is_right_beside_a_mistake() {
         + &plan("around", "{name: in, plan: good}");
     let wrong = files("typo", "\ntire: critical")
         + &files("leaning", "\nneeds: [typo]")
-        + &plan("lost", "{name: put, restore: {source: leaning, into: leaning}}")
+        + &plan("lost", "{name: put, restore: {source: data, into: typo}}")
         + &plan("above", "{name: in, plan: lost}")
         + &plan("circle", circle)
         + &files("double", "")
@@ -484,12 +484,13 @@ fn what_is_right_beside_a_mistake() {
     fs::write(directory.path().join("wrong.yaml"), &wrong).unwrap();
     fs::write(directory.path().join("torn.yaml"), files("torn", "") + "a: [1").unwrap();
     let paths = [directory.path().to_path_buf()];
-    let Sound { config, mistakes, lacks_repository } = Config::sound(&paths);
+    let Sound { config, mistakes, lacks_repository, left_out } = Config::sound(&paths);
     assert!(lacks_repository, "nobody knows what is in torn.yaml");
-    assert_eq!(config.sources.keys().map(SourceName::as_str).collect::<Vec<_>>(), ["data"]);
+    assert_eq!(left_out.iter().collect::<Vec<_>>(), ["double", "typo"]);
+    assert_eq!(config.sources.keys().map(SourceName::as_str).collect::<Vec<_>>(), ["data", "leaning"]);
     assert_eq!(config.plans.keys().collect::<Vec<_>>(), ["around", "good"]);
     assert_eq!(config.schedules.keys().collect::<Vec<_>>(), ["often"]);
-    assert_eq!(config.schedules["often"].sources, config.sources.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(config.schedules["often"].sources.len(), 2);
     assert_eq!(mistakes, Config::load(&paths).unwrap_err());
     let lines: Vec<_> = mistakes.iter().filter_map(|mistake| mistake.line).collect();
     assert_eq!(lines, [8, 7, 39, 51, 60], "{}", texts(&mistakes));

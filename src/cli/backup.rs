@@ -418,8 +418,10 @@ fn jobs(context: &Context, args: &Args) -> Result<Vec<Job>, Failure> {
 
 fn names(context: &Context, args: &Args) -> Result<(Vec<SourceName>, Option<Duration>), Failure> {
     let mut named = args.sources.clone();
-    if named.is_empty() {
-        named.extend(args.accept.iter().map(|(source, _)| source.clone()));
+    if let Some((accepted, _)) = &args.accept
+        && (named.is_empty() || args.schedule.is_some() && named.contains(accepted))
+    {
+        named = vec![accepted.clone()];
     }
     if let Some(name) = &args.schedule {
         let schedule = context.schedule(name)?;

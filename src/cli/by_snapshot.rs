@@ -40,6 +40,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         return Err(Fault::usage(format!("{source} is not to be read by a snapshot"), hint).into());
     };
     let world = source::Context::new(cancel.clone(), clock(), schedule.max_duration);
+    if let Some((other, number)) = args.accept.as_ref().filter(|(accepted, _)| accepted != source) {
+        let text = format!("--accept {other}@{number} is not about {source}");
+        return Err(Fault::usage(text, "take the CronJob of that source").into());
+    }
     let accept = args.accept.map(|(source, number)| format!("--accept={source}@{number}"));
     let reader = Reader { template: name_of_volume(schedule, source), further: accept.into_iter().collect() };
     let owner = args.pod.zip(args.pod_uid).map(|(pod, uid)| Owner { pod, uid });

@@ -68,7 +68,7 @@ impl Context {
             }
             if self.forgiving {
                 for mistake in &sound.mistakes {
-                    tracing::warn!("left out, with the documents that need it: {mistake}");
+                    tracing::error!("left out, with the documents that need it: {mistake}");
                 }
             }
             sound
@@ -80,14 +80,18 @@ impl Context {
         &self.documents().mistakes
     }
 
-    /// What to do about a document that is not there; `usual` holds if none was left out.
+    /// Whether there is a document of this source, and it is left out.
+    pub fn is_left_out(&self, source: &SourceName) -> bool {
+        self.documents().left_out.contains(source.as_str())
+    }
+
+    /// What to do about a document that is not there.
     pub fn if_missing(&self, usual: impl Into<String>) -> String {
-        if self.mistakes().is_empty() {
-            return usual.into();
+        let mut hint = usual.into();
+        if !self.mistakes().is_empty() {
+            hint += "; or it is among the documents that are left out: mend those";
         }
-        "it may be among those that are left out: mend them; what is in the repository can be had without documents \
-         (lifeboat -r URL restore snapshot SOURCE@latest --to DIR)"
-            .into()
+        hint
     }
 
     /// What is known about the repository that is meant.

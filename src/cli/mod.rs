@@ -121,11 +121,13 @@ impl Command {
         )
     }
 
-    /// Whether it reads and restores only: a mistake in some document must not keep it from what the others say.
+    /// Whether it reads, restores or heals, and backs nothing up: a mistake in some document must not keep it from what the
+    /// others say.
     fn forgives_mistakes(&self) -> bool {
         matches!(
             self,
-            Self::Snapshots(_)
+            Self::Kit(kit::Command::Check(_))
+                | Self::Snapshots(_)
                 | Self::Show(_)
                 | Self::Ls(_)
                 | Self::Diff(_)

@@ -78,7 +78,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     }
     let root = &replication.root;
     report(context, &opened, &target, args.dry_run, (root, &copied))?;
-    let whole = root.findings.is_empty() && copied.iter().all(|(_, done)| done.findings.is_empty());
+    let whole =
+        root.findings.is_empty() && copied.iter().all(|(_, done)| done.findings.is_empty() && done.parted.is_none());
     Ok(if whole { Exit::Ok } else { Exit::Incomplete })
 }
 

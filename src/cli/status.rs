@@ -66,7 +66,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         if !args.no_replicas {
             let copies = replicas.look(context, &opened, &access, &report.source, report.newest.as_ref()).await?;
             report.warnings.extend(copies.iter().filter_map(Copied::warning));
-            report.unsound |= copies.iter().any(|copy| copy.has_more || copy.parted.is_some());
+            report.unsound |= copies.iter().any(Copied::has_its_own);
             report.replicas = copies;
         }
         reports.push(report);
@@ -77,10 +77,13 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             "the state file cannot be written: a hidden newest snapshot will not be noticed"
         );
     }
-    let mut findings = context.config()?.escrow();
-    // Another source may hold it: only all of them together tell.
-    if args.sources.is_empty() {
-        findings.extend(together(context.config()?, &reports));
+    // Another source may hold it, or its document say who does: only all of them together tell.
+    let mut findings = Vec::new();
+    if context.mistakes().is_empty() {
+        findings = context.config()?.escrow();
+        if args.sources.is_empty() {
+            findings.extend(together(context.config()?, &reports));
+        }
     }
     if context.globals.json {
         let all: Vec<Value> = reports.iter().map(describe).collect();
@@ -132,7 +135,7 @@ async fn sources(
     let scheduled = config.schedules.values().filter(|s| here(&s.repository)).flat_map(|s| s.sources.clone());
     all.extend(scheduled);
     // Without schedules, every document is meant for the one repository there is.
-    if config.schedules.is_empty() {
+    if config.schedules.is_empty() && context.mistakes().is_empty() {
         all.extend(config.sources.keys().cloned());
     }
     Ok(all)

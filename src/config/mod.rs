@@ -63,6 +63,8 @@ pub struct Sound {
     pub mistakes: Vec<Mistake>,
     /// Whether a `Repository` may be among what is left out.
     pub lacks_repository: bool,
+    /// Sources that are left out, as far as they are known.
+    pub left_out: BTreeSet<String>,
 }
 
 /// All documents, by kind and name.
@@ -84,8 +86,8 @@ impl Config {
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
     }
 
-    /// Likewise, of documents that may have mistakes: those that have none and refer to none that has, and every mistake
-    /// of the others. A schedule stays without the sources that do not.
+    /// Likewise, of documents that may have mistakes: those that have none and need none that has, and every mistake of the
+    /// others. Sources and schedules stay, whatever becomes of the sources that they name.
     #[must_use]
     pub fn sound(paths: &[PathBuf]) -> Sound {
         let mut reader = Reader::default();
@@ -102,8 +104,10 @@ impl Config {
         reader.leave_out();
         reader.mistakes.sort();
         reader.mistakes.dedup();
-        let Reader { config, mistakes, lacks_repository, .. } = reader;
-        Sound { config, mistakes, lacks_repository }
+        let Reader { config, mistakes, lacks_repository, seen, .. } = reader;
+        let sources = seen.into_keys().filter(|(kind, _)| kind == "Source").map(|(_, name)| name);
+        let left_out = sources.filter(|name| !config.has("Source", name)).collect();
+        Sound { config, mistakes, lacks_repository, left_out }
     }
 
     fn has(&self, kind: &str, name: &str) -> bool {
@@ -439,16 +443,12 @@ impl Reader {
             config.sources.retain(|_, source| !wrong.contains(&source.at));
             config.schedules.retain(|_, schedule| !wrong.contains(&schedule.at));
             config.plans.retain(|_, plan| !wrong.contains(&of_plan(plan)));
-            let Config { sources, schedules, .. } = config;
-            for schedule in schedules.values_mut() {
-                schedule.sources.retain(|source| sources.contains_key(source));
-            }
-            let config = &self.config;
-            let can_do_without = |from: &At| config.schedules.values().any(|schedule| schedule.at == *from);
+            // Of sources, only a plan that names one cannot do without.
+            let is_plan = |at: &At| self.config.plans.values().any(|plan| of_plan(plan) == *at);
             let lost = self.references.iter().filter(|reference| {
                 let Reference { kind, name, from, .. } = reference;
-                let is_needed = *kind != "Source" || !can_do_without(from);
-                is_needed && !wrong.contains(from) && !config.has(kind, name)
+                let is_needed = *kind != "Source" || is_plan(from);
+                is_needed && !wrong.contains(from) && !self.config.has(kind, name)
             });
             let lost: Vec<_> = lost.map(|reference| reference.from.clone()).collect();
             if lost.is_empty() {

@@ -76,9 +76,11 @@ pub struct Newest {
 /// What a copy of a lineage has of it.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// The newest that is not in quarantine, and of which the other has no other under its number.
+    /// The newest that both have, or that was pruned where it comes from, and that is not in quarantine.
     pub newest: Option<Snapshot>,
-    /// The newest of the copy, where the other has another under its number: both were written to.
+    /// The newest after it that only the copy has.
+    pub only_there: Option<Sequence>,
+    /// The newest after it where the other has another under its number: both were written to.
     pub parted: Option<Sequence>,
 }
 
@@ -204,34 +206,42 @@ impl Lineage {
     /// A store's.
     pub async fn shared_with(&self, origin: &Self) -> Result<Shared> {
         let mut shared = Shared::default();
+        let mut pruned: Option<BTreeMap<Sequence, [u8; 32]>> = None;
         for (sequence, meta) in self.list().await? {
             let own = match self.read(sequence, &meta).await {
-                Ok(snapshot) if snapshot.state() == State::Quarantined => continue,
                 Ok(snapshot) => snapshot,
                 Err(error) => {
                     passable(error)?;
                     continue;
                 }
             };
-            if origin.may_have(&own, &meta.key).await? {
+            let digest = own.manifest.digest;
+            let is_same = match origin.store.head(&meta.key).await {
+                Ok(meta) => match origin.read(sequence, &meta).await {
+                    Ok(theirs) => theirs.manifest.digest == digest,
+                    Err(error) => passable(error).map(|_| true)?, // whoever looks at the origin says so
+                },
+                Err(error) if error.kind == StoreErrorKind::NotFound => {
+                    if pruned.is_none() {
+                        pruned = Some(prune::explained(origin).await?.0);
+                    }
+                    let is_same = pruned.as_ref().and_then(|pruned| pruned.get(&sequence)) == Some(&digest);
+                    if !is_same {
+                        shared.only_there.get_or_insert(sequence);
+                        continue;
+                    }
+                    is_same
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if !is_same {
+                shared.parted.get_or_insert(sequence);
+            } else if own.state() != State::Quarantined {
                 shared.newest = Some(own);
-                return Ok(shared);
+                break;
             }
-            shared.parted.get_or_insert(sequence);
         }
         Ok(shared)
-    }
-
-    /// Whether no other snapshot is known under its number: it is the same, was pruned, or cannot be read.
-    async fn may_have(&self, snapshot: &Snapshot, object: &str) -> Result<bool> {
-        let meta = match self.store.head(object).await {
-            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(true),
-            other => other?,
-        };
-        match self.read(snapshot.sequence(), &meta).await {
-            Ok(own) => Ok(own.manifest.digest == snapshot.manifest.digest),
-            Err(error) => passable(error).map(|_| true),
-        }
     }
 
     /// Snapshots from the newest back to the first that is `enough`, that one included.

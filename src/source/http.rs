@@ -21,7 +21,6 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 const STALL: Duration = Duration::from_mins(1);
@@ -252,25 +251,11 @@ pub(super) fn answer(context: &Context, request: RequestBuilder) -> Result<Resul
     for pause in AGAIN {
         let Some(copy) = request.try_clone() else { break }; // its body is a stream
         match sent(context, copy)? {
-            Err(error) if is_unsent(&error) => context.wait(sleep(pause))?,
+            Err(error) if is_unsent(&error) => context.sleep(pause)?,
             sent => return Ok(sent.map_err(Failure::of)),
         }
     }
     Ok(sent(context, request)?.map_err(Failure::of))
-}
-
-fn sent(context: &Context, request: RequestBuilder) -> Result<reqwest::Result<Response>, SourceError> {
-    let inside = context.runtime.enter(); // reqwest looks for its timers at once
-    let sent = request.send();
-    drop(inside);
-    context.wait(sent)
-}
-
-/// The new connection ended before the request was given to it, so that the reason went with the connection: a server
-/// that is stopping, or (TLS 1.3) one that refuses a client's certificate.
-fn is_unsent(error: &reqwest::Error) -> bool {
-    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
 }
 
 /// Likewise; an answer that is not a success is an error too.
@@ -287,6 +272,20 @@ pub(super) fn send(context: &Context, request: RequestBuilder) -> Result<Result<
     let said = String::from_utf8_lossy(&said[..said.len().min(500)]).trim().to_owned();
     let text = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
     Ok(Err(Failure { status: Some(status), text }))
+}
+
+fn sent(context: &Context, request: RequestBuilder) -> Result<reqwest::Result<Response>, SourceError> {
+    let inside = context.runtime.enter(); // reqwest looks for its timers at once
+    let sent = request.send();
+    drop(inside);
+    context.wait(sent)
+}
+
+/// The new connection ended before the request was given to it, so that the reason went with the connection: a server
+/// that is stopping, or (TLS 1.3) one that refuses a client's certificate.
+fn is_unsent(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_canceled))
 }
 
 /// Sends a request and decodes the answer; an empty one is `Null`.

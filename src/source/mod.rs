@@ -286,6 +286,11 @@ impl Context {
         })
     }
 
+    /// Does nothing for so long, but no longer than the run goes on. Blocks.
+    pub fn sleep(&self, pause: Duration) -> Result<(), SourceError> {
+        self.wait(async move { tokio::time::sleep(pause).await })
+    }
+
     /// Has the run been cancelled, or its time run out?
     pub fn go_on(&self) -> Result<(), SourceError> {
         if self.cancel.is_cancelled() {

@@ -223,8 +223,11 @@ fn a_schedules_order_with_an_acceptance_concerns_that_source() {
     backup(&[]).expect(3);
     let told = backup(&["other", "--accept", "docs@2"]).expect(2);
     assert!(told.err.contains("not about what is to be backed up"), "{}", told.err);
-    backup(&["--accept", "docs@2"]).expect(0);
+    // As the CronJob of a schedule has it whose volumes have others.
+    backup(&["docs", "other", "--accept", "docs@2"]).expect(0);
     assert_eq!((world.manifests("docs").len(), world.manifests("other").len()), (3, 2));
+    let told = backup(&["--accept", "docs@3"]).expect(2);
+    assert!(told.err.contains("not in quarantine"), "{}", told.err);
 }
 
 /// Without any capability, so that the superuser, too, may not read what a file's mode forbids.

@@ -70,7 +70,7 @@ fn a_mistake_in_a_document_does_not_keep_a_restore_from_the_others() {
     let unsure = run(&["restore", "app", "site"]).expect(2);
     assert!(unsure.err.contains("left out") && unsure.err.contains("-r main"), "{}", unsure.err);
     let missing = run(&["-r", "main", "restore", "app", "shop"]).expect(2);
-    assert!(missing.err.contains("no RestorePlan") && missing.err.contains("mend them"), "{}", missing.err);
+    assert!(missing.err.contains("no RestorePlan") && missing.err.contains("mend those"), "{}", missing.err);
     let restored = run(&["-r", "main", "restore", "app", "site"]).expect(0);
     assert!(restored.err.contains("documents/shop.yaml:4"), "{}", restored.err);
     assert_eq!(std::fs::read(world.path("back/a")).unwrap(), b"first");

@@ -326,16 +326,32 @@ fn there_and_back_again() {
     let status = world.as_owner(&["-r", "replica", "status"]).expect(1);
     assert!(status.out.contains("the replica lost has another snapshot 4"), "{}", status.out);
 
+    // Nor is the longer history taken for a copy of the shorter.
+    pictures.push(backup("replica", "fifth"));
+    let text = fs::read_to_string(world.path("config/there.yaml")).unwrap();
+    world.document(
+        "there.yaml",
+        &text.replace("repository: replica", "repository: lost").replace("{to: lost}", "{to: replica}"),
+    );
+    let status = world.as_owner(&["-r", "lost", "status", "--json"]).expect(1).json();
+    let copied = &status["sources"][0]["replicas"][0];
+    assert_eq!(
+        (&copied["number"], &copied["onlyThere"], &copied["parted"]),
+        (&3.into(), &5.into(), &4.into()),
+        "{copied}"
+    );
+    world.document("there.yaml", &text);
+
     world.run(&["-r", "replica", "replicate", "--to", "main"]).expect(0);
-    pictures.push(backup("main", "fifth"));
+    pictures.push(backup("main", "sixth"));
     prune(&world, "main");
-    assert_eq!(numbers(&world, "main"), [5, 4]);
+    assert_eq!(numbers(&world, "main"), [6, 5]);
     let third = world.path("third").display().to_string();
     for replica in ["replica", &third] {
         world.run(&["-r", "main", "replicate", "--to", replica]).expect(0);
     }
     for repository in ["main", "replica", &third] {
-        for number in [4, 5] {
+        for number in [5, 6] {
             let from = ["-r", repository, "restore", "snapshot", &format!("docs@{number}"), "--to", "restored"];
             world.as_owner(&from).expect(0);
             assert_same(&picture(&world.path("restored")), &pictures[number - 1], &format!("{repository} {number}"));

@@ -85,6 +85,27 @@ fn a_restore_goes_on_at_every_record_on_a_machine_that_has_nothing() {
     assert!(!world.path("closed").exists());
 }
 
+/// A step that cannot be done without a document is not found out behind a closed fence.
+#[test]
+fn a_document_that_is_left_out_since_stops_it_before_anything_is_done() {
+    let plain = Plain::new(
+        "  - {name: proof, run: {command: [sh, -c, 'echo once >>HOME/ran; test -e HOME/proof']}}\n  \
+         - {name: pictures, restore: {source: pictures, to: HOME/out}}\n  \
+         - {name: seen, probe: {source: pictures}}\n",
+    );
+    let world = &plain.world;
+    world.as_owner(&["restore", "app", "plain"]).expect(1).says("the restore stopped at proof");
+    fs::write(world.path("proof"), "").unwrap();
+    let text = fs::read_to_string(world.path("config/plan.yaml")).unwrap();
+    world.document("plan.yaml", &text.replacen("files:", "filse:", 1));
+    let refused = plain.resume(&[]).expect(2);
+    refused.says("there is no Source document named pictures; nothing was done").says("left out").says("plan.yaml:");
+    assert_eq!(fs::read_to_string(world.path("ran")).unwrap(), "once\n");
+    world.document("plan.yaml", &text);
+    plain.resume(&[]).expect(0);
+    assert_same(&picture(&world.path("out")), &plain.pictures, "the pictures");
+}
+
 #[test]
 fn what_appears_in_the_meantime_is_not_moved_without_a_word() {
     let plain = Plain::new(

@@ -273,6 +273,14 @@ fn go_on(
         let how = if verdict == Verdict::Complete { "is complete" } else { "was given up" };
         return Err(Fault::usage(format!("restore {id} {how}"), "begin a new one").into());
     }
+    let open = history.resolved.tasks.iter().zip(&history.tasks).filter(|(_, progress)| progress.state != State::Done);
+    for (field, source) in open.flat_map(|(task, _)| task.doing.documents()) {
+        if !worker.documents.contains_key(source) {
+            let message = format!("{field}: there is no Source document named {source}; nothing was done");
+            let hint = context.if_missing("give the documents that the restore was begun with (--config FILE)");
+            return Err(Fault::usage(message, hint).into());
+        }
+    }
     let gone: Vec<usize> = (0..history.tasks.len())
         .filter(|at| history.tasks[*at].state == State::Done && worker.is_gone(&history.resolved.tasks[*at]))
         .collect();

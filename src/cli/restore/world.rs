@@ -25,6 +25,10 @@ pub async fn look<'a>(
     journals: Option<&Journals>,
 ) -> Result<World<'a>, Failure> {
     let config = context.config()?;
+    for source in sources(&config.plans, plan).iter().filter(|source| context.is_left_out(source)) {
+        let source = source.as_str();
+        tracing::warn!(source, "its document is left out: what it needs, and is captured after, is not known");
+    }
     Ok(World {
         repository: opened.settings.url.to_string(),
         now: clock(),

@@ -1,4 +1,5 @@
-//! How far the replicas are that schedules ask for: the newest recovery point there, against the one here.
+//! How far the replicas are that schedules ask for: the newest recovery point that they have of what is here, against the one
+//! here.
 
 use crate::cli::context::{Context, Opened, Use};
 use crate::cli::fault::{Failure, chain};
@@ -16,14 +17,14 @@ use std::time::Duration;
 /// What is known of one source at one replica.
 pub struct Copied {
     to: String,
-    /// The newest that counts there, and how far its recovery point is behind the one here.
+    /// The newest there that is from here and counts, and how far its recovery point is behind the one here.
     newest: Option<(Sequence, Timestamp, Duration)>,
     /// There is nothing here that could be copied.
     nothing_here: bool,
-    /// A newer snapshot than the newest here is there: somebody removed it here.
-    pub has_more: bool,
-    /// Its own newest, where there is another one here under that number: both places were written to.
-    pub parted: Option<Sequence>,
+    /// One that is there and not here: it was removed here, or written there.
+    only_there: Option<Sequence>,
+    /// One that is another here: both places were written to.
+    parted: Option<Sequence>,
     /// Why it is not known how far it is.
     unknown: Option<String>,
 }
@@ -39,6 +40,11 @@ impl Copied {
         }
     }
 
+    /// Whether something is there that is not from here.
+    pub fn has_its_own(&self) -> bool {
+        self.only_there.is_some() || self.parted.is_some()
+    }
+
     pub fn warning(&self) -> Option<String> {
         if let Some(why) = &self.unknown {
             return Some(format!("it is not known how far the replica {} is: {why}", self.to));
@@ -50,9 +56,9 @@ impl Copied {
                 self.to
             ));
         }
-        let (sequence, ..) = self.newest.filter(|_| self.has_more)?;
+        let sequence = self.only_there?;
         Some(format!(
-            "only the replica {} has snapshot {sequence}: somebody removed it here; copy it back with `lifeboat -r {} \
+            "only the replica {} has snapshot {sequence}: somebody removed it here, or wrote there; copy it back with `lifeboat -r {} \
              replicate --to` and this repository",
             self.to, self.to
         ))
@@ -63,6 +69,7 @@ impl Copied {
             "name": self.to,
             "number": self.newest.map(|(sequence, ..)| sequence.0),
             "recoveryPoint": self.newest.map(|(_, time, _)| time),
+            "onlyThere": self.only_there,
             "parted": self.parted,
             "lagSeconds": self.newest.map(|(.., lag)| lag.as_secs_f64()),
             "verdict": if self.unknown.is_some() { "unknown" } else if self.keeps(tier) { "met" } else { "missed" },
@@ -114,15 +121,14 @@ impl Replicas {
                 Err(why) => Err(why.clone()),
             };
             let nothing_here = here.is_none();
-            let mut copied = Copied { to, newest: None, nothing_here, has_more: false, parted: None, unknown: None };
+            let mut copied = Copied { to, newest: None, nothing_here, only_there: None, parted: None, unknown: None };
             match found {
                 Ok(None) => {}
                 Ok(Some(shared)) => {
-                    copied.parted = shared.parted;
+                    (copied.only_there, copied.parted) = (shared.only_there, shared.parted);
                     if let Some(there) = shared.newest {
                         let (sequence, time) = (there.sequence(), there.recovery_point());
                         let lag = here.map_or(Duration::ZERO, |here| between(time, here.recovery_point()));
-                        copied.has_more = here.is_none_or(|here| sequence > here.sequence());
                         copied.newest = Some((sequence, time, lag));
                     }
                 }

@@ -76,9 +76,9 @@ pub struct Replicated {
     /// What is unsound, here or there, and what differs.
     pub findings: Vec<Finding>,
     pub from: Option<Point>,
-    /// What the replica has of where it is copied from.
+    /// Of what is from here, also if it was pruned here.
     pub to: Option<Point>,
-    /// The replica's own newest, where there is another under its number.
+    /// The newest of the replica that was another than here before anything was copied.
     pub parted: Option<Sequence>,
 }
 
@@ -219,10 +219,14 @@ impl Replication {
         self.copy_records(&lineages, &mut done).await?;
         let tip = lineages.compare(&listed, &there, &mut done).await?;
         let wanted = lineages.wanted(listed, &there, &mut done).await?;
-        self.copy_snapshots(&lineages, wanted, tip.as_ref(), &mut done).await?;
+        let mut shared = lineages.to.shared_with(&lineages.from).await?;
+        done.parted = shared.parted; // what is copied now goes on top of it
+        if !wanted.is_empty() {
+            self.copy_snapshots(&lineages, wanted, tip.as_ref(), &mut done).await?;
+            shared = lineages.to.shared_with(&lineages.from).await?;
+        }
         done.from = lineages.from.newest().await?.snapshot.as_ref().map(point);
-        let shared = lineages.to.shared_with(&lineages.from).await?;
-        (done.to, done.parted) = (shared.newest.as_ref().map(point), shared.parted);
+        done.to = shared.newest.as_ref().map(point);
         Ok(done)
     }
 

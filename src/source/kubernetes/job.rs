@@ -143,7 +143,7 @@ impl<'a> Job<'a> {
                     ));
                 }
             }
-            self.context.wait(async { tokio::time::sleep(PAUSE).await }).map_err(late)?;
+            self.context.sleep(PAUSE).map_err(late)?;
         }
     }
 

@@ -179,7 +179,7 @@ impl Aside {
             if begun.elapsed() > SETTLE {
                 return Err(broken(format!("it is not ready after {} s", SETTLE.as_secs()), ""));
             }
-            context.wait(tokio::time::sleep(TICK))?;
+            context.sleep(TICK)?;
         }
         Ok(())
     }

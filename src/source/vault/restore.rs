@@ -358,7 +358,7 @@ fn settle(context: &Context, client: &Client, keys: &[Zeroizing<String>]) -> Res
             let need = "the snapshot is restored: unseal it with the captured Vault's keys, and read its log";
             return Err(client.error("bring up", last, need));
         }
-        context.wait(tokio::time::sleep(TICK))?;
+        context.sleep(TICK)?;
     }
 }
 

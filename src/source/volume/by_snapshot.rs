@@ -194,7 +194,7 @@ impl Work<'_> {
         let snapshots = snapshot::path(self.spec);
         self.delete(context, &snapshots, snapshot::get(context, self.api, self.spec)?)?;
         while let Some(left) = self.left(context)? {
-            let slept = context.wait(async { tokio::time::sleep(PAUSE).await });
+            let slept = context.sleep(PAUSE);
             slept.map_err(|stop| match stop {
                 SourceError::Deadline => SourceError::System {
                     attempt: "remove what a run made".into(),
@@ -312,7 +312,7 @@ impl Work<'_> {
                 tracing::info!(pod = self.name, state = now, "waiting for the pod that reads the snapshot");
                 before = now;
             }
-            let slept = self.context.wait(async { tokio::time::sleep(PAUSE).await });
+            let slept = self.context.sleep(PAUSE);
             slept.map_err(|stop| match stop {
                 SourceError::Deadline => {
                     let why = self.why();

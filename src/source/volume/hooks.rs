@@ -287,7 +287,7 @@ fn run(context: &Context, api: &Api, run: &Run, tries: u32) -> Result<(), Source
                 let need = if failure.code() == 403 { need } else { "" };
                 return Err(SourceError::System { attempt, text: failure.text().into(), need: need.into() });
             }
-            Err(_) => within.wait(async { tokio::time::sleep(PAUSE).await }).map_err(in_time)?,
+            Err(_) => within.sleep(PAUSE).map_err(in_time)?,
         }
     }
     Ok(())

@@ -116,7 +116,7 @@ pub fn take(context: &Context, api: &Api, spec: &Spec, class: &str, owners: &Val
             let text = format!("it was not taken within {TAKING:?}");
             return Err(failed(text, "do the snapshot-controller and the driver's csi-snapshotter run?"));
         }
-        context.wait(async { tokio::time::sleep(PAUSE).await })?;
+        context.sleep(PAUSE)?;
     }
 }
 
@@ -136,7 +136,7 @@ pub fn ready(context: &Context, api: &Api, spec: &Spec) -> Result<Option<String>
             let size = snapshot["status"]["restoreSize"].as_str().filter(|size| *size != "0");
             return Ok(size.map(str::to_owned));
         }
-        let slept = context.wait(async { tokio::time::sleep(PAUSE).await });
+        let slept = context.sleep(PAUSE);
         slept.map_err(|stop| match stop {
             SourceError::Deadline => failed(said(&snapshot).unwrap_or_else(|| "it is not by the deadline".into())),
             other => other,

@@ -156,7 +156,7 @@ fn wait(context: &Context, api: &Api, object: &HeldObject) -> Result<(), SourceE
             return Ok(());
         }
         // The deadline is told above.
-        let _ = context.wait(async { tokio::time::sleep(PAUSE).await });
+        let _ = context.sleep(PAUSE);
     }
 }
 

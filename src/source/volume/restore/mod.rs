@@ -229,7 +229,7 @@ impl Restoring {
     fn outlast_backups(&self, context: &Context, api: &Api) -> Result<(), SourceError> {
         while let Some(pod) = claim::backups(context, api, &self.place.namespace, &self.place.claim)?.first() {
             tracing::info!(pod = pod["metadata"]["name"].as_str(), "waiting for a backup of the volume to end");
-            context.wait(async { tokio::time::sleep(PAUSE).await })?;
+            context.sleep(PAUSE)?;
         }
         Ok(())
     }

@@ -82,7 +82,7 @@ impl<'a> Pod<'a> {
                 tracing::info!(pod = self.name, state = now, "waiting for the pod to restore by");
                 before = now;
             }
-            let slept = self.context.wait(async { tokio::time::sleep(PAUSE).await });
+            let slept = self.context.sleep(PAUSE);
             slept.map_err(|stop| match stop {
                 SourceError::Deadline => {
                     let context = self.context.afterwards(REMOVAL);
@@ -168,7 +168,7 @@ impl<'a> Pod<'a> {
             _ => {}
         }
         while self.get(context)?.is_some_and(|pod| pod["metadata"]["uid"] == self.uid.as_str()) {
-            context.wait(async { tokio::time::sleep(PAUSE).await }).map_err(|stop| match stop {
+            context.sleep(PAUSE).map_err(|stop| match stop {
                 SourceError::Deadline => SourceError::System {
                     attempt: format!("remove {}", self.what()),
                     text: "it is still there".into(),
