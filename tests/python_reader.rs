@@ -158,6 +158,20 @@ async fn an_independent_reader_restores_every_snapshot() {
         assert_eq!(std::fs::metadata(target.join("dir")).unwrap().permissions().mode() & 0o7777, 0o750);
     }
 
+    let shares = lifeboat::repo::shares::split(&identity, repository.root().id, 3, 5).unwrap();
+    for share in &shares {
+        std::fs::write(path(&format!("share-{}", share.number)), share.to_text().as_bytes()).unwrap();
+    }
+    let [first, third, fifth] = [1, 3, 5].map(|number| path(&format!("share-{number}")));
+    let with = |last: &str| {
+        let identity = ["--identity", &first, "--identity", &third, "--identity", last];
+        read(&[&["--repository", &path("repository")], &identity[..], &["list"]].concat())
+    };
+    assert_eq!(with(&fifth).unwrap(), listed);
+    let typed = std::fs::read_to_string(&fifth).unwrap().replace("\n4  ", "\n4  0");
+    std::fs::write(path("typed"), typed).unwrap();
+    with(&path("typed")).unwrap_err();
+
     let other = Identity::generate();
     std::fs::write(path("other"), other.to_text()).unwrap();
     let refused = read(&["--repository", &path("repository"), "--identity", &path("other"), "list"]).unwrap_err();

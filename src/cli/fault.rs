@@ -195,7 +195,7 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
         RepoError::AlreadyInitialised { .. } => {
             (Exit::Failed, "use it with its own keys, or choose another place; nothing was changed")
         }
-        RepoError::NewerFormat { .. } => (Exit::Failed, "use a newer Lifeboat"),
+        RepoError::NewerFormat { .. } | RepoError::NewerKeys { .. } => (Exit::Failed, "use a newer Lifeboat"),
         RepoError::Damaged { .. } => (
             Exit::Failed,
             "run `lifeboat verify` to see what it concerns, and with --repair-from COPY to mend it; other snapshots may be whole \

@@ -28,20 +28,49 @@ pub(crate) struct Record {
     pub wraps: Vec<Wrap>,
 }
 
+/// What anybody may know of an epoch, and its wraps. Says nothing about whether this version can use it.
+#[derive(Clone, Debug)]
+pub(crate) struct Checked {
+    pub number: u32,
+    pub generation: u32,
+    pub from: Sequence,
+    kem: u16,
+    public: String,
+    pub verifying_key: [u8; 32],
+    /// Set when the writer key was rotated: the last snapshot that still counts.
+    pub retired_at: Option<Sequence>,
+    wraps: Vec<Wrap>,
+}
+
+impl Checked {
+    /// One that signs as `verifying_key`, under which everything from the first snapshot on counts.
+    #[cfg(test)]
+    pub(crate) fn first(verifying_key: [u8; 32]) -> Self {
+        let (public, wraps) = (hex(&generate_pair().1), Vec::new());
+        Self {
+            number: 1,
+            generation: 1,
+            from: Sequence(1),
+            kem: KEM_ID,
+            public,
+            verifying_key,
+            retired_at: None,
+            wraps,
+        }
+    }
+}
+
 /// One epoch, opened as far as the keys at hand allow.
 #[derive(Debug)]
 pub struct Epoch {
     pub number: u32,
     pub(crate) generation: u32,
-    pub from: Sequence,
     pub(crate) public: [u8; 32],
     pub(crate) verifying_key: [u8; 32],
     pub(crate) writer: Option<WriterKeys>,
     /// Only with the writer key: readers do not sign.
     pub(crate) signer: Option<Signer>,
     pub(crate) private: Option<Secret32>,
-    /// Set when the writer key was rotated: the last snapshot that still counts.
-    pub(crate) retired_at: Option<Sequence>,
 }
 
 impl Epoch {
@@ -71,20 +100,40 @@ fn object(source: &SourceName, epoch: u32) -> String {
     format!("{}epoch.json", directory(source, epoch))
 }
 
-/// Loads an epoch; `Ok(None)` if it was never begun.
-pub(crate) async fn load(
+/// Loads an epoch, and checks who signed it; `Ok(None)` if it was never begun.
+pub(crate) async fn load(store: &dyn Store, root: &Root, source: &SourceName, number: u32) -> Result<Option<Checked>> {
+    match store.get(&object(source, number)).await {
+        Err(e) if e.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+        Ok(bytes) => check(root, source, number, &bytes).map(Some),
+    }
+}
+
+/// Opens an epoch as far as the keys at hand allow.
+///
+/// # Errors
+/// `NewerFormat` for a KEM that this version does not know; `WrongKey`, `Damaged`, `Foreign`.
+pub(crate) async fn open(
     store: &dyn Store,
     root: &Root,
     source: &SourceName,
-    number: u32,
+    checked: &Checked,
     access: &Access,
-) -> Result<Option<Epoch>> {
+) -> Result<Epoch> {
+    let number = checked.number;
     let object = object(source, number);
-    let bytes = match store.get(&object).await {
-        Err(e) if e.kind == StoreErrorKind::NotFound => return Ok(None),
-        other => other?,
+    if checked.kem != KEM_ID {
+        return Err(RepoError::NewerKeys { object, kem: checked.kem });
+    }
+    let mut epoch = Epoch {
+        number,
+        generation: checked.generation,
+        public: key_field(&object, &checked.public)?,
+        verifying_key: checked.verifying_key,
+        writer: None,
+        signer: None,
+        private: None,
     };
-    let (mut epoch, wraps) = check(root, source, number, &bytes)?;
     match access {
         Access::None => {}
         Access::Writer(key) => {
@@ -96,7 +145,7 @@ pub(crate) async fn load(
             }
         }
         Access::Recipient(identity) => {
-            let (private, writer) = unwrap(store, source, number, wraps, identity, &epoch.public).await?;
+            let (private, writer) = unwrap(store, source, number, &checked.wraps, identity, &epoch.public).await?;
             (epoch.private, epoch.writer) = (Some(private), Some(WriterKeys::new(writer)));
         }
     }
@@ -106,14 +155,14 @@ pub(crate) async fn load(
             reason: "its verifying key is not the one derived from its secret".into(),
         });
     }
-    Ok(Some(epoch))
+    Ok(epoch)
 }
 
-/// Checks who signed an epoch: what anybody may know of it, and its wraps.
+/// Checks who signed an epoch.
 ///
 /// # Errors
 /// `Damaged`, `Foreign`.
-pub(crate) fn check(root: &Root, source: &SourceName, number: u32, bytes: &[u8]) -> Result<(Epoch, Vec<Wrap>)> {
+pub(crate) fn check(root: &Root, source: &SourceName, number: u32, bytes: &[u8]) -> Result<Checked> {
     let object = object(source, number);
     let unknown = || RepoError::Foreign { object: object.clone(), reason: "the root knows no such writer".into() };
     let record: Record = open_json(&object, bytes, SIGNATURE, |record: &Record| {
@@ -123,28 +172,23 @@ pub(crate) fn check(root: &Root, source: &SourceName, number: u32, bytes: &[u8])
     if record.repository != root.id.to_string() || record.source != source.as_str() || record.epoch != number {
         return Err(RepoError::Foreign { object, reason: "it is another repository's or another source's".into() });
     }
-    if record.kem != KEM_ID {
-        return Err(RepoError::damaged(object, format!("its KEM {:#06x} is not known", record.kem)));
-    }
-    let epoch = Epoch {
+    Ok(Checked {
         number,
         generation: record.generation,
         from: Sequence(record.from),
-        public: key_field(&object, &record.public)?,
+        kem: record.kem,
+        public: record.public,
         verifying_key: key_field(&object, &record.verifying_key)?,
-        writer: None,
-        signer: None,
-        private: None,
         retired_at: writer.retired.as_ref().map(|last| Sequence(last.get(source.as_str()).copied().unwrap_or(0))),
-    };
-    Ok((epoch, record.wraps))
+        wraps: record.wraps,
+    })
 }
 
 async fn unwrap(
     store: &dyn Store,
     source: &SourceName,
     number: u32,
-    wraps: Vec<Wrap>,
+    wraps: &[Wrap],
     identity: &Identity,
     public: &[u8; 32],
 ) -> Result<(Secret32, Secret32)> {
@@ -197,7 +241,7 @@ pub(crate) async fn current(
     Err(RepoError::Busy(source.clone()))
 }
 
-/// [`load`], which steps over what is damaged or foreign: anyone who can write may have put it there.
+/// [`load`] and [`open`], which step over what is damaged or foreign: anyone who can write may have put it there.
 async fn load_sound(
     store: &dyn Store,
     root: &Root,
@@ -205,7 +249,13 @@ async fn load_sound(
     number: u32,
     access: &Access,
 ) -> Result<Option<Epoch>> {
-    match load(store, root, source, number, access).await {
+    let opened = async {
+        match load(store, root, source, number).await? {
+            Some(checked) => open(store, root, source, &checked, access).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    match opened.await {
         Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => {
             tracing::warn!(%source, epoch = number, %error, "stepped over an epoch");
             Ok(None)
@@ -268,7 +318,15 @@ pub(crate) async fn add_recipient(
 ) -> Result<()> {
     for number in numbers(store, source).await? {
         let access = Access::Recipient(identity.clone());
-        let Some(epoch) = load_sound(store, root, source, number, &access).await? else { continue };
+        let epoch = match load_sound(store, root, source, number, &access).await {
+            // Whoever had a writer key may have left one that nobody opens: the others are wrapped all the same.
+            Err(error @ RepoError::WrongKey { .. }) => {
+                tracing::warn!(%source, epoch = number, %error, "an epoch is left as it is");
+                continue;
+            }
+            other => other?,
+        };
+        let Some(epoch) = epoch else { continue };
         let (Some(private), Some(writer)) = (&epoch.private, &epoch.writer) else { continue };
         let plain = serde_json::to_vec(&LineageSecrets::new(private, writer.secret()))
             .map_err(|why| RepoError::Refused(format!("encode the lineage's keys: {why}")))?;

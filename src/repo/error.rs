@@ -15,6 +15,8 @@ pub enum RepoError {
     AlreadyInitialised { url: String },
     #[error("{object} was written by a newer Lifeboat (format {found}; this one reads up to {known})")]
     NewerFormat { object: String, found: u16, known: u16 },
+    #[error("{object} was made by a newer Lifeboat (its keys are of a kind, {kem:#06x}, that this one does not know)")]
+    NewerKeys { object: String, kem: u16 },
     /// The bytes are not what the format says; the object is rotten, replaced or foreign.
     #[error("{object} is damaged: {reason}")]
     Damaged { object: String, reason: String },
@@ -56,6 +58,7 @@ impl RepoError {
     pub fn object(&self) -> Option<&str> {
         match self {
             Self::NewerFormat { object, .. }
+            | Self::NewerKeys { object, .. }
             | Self::Damaged { object, .. }
             | Self::Foreign { object, .. }
             | Self::WrongKey { object, .. }

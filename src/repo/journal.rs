@@ -2,7 +2,8 @@
 //!
 //! One object per record, `_restores/<id>/<number>`, sealed under a key that only recovery identities lead to: a journal
 //! says which programs run next, so whoever can merely write to the bucket must not be able to write one. Records are
-//! numbered without gaps and created once: of two processes that carry out the same restore, one learns of the other.
+//! numbered without gaps and created once: of two processes that carry out the same restore, one learns of the other. Each is
+//! bound to the object before it: whoever can delete cannot put old records behind new ones.
 
 use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::{RootKey, Secret32};
@@ -20,6 +21,10 @@ const KEY: &str = "lifeboat.dev 2026 restore journal";
 const LARGEST: usize = 16 << 20;
 /// Records of a journal.
 const MOST: u32 = 999_999;
+/// BLAKE3 of a record's object.
+type Digest = [u8; 32];
+/// What the first record is chained to.
+const NOTHING: Digest = [0; 32];
 /// Records that are read at a time.
 const AT_ONCE: usize = 16;
 
@@ -54,11 +59,20 @@ impl Journals {
         Self { key: key.derive(KEY), store, root }
     }
 
-    fn aad(&self, id: &str, number: u32) -> Vec<u8> {
+    fn aad(&self, id: &str, number: u32, before: &Digest) -> Vec<u8> {
         let mut aad = self.root.id.0.to_vec();
         aad.extend_from_slice(&number.to_le_bytes());
+        aad.extend_from_slice(before);
         aad.extend_from_slice(id.as_bytes());
         aad
+    }
+
+    /// What record `number` is chained to.
+    async fn before(&self, id: &str, number: u32) -> Result<Digest> {
+        if number == 1 {
+            return Ok(NOTHING);
+        }
+        Ok(digest(&self.store.get(&object(id, number - 1)).await?))
     }
 
     /// Writes record `number` of journal `id`; the first is 1.
@@ -68,28 +82,23 @@ impl Journals {
             return Err(RepoError::Refused(format!("record {number} of restore {id} is too large, or one too many")));
         }
         let object = object(id, number);
-        let sealed = seal_document(&self.key, &self.aad(id, number), record.to_vec());
+        let before = self.before(id, number).await?;
+        let sealed = seal_document(&self.key, &self.aad(id, number, &before), record.to_vec());
         match self.store.put(&object, sealed.into(), PutOptions::default()).await {
             Ok(()) => Ok(Written::Done),
             // Perhaps our own, whose answer was lost on the way.
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                let same = self.read_one(id, number).await?.is_some_and(|found| found == record);
+                let sealed = self.store.get(&object).await?;
+                let same = self.open(id, number, &before, &sealed)? == record;
                 Ok(if same { Written::Done } else { Written::Taken })
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    async fn read_one(&self, id: &str, number: u32) -> Result<Option<Vec<u8>>> {
-        let object = object(id, number);
-        match self.store.get(&object).await {
-            Ok(sealed) => {
-                let opened = open_document(&self.key, &self.aad(id, number), &sealed);
-                opened.map(Some).map_err(|why| RepoError::Foreign { object, reason: why.to_string() })
-            }
-            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    fn open(&self, id: &str, number: u32, before: &Digest, sealed: &[u8]) -> Result<Vec<u8>> {
+        open_document(&self.key, &self.aad(id, number, before), sealed)
+            .map_err(|why| RepoError::Foreign { object: object(id, number), reason: why.to_string() })
     }
 
     /// All records of a journal, in order.
@@ -102,9 +111,15 @@ impl Journals {
         let names: BTreeSet<_> = there.into_iter().map(|meta| meta.key).collect();
         // Records are numbered without gaps; what lies behind one is nobody's.
         let numbers: Vec<u32> = (1..=MOST).take_while(|number| names.contains(&object(id, *number))).collect();
-        let reads = numbers.into_iter().map(|number| self.read_one(id, number));
-        let records: Vec<_> = futures_util::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
-        Ok(records.into_iter().flatten().collect())
+        let reads = numbers.into_iter().map(|number| async move { self.store.get(&object(id, number)).await });
+        let sealed: Vec<_> = futures_util::stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
+        let mut before = NOTHING;
+        let mut records = Vec::with_capacity(sealed.len());
+        for (number, sealed) in (1..).zip(sealed) {
+            records.push(self.open(id, number, &before, &sealed)?);
+            before = digest(&sealed);
+        }
+        Ok(records)
     }
 
     /// The ids of all journals, and when the store took the newest record of each, by the store's own clock.
@@ -119,6 +134,10 @@ impl Journals {
         }
         Ok(newest)
     }
+}
+
+fn digest(sealed: &[u8]) -> Digest {
+    *blake3::hash(sealed).as_bytes()
 }
 
 fn object(id: &str, number: u32) -> String {
@@ -165,5 +184,24 @@ mod tests {
         assert!(matches!(journals.read("r-1").await, Err(RepoError::Foreign { .. })));
         store.put(&object("r-2", 1), moved, PutOptions::default()).await.unwrap();
         assert!(matches!(journals.read("r-2").await, Err(RepoError::Foreign { .. })));
+    }
+
+    /// Whoever can delete keeps the end of a journal, lets somebody go on from its beginning, and puts the end back.
+    #[tokio::test]
+    async fn an_old_end_does_not_fit_a_new_middle() {
+        let store: Arc<dyn Store> = Arc::new(Memory::default());
+        let (repository, identity) = repository(&store).await;
+        let journals = repository.journals(&identity).unwrap();
+        for (number, record) in (1..).zip(["resolved", "begun", "done"]) {
+            journals.write("r-1", number, record.as_bytes()).await.unwrap();
+        }
+        let done = store.get(&object("r-1", 3)).await.unwrap();
+        for number in [3, 2] {
+            store.delete(&object("r-1", number)).await.unwrap();
+        }
+        assert!(journals.write("r-1", 3, b"done").await.is_err());
+        journals.write("r-1", 2, b"begun").await.unwrap();
+        store.put(&object("r-1", 3), done, PutOptions::default()).await.unwrap();
+        assert!(matches!(journals.read("r-1").await, Err(RepoError::Foreign { .. })));
     }
 }

@@ -1,7 +1,7 @@
 //! One source's line of snapshots: finding, trusting and opening them.
 
 use crate::id::{Sequence, SourceName};
-use crate::repo::epoch::{self, Access, Epoch};
+use crate::repo::epoch::{self, Access, Checked, Epoch};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::WriterKeys;
 use crate::repo::manifest::{self, Catalogue, Manifest, PackRef, State};
@@ -107,13 +107,16 @@ pub struct Lineage {
     pub(crate) source: SourceName,
     pub(crate) access: Access,
     epochs: Mutex<BTreeMap<u32, Arc<Epoch>>>,
+    /// Those that were looked at, opened or not.
+    checked: Mutex<BTreeMap<u32, Arc<Checked>>>,
     /// Numbers that prune records took away; with the digest of the one that may be here all the same.
     removed: OnceCell<BTreeMap<Sequence, Option<[u8; 32]>>>,
 }
 
 impl Lineage {
     pub(crate) fn new(store: Arc<dyn Store>, root: Root, source: SourceName, access: Access) -> Self {
-        Self { store, root, source, access, epochs: Mutex::default(), removed: OnceCell::new() }
+        let (epochs, checked) = (Mutex::default(), Mutex::default());
+        Self { store, root, source, access, epochs, checked, removed: OnceCell::new() }
     }
 
     #[must_use]
@@ -127,8 +130,22 @@ impl Lineage {
         if known.is_some() {
             return Ok(known);
         }
-        let loaded = epoch::load(self.store.as_ref(), &self.root, &self.source, number, &self.access).await?;
-        Ok(loaded.map(|epoch| self.remember(epoch)))
+        let Some(checked) = self.checked(number).await? else { return Ok(None) };
+        let opened = epoch::open(self.store.as_ref(), &self.root, &self.source, &checked, &self.access).await?;
+        Ok(Some(self.remember(opened)))
+    }
+
+    /// What anybody may know of an epoch; `None` if it was never begun.
+    async fn checked(&self, number: u32) -> Result<Option<Arc<Checked>>> {
+        let known = self.checked.lock().unwrap_or_else(PoisonError::into_inner).get(&number).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let loaded = epoch::load(self.store.as_ref(), &self.root, &self.source, number).await?.map(Arc::new);
+        if let Some(loaded) = &loaded {
+            self.checked.lock().unwrap_or_else(PoisonError::into_inner).insert(number, loaded.clone());
+        }
+        Ok(loaded)
     }
 
     pub(crate) fn remember(&self, epoch: Epoch) -> Arc<Epoch> {
@@ -140,10 +157,12 @@ impl Lineage {
 
     /// The epoch that signed a snapshot.
     pub(crate) async fn epoch_of(&self, object: &str, number: u32) -> Result<Arc<Epoch>> {
-        self.epoch(number).await?.ok_or_else(|| RepoError::Foreign {
-            object: object.into(),
-            reason: format!("it names epoch {number}, which {} does not have", self.source),
-        })
+        self.epoch(number).await?.ok_or_else(|| self.no_epoch(object, number))
+    }
+
+    fn no_epoch(&self, object: &str, number: u32) -> RepoError {
+        let reason = format!("it names epoch {number}, which {} does not have", self.source);
+        RepoError::Foreign { object: object.into(), reason }
     }
 
     /// Every manifest object, newest first, by name only.
@@ -168,13 +187,15 @@ impl Lineage {
     pub(crate) async fn read_with_bytes(&self, sequence: Sequence, meta: &ObjectMeta) -> Result<(Snapshot, Bytes)> {
         let bytes = self.store.get(&meta.key).await?;
         let claimed = Manifest::claimed_epoch(&meta.key, &bytes)?;
-        let epoch = self.epoch_of(&meta.key, claimed).await?;
-        let manifest = Manifest::parse(&bytes, self.root.id, &self.source, sequence, &epoch)?;
+        let checked = self.checked(claimed).await?.ok_or_else(|| self.no_epoch(&meta.key, claimed))?;
         // Whoever holds a key that was rotated away may still sign: not under a number that pruning has freed.
-        if epoch.retired_at.is_some() && self.is_removed(sequence, &manifest.digest).await? {
+        if checked.retired_at.is_some() && self.is_removed(sequence, blake3::hash(&bytes).as_bytes()).await? {
             let reason = "a prune record took this number away".into();
             return Err(RepoError::Foreign { object: meta.key.clone(), reason });
         }
+        let manifest = Manifest::parse(&bytes, self.root.id, &self.source, sequence, &checked)?;
+        // Only of one that counts: an epoch that somebody left, and that no key opens, must not stop whoever reads.
+        let epoch = self.epoch_of(&meta.key, claimed).await?;
         let catalogue = epoch.writer.as_ref().map(|keys| manifest.catalogue(&self.source, keys)).transpose()?;
         let snapshot = Snapshot { manifest, catalogue, stored_at: meta.modified, manifest_size: meta.size };
         Ok((snapshot, bytes))
@@ -388,7 +409,7 @@ impl Lineage {
 fn passable(error: RepoError) -> Result<RepoError> {
     match &error {
         RepoError::Store(e) if !e.kind.blames_object() => Err(error),
-        RepoError::WrongKey { .. } | RepoError::NewerFormat { .. } => Err(error),
+        RepoError::WrongKey { .. } | RepoError::NewerFormat { .. } | RepoError::NewerKeys { .. } => Err(error),
         _ => Ok(error),
     }
 }

@@ -9,7 +9,7 @@
 use crate::entry::{Facts, Problem};
 use crate::id::{ChunkId, PackId, RepositoryId, Sequence, SourceName};
 use crate::repo::codec::{decode, pack_document, unpack_document};
-use crate::repo::epoch::{Epoch, document_aad};
+use crate::repo::epoch::{Checked, Epoch, document_aad};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::keys::{Secret32, WriterKeys, verify};
 use crate::repo::pack::encode;
@@ -99,12 +99,18 @@ pub struct Header {
     pub keys_lock_day: Option<u32>,
 }
 
-/// What every format's headers have, so that any reader finds the epoch and checks the signature.
+/// What every format's headers have, so that any reader can tell whether it counts.
 #[derive(minicbor::Decode)]
 #[cbor(map)]
 struct Claim {
+    #[n(1)]
+    repository: RepositoryId,
+    #[n(2)]
+    source: String,
     #[n(3)]
     epoch: u32,
+    #[n(4)]
+    sequence: Sequence,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
@@ -270,6 +276,12 @@ impl<'a> Parts<'a> {
     }
 }
 
+impl Parts<'_> {
+    fn claim(&self, object: &str) -> Result<Claim> {
+        minicbor::decode(self.header).map_err(|why| RepoError::damaged(object, why))
+    }
+}
+
 impl Manifest {
     /// Reads a manifest without asking who wrote it.
     pub(crate) fn unsigned(object: &str, bytes: &[u8]) -> Result<Self> {
@@ -287,21 +299,19 @@ impl Manifest {
     /// # Errors
     /// `Damaged`.
     pub fn claimed_epoch(object: &str, bytes: &[u8]) -> Result<u32> {
-        let claim: Claim =
-            minicbor::decode(Parts::of(object, bytes)?.header).map_err(|why| RepoError::damaged(object, why))?;
-        Ok(claim.epoch)
+        Ok(Parts::of(object, bytes)?.claim(object)?.epoch)
     }
 
     /// Reads a manifest that must be snapshot `sequence` of `source`, signed under `epoch`.
     ///
     /// # Errors
     /// `Damaged`, `Foreign`, `NewerFormat`.
-    pub fn parse(
+    pub(crate) fn parse(
         bytes: &[u8],
         repository: RepositoryId,
         source: &SourceName,
         sequence: Sequence,
-        epoch: &Epoch,
+        epoch: &Checked,
     ) -> Result<Self> {
         let object = object(source, sequence);
         let parts = Parts::of(&object, bytes)?;
@@ -309,22 +319,21 @@ impl Manifest {
         if !verify(&epoch.verifying_key, SIGNATURE, parts.signed, parts.signature) {
             return Err(foreign("its signature is not of the source's writer (altered, or written by someone else)"));
         }
-        // Only now: a version that anybody can put there must not hide what is older.
-        if parts.format > FORMAT {
-            return Err(RepoError::NewerFormat { object, found: parts.format, known: FORMAT });
-        }
-        let this = Self::unsigned(&object, bytes)?;
-        let header = &this.header;
-        if header.repository != repository || header.source != source.as_str() || header.sequence != sequence {
+        let claim = parts.claim(&object)?;
+        if claim.repository != repository || claim.source != source.as_str() || claim.sequence != sequence {
             return Err(foreign("it is a snapshot of another repository, source or number"));
         }
-        if header.epoch != epoch.number || sequence < epoch.from {
+        if claim.epoch != epoch.number || sequence < epoch.from {
             return Err(foreign("it is older than the key that signed it"));
         }
         if epoch.retired_at.is_some_and(|last| sequence > last) {
             return Err(foreign("it was signed after its writer key was rotated away"));
         }
-        Ok(this)
+        // Only now: a version that somebody without a writer key can put there must not hide what is older.
+        if parts.format > FORMAT {
+            return Err(RepoError::NewerFormat { object, found: parts.format, known: FORMAT });
+        }
+        Self::unsigned(&object, bytes)
     }
 
     /// # Errors
@@ -369,13 +378,11 @@ mod tests {
         Epoch {
             number: 1,
             generation: 1,
-            from: Sequence(1),
             public: generate_pair().1,
             verifying_key: signer.public(),
             writer: Some(WriterKeys::new(key.lineage_secret(ID, source, 1))),
             signer: Some(signer),
             private: None,
-            retired_at: None,
         }
     }
 
@@ -400,7 +407,8 @@ mod tests {
         let source: SourceName = "data".parse().unwrap();
         let epoch = epoch(&WriterKey(Secret32([3; 32])), &source);
         let bytes = write(&header(&source), &Catalogue::default(), &Private::default(), &source, &epoch).unwrap();
-        let parse = |bytes: &[u8]| Manifest::parse(bytes, ID, &source, Sequence(1), &epoch);
+        let mut checked = Checked::first(epoch.verifying_key);
+        let parse = |bytes: &[u8]| Manifest::parse(bytes, ID, &source, Sequence(1), &checked);
         assert_eq!(parse(&bytes).unwrap().header, header(&source));
         let mut newer = bytes[..bytes.len() - 64].to_vec();
         newer[7] = 2;
@@ -413,9 +421,16 @@ mod tests {
         let signature = epoch.signer.as_ref().unwrap().sign(SIGNATURE, &newer);
         let signed = parse(&[&newer[..], &signature].concat());
         assert!(matches!(signed, Err(RepoError::NewerFormat { found: 2, .. })), "{signed:?}");
+        // Nor does it say "update" in another snapshot's place, or once the key was rotated away.
+        let signed = [&newer[..], &signature].concat();
+        let elsewhere = Manifest::parse(&signed, ID, &source, Sequence(2), &checked);
+        assert!(matches!(elsewhere, Err(RepoError::Foreign { .. })), "{elsewhere:?}");
         newer[7] = 0;
         let signature = epoch.signer.as_ref().unwrap().sign(SIGNATURE, &newer);
         assert!(matches!(parse(&[&newer[..], &signature].concat()), Err(RepoError::Damaged { .. })));
+        checked.retired_at = Some(Sequence(0));
+        let retired = Manifest::parse(&signed, ID, &source, Sequence(1), &checked);
+        assert!(matches!(retired, Err(RepoError::Foreign { .. })), "{retired:?}");
     }
 
     #[test]

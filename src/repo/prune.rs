@@ -259,12 +259,20 @@ impl Lineage {
         let Holdings { snapshots, packs } = self.look(&plan.ignore).await?;
         let (checked, freed) = self::plan(&snapshots, &packs, &plan.remove)?;
         let mut pruned = Pruned { removed: checked.remove.clone(), ..Pruned::default() };
-        if !checked.remove.is_empty() {
-            self.write_record(&snapshots, &checked.remove, &freed, keeper, now).await?;
+        // An interrupted prune, or a lock, may have left some that a record names already.
+        let digests: BTreeMap<Sequence, [u8; 32]> =
+            snapshots.iter().map(|snapshot| (snapshot.sequence(), snapshot.manifest.digest)).collect();
+        let (known, _) = records(self).await?;
+        let named: BTreeSet<(Sequence, [u8; 32])> = known.iter().flat_map(Record::removed).collect();
+        let is_new =
+            |sequence: &Sequence| !digests.get(sequence).is_some_and(|digest| named.contains(&(*sequence, *digest)));
+        let new: Vec<Sequence> = checked.remove.iter().copied().filter(is_new).collect();
+        if !new.is_empty() {
+            self.write_record(&snapshots, &new, &freed, keeper, now).await?;
         }
-        // Those of earlier records too, if a prune was interrupted.
         let (records, others) = records(self).await?;
-        let gone: BTreeSet<Sequence> = records.iter().flat_map(|r| r.removed().map(|(s, _)| s)).collect();
+        // What the records name is not enough: those of another copy of the repository fit here too.
+        let gone: BTreeSet<Sequence> = checked.remove.iter().copied().collect();
         for (sequence, object) in self.list().await?.into_iter().filter(|(s, _)| gone.contains(s)) {
             match self.store.delete(&object.key).await {
                 Err(e) if e.kind == StoreErrorKind::Locked => pruned.locked += 1,

@@ -6,7 +6,7 @@
 //! Deliberately absent: judging between two sound objects that differ. That is for people.
 
 use crate::id::{Sequence, SourceName};
-use crate::repo::epoch::{self, Access};
+use crate::repo::epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::Lineage;
 use crate::repo::manifest::PackRef;
@@ -136,7 +136,7 @@ const BOTH_SOUND: &str = "both copies of it are sound, and they differ";
 async fn belongs(store: &dyn Store, root: &Root) -> Result<bool> {
     for source in store.list_roots().await?.iter().filter_map(|name| SourceName::from_str(name).ok()) {
         for number in epoch::numbers(store, &source).await? {
-            let epoch = epoch::load(store, root, &source, number, &Access::None).await;
+            let epoch = epoch::load(store, root, &source, number).await;
             if matches!(sound(epoch)?, Ok(Some(_))) {
                 return Ok(true);
             }

@@ -12,6 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -121,6 +122,9 @@ pub(crate) struct Writer {
     /// Set when the key was rotated: per source, the last snapshot that still counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retired: Option<BTreeMap<String, u64>>,
+    /// What a later version put here: it goes into the next state as it is.
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -138,6 +142,9 @@ struct Record {
     writers: Vec<Writer>,
     recipients: Vec<Recipient>,
     wraps: Vec<Wrap>,
+    /// As in [`Writer`].
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
 }
 
 /// `{"record": …, "signature": "…"}`; the signature covers the record's bytes as they stand.
@@ -229,9 +236,11 @@ impl Root {
                 generation: 1,
                 verifying_key: hex(&keys.writer.signer(id).public()),
                 retired: None,
+                rest: BTreeMap::new(),
             }],
             wraps: wrap_secrets(&recipients, &keys)?,
             recipients,
+            rest: BTreeMap::new(),
         };
         let bytes = sign_json(&keys.root.signer(), SIGNATURE, &record)?;
         let digest = *blake3::hash(&bytes).as_bytes();
@@ -424,7 +433,7 @@ impl Root {
                 for writer in record.writers.iter_mut().filter(|w| w.retired.is_none()) {
                     writer.retired = Some(last.clone());
                 }
-                record.writers.push(Writer { generation, verifying_key, retired: None });
+                record.writers.push(Writer { generation, verifying_key, retired: None, rest: BTreeMap::new() });
             })
             .await?;
         Ok((root, keys))
@@ -478,7 +487,7 @@ pub(crate) async fn first_bytes(store: &dyn Store, root: &Root) -> Result<Bytes>
 /// The bytes of a later state of `root`; `None` for what is none.
 ///
 /// # Errors
-/// A store's, `NewerFormat`.
+/// As [`state`].
 pub(crate) async fn state_bytes(store: &dyn Store, object: &str, root: &Root) -> Result<Option<Bytes>> {
     let Some(number) = object.strip_prefix(AMENDMENTS).and_then(Sequence::from_object_name) else { return Ok(None) };
     let public = key_field(ROOT, &root.record.root)?;
@@ -486,6 +495,9 @@ pub(crate) async fn state_bytes(store: &dyn Store, object: &str, root: &Root) ->
 }
 
 /// A later state of the root, and its bytes; `None` for what is none: anyone who can write may have put it there.
+///
+/// # Errors
+/// A store's, `NewerFormat`; `Damaged` for one that is signed and cannot be read.
 async fn state(
     store: &dyn Store,
     object: &str,
@@ -497,15 +509,20 @@ async fn state(
         Err(e) if e.kind.blames_object() => return Ok(None),
         other => other?,
     };
-    let signed: Result<Version> = open_json(object, &bytes, SIGNATURE, |_| Ok(public));
+    let signed: Result<Place> = open_json(object, &bytes, SIGNATURE, |_| Ok(public));
     match signed {
-        Ok(version) if version.lifeboat > FORMAT => Err(version.too_new(object)),
-        Ok(_) => {
-            let record = parse(object, &bytes, |_| Ok(public)).ok();
-            Ok(record.filter(|r| r.id == id && r.number == number.0).map(|record| (record, bytes)))
-        }
+        Ok(place) if place.id != id || place.number != number.0 => Ok(None), // of another place: put there again
+        // Whoever signed it holds the root key: to go on with an older state would be to believe a key that it retired.
+        Ok(_) => parse(object, &bytes, |_| Ok(public)).map(|record| Some((record, bytes.clone()))),
         Err(_) => Ok(None),
     }
+}
+
+/// Where a state of any format belongs.
+#[derive(Deserialize)]
+struct Place {
+    id: String,
+    number: u64,
 }
 
 /// What every format's states begin with.

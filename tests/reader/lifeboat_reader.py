@@ -37,6 +37,10 @@ class Broken(Exception):
     """What was read is not what the format says."""
 
 
+class TooNew(Exception):
+    """Only a later version reads it."""
+
+
 class WrongKey(Exception):
     """The identity does not open what it should."""
 
@@ -252,12 +256,22 @@ class Epoch:
         writer = writers[record["generation"]]
         place = (record["repository"], record["source"], record["epoch"])
         check(place == (repository.root["id"], source, number), f"{name}: it does not belong here")
-        check(record["kem"] == 0x0020, f"{name}: its KEM is not known")
+        self.repository, self.name, self.record = repository, name, record
         self.start = record["from"]
         self.last = writer["retired"].get(source, 0) if "retired" in writer else MAX_SEQUENCE
         self.verifying_key = bytes.fromhex(record["verifying_key"])
-        added = [n for n in repository.list(f"{source}/keys/{number:04}") if n.endswith(".age.json")]
-        added = [json.loads(repository.get(f"{source}/keys/{number:04}/{n}")) for n in added]
+        self.private = None
+
+    def open(self):
+        """Only for a manifest that counts."""
+        if self.private:
+            return
+        repository, name, record = self.repository, self.name, self.record
+        if record["kem"] != 0x0020:
+            raise TooNew(f"{name}: its KEM is not known")
+        directory = name.rpartition("/")[0]
+        added = [n for n in repository.list(directory) if n.endswith(".age.json")]
+        added = [json.loads(repository.get(f"{directory}/{n}")) for n in added]
         public = bytes.fromhex(record["public"])
 
         def fits(secrets):
@@ -285,7 +299,23 @@ class Snapshot:
         self.repository, self.source, self.number = lineage.repository, lineage.source, number
         self.name = f"{self.source}/snapshots/{object_name(number)}"
         data = self.repository.get(self.name)
-        check(len(data) > 84 and data[:8] == b"LBSNAP\x00\x01", f"{self.name}: it is no manifest")
+        check(len(data) > 84 and data[:6] == b"LBSNAP", f"{self.name}: it is no manifest")
+        self.format = int.from_bytes(data[6:8], "big")
+        length = int.from_bytes(data[8:12], "little")
+        try:
+            header = cbor2.loads(data[12 : 12 + length])
+            claimed, repository, source, epoch, sequence = (header[i] for i in range(5))
+        except Exception as why:  # cbor2 raises several kinds
+            raise Broken(f"{self.name}: {why}") from None
+        self.epoch = lineage.epoch(epoch)
+        good = verify(self.epoch.verifying_key, "lifeboat.dev 2026 manifest", data[:-64], data[-64:])
+        check(good, f"{self.name}: its signature is not of the source's writer")
+        place = (repository, source, sequence)
+        check(place == (self.repository.id, self.source, number), f"{self.name}: it does not belong here")
+        check(self.epoch.start <= number <= self.epoch.last, f"{self.name}: its key does not count for this number")
+        if self.format > 1:
+            raise TooNew(f"{self.name}: format {self.format} is not known")
+        check(self.format == claimed == 1, f"{self.name}: there is no such format")
         at, parts = 8, []
         for _ in range(3):
             length = int.from_bytes(data[at : at + 4], "little")
@@ -293,15 +323,8 @@ class Snapshot:
             at += 4 + length
         check(at == len(data) - 64, f"{self.name}: its lengths do not add up")
         header = decode(parts[0], self.name)
-        self.format, repository, source, epoch, sequence = (header[i] for i in range(5))
         self.parent, self.time_ms, self.state, self.packs = header.get(5), header[6], header[7], header[8]
-        check(self.format == 1, f"{self.name}: format {self.format} is not known")
-        self.epoch = lineage.epoch(epoch)
-        good = verify(self.epoch.verifying_key, "lifeboat.dev 2026 manifest", data[:at], data[at:])
-        check(good, f"{self.name}: its signature is not of the source's writer")
-        place = (repository, source, sequence)
-        check(place == (self.repository.id, self.source, number), f"{self.name}: it does not belong here")
-        check(self.epoch.start <= number <= self.epoch.last, f"{self.name}: its key does not count for this number")
+        self.epoch.open()
         aad = self.repository.id + u64(number) + self.source.encode()
         plain = unseal_document(self.epoch.key("lifeboat.dev 2026 catalogue", aad), parts[1], aad, self.name)
         self.catalogue = decode(unpack(plain, MAX_DOCUMENT, self.name), self.name)
@@ -502,20 +525,81 @@ def metadata(place, entry):
     os.utime(place, ns=(mtime, mtime), follow_symlinks=False)
 
 
+# Shares of a recovery identity ---------------------------------------------------------------------------------------
+
+
+def times(a, b):
+    """The product of two numbers of GF(2^8), modulo x^8 + x^4 + x^3 + x + 1."""
+    product = 0
+    while b:
+        product ^= a if b & 1 else 0
+        a = a << 1 ^ (0x11B if a & 0x80 else 0)
+        b >>= 1
+    return product
+
+
+def read_share(text):
+    """The number and the 32 bytes of a share, its checksums compared."""
+    lines = iter([line for line in (line.strip().lower() for line in text.splitlines()) if line])
+    number = next((int(line.split()[-1]) for line in lines if line.startswith("lifeboat share ")), None)
+    check(number is not None, "that is no share")
+    field = lambda name: next(lines).removeprefix(name).strip()
+    counts = field("any").split()
+    threshold, count = int(counts[0]), int(counts[2])
+    repository, recipient, (made, total) = bytes.fromhex(field("repository")), field("recipient"), field("set").split()
+    value = b""
+    for at in range(1, 5):
+        line = bytes.fromhex(field(str(at)).replace(" ", ""))
+        check(blake3.blake3(bytes([number, at]) + line[:8]).digest()[:2] == line[8:], f"line {at} of share {number}")
+        value += line[:8]
+    hasher = blake3.blake3(derive_key_context="lifeboat.dev 2026 share")
+    hasher.update(repository + bytes.fromhex(made) + bytes([number, threshold, count]) + value + recipient.encode())
+    check(hasher.digest()[:4].hex() == total, f"the sum of share {number}")
+    return number, value
+
+
+def combine(shares):
+    """The identity that the shares give: Lagrange's interpolation at 0, then bech32."""
+    inverse = {a: next(b for b in range(1, 256) if times(a, b) == 1) for a in range(1, 256)}
+    secret = bytearray(32)
+    for x, value in shares:
+        factor = 1
+        for other in (number for number, _ in shares if number != x):
+            factor = times(factor, times(other, inverse[x ^ other]))
+        for at in range(32):
+            secret[at] ^= times(value[at], factor)
+    bits = "".join(f"{byte:08b}" for byte in secret) + "0000"
+    data = [int(bits[at : at + 5], 2) for at in range(0, 260, 5)]
+    prefix = "age-secret-key-"
+    sum_ = 1
+    for word in [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix] + data + [0] * 6:
+        top, sum_ = sum_ >> 25, (sum_ & 0x1FFFFFF) << 5 ^ word
+        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            sum_ ^= generator if top >> bit & 1 else 0
+    data += [(sum_ ^ 1) >> 5 * (5 - at) & 31 for at in range(6)]
+    return (prefix + "1" + "".join("qpzry9x8gf2tvdw0s3jn54khce6mua7l"[word] for word in data)).upper()
+
+
+def identity_of(paths):
+    """An age identity from the file that holds it, or from files of shares."""
+    texts = [open(path).read() for path in paths]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip().startswith("AGE-SECRET-KEY-")]
+    return lines[0] if lines else combine([read_share(text) for text in texts])
+
+
 def main():
     parser = argparse.ArgumentParser(description="Reads a Lifeboat repository without Lifeboat.")
     parser.add_argument("--repository", required=True)
-    parser.add_argument("--identity", required=True, help="a file that holds an age identity")
+    parser.add_argument("--identity", required=True, action="append", help="a file of an identity, or of a share")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list")
     command = commands.add_parser("restore")
     command.add_argument("reference", help="SOURCE or SOURCE@NUMBER")
     command.add_argument("target")
     arguments = parser.parse_args()
-    with open(arguments.identity) as file:
-        line = next(l.strip() for l in file if l.strip().startswith("AGE-SECRET-KEY-"))
     try:
-        repository = Repository(arguments.repository, pyrage.x25519.Identity.from_str(line))
+        identity = pyrage.x25519.Identity.from_str(identity_of(arguments.identity))
+        repository = Repository(arguments.repository, identity)
         if arguments.command == "list":
             for source in repository.sources():
                 for s in Lineage(repository, source).snapshots():
@@ -531,7 +615,7 @@ def main():
         count = restore(snapshot, arguments.target)
         check(count <= snapshot.catalogue[4], "more entries than the catalogue says")
         print(f"restored {count} entries of {source}@{snapshot.number}")
-    except (Broken, WrongKey) as why:
+    except (Broken, TooNew, WrongKey) as why:
         sys.exit(f"lifeboat_reader: {why}")
 
 
