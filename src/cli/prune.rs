@@ -8,7 +8,7 @@ use crate::config::{Config, Schedule};
 use crate::id::{Sequence, SourceName};
 use crate::policy::duration::Shown;
 use crate::policy::retention::{Candidate, Decision, Standing, select};
-use crate::repo::{Access, KeeperKey, PrunePlan, Pruned, Snapshot, State};
+use crate::repo::{Access, KeeperKey, PrunePlan, Pruned, RepoError, Snapshot, State};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -40,10 +40,18 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open_for(only, if args.dry_run { Use::Read } else { Use::Write }).await?;
     let keeper = if args.dry_run { None } else { Some(context.require_keeper(&opened)?) };
     let present = opened.repository.sources().await?;
-    let mut outcomes = Vec::new();
+    let (mut outcomes, mut blocked) = (Vec::new(), Vec::new());
     for (source, schedules) in retained(config, &opened, only)? {
-        if present.contains(&source) {
-            outcomes.push(one(&opened, source, &schedules, keeper.as_ref(), &args.foreign).await?);
+        if !present.contains(&source) {
+            continue;
+        }
+        match one(&opened, source, &schedules, keeper.as_ref(), &args.foreign).await {
+            // It concerns that source, and no other.
+            Err(failure) if matches!(failure.downcast_ref(), Some(RepoError::PruneBlocked { .. })) => {
+                tracing::error!(error = failure.as_ref() as &dyn std::error::Error, "nothing of that source is pruned");
+                blocked.push(failure);
+            }
+            other => outcomes.push(other?),
         }
     }
     if context.globals.json {
@@ -52,7 +60,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     } else {
         print(&outcomes.iter().map(|outcome| text(outcome, opened.settings.grace_period)).collect::<String>())?;
     }
-    Ok(Exit::Ok)
+    blocked.into_iter().next().map_or(Ok(Exit::Ok), Err)
 }
 
 /// The sources that schedules speak of, with those schedules.

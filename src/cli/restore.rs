@@ -15,9 +15,10 @@ pub use rivals::Busy;
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{bytes, clock, count, print, print_json, problems_json, problems_text, random_id};
+use super::output::{bytes, clock, count, name, print, print_json, problems_json, problems_text, random_id};
 use super::progress::{self, Done, pace};
 use super::reference::{Reference, open_reader};
+use crate::entry::Problem;
 use crate::repo::State;
 use crate::restore::plan::Level;
 use crate::restore::snapshot::{Progress, Restored, restore};
@@ -117,8 +118,11 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
         prepared(context, None, move |world| preparation.check(world, &version)).await?;
     }
     let what = format!("{}@{}", args.reference.source, reader.snapshot().sequence());
-    let mark = Some(Mark::new(&random_id(), &what));
-    let tree = Tree::create(&to, tree::Options { into_existing: args.into_existing, mark })?;
+    let mark = Mark::new(&random_id(), &what);
+    // What is not prepared is as little fit for anything as what is not whole.
+    let mark = if preparation.is_some() { mark.staying() } else { mark };
+    let options = tree::Options { into_existing: args.into_existing, mark: Some(mark.clone()) };
+    let tree = Tree::create(&to, options)?;
     let progress = Arc::new(Progress::default());
     let expected = selection.is_all().then(|| reader.catalogue().bytes);
     warn_of_little_room(&to, expected);
@@ -155,16 +159,34 @@ async fn snapshot(context: &Context, args: Args) -> Result<Exit, Failure> {
         milliseconds = clock.elapsed().as_millis() as u64,
         "restored"
     );
-    let mut done = None;
-    // What is incomplete is not fit for it.
-    if let Some(preparation) = preparation.filter(|_| restored.problems.is_empty()) {
-        let (left, to) = (Some(to.clone()), to.clone());
-        done = Some(prepared(context, left, move |world| preparation.run(world, &to)).await?);
+    let (mut done, mut unfit) = (None, None);
+    if let Some(preparation) = preparation {
+        unfit = why_unfit(&restored.problems);
+        if unfit.is_none() {
+            let (left, within) = (Some(to.clone()), to.clone());
+            done = Some(prepared(context, left, move |world| preparation.run(world, &within)).await?);
+            mark.remove(&to).map_err(Fault::file("remove the mark in", &to))?;
+        }
     }
+    let prepared = Ready { done, unfit };
     // Whoever asked for the newest is to know that this is not it.
     restored.problems.extend(passed_over);
-    say(context, &what, reader.snapshot().state(), &to, &restored, done, clock.elapsed())?;
+    say(context, &what, reader.snapshot().state(), &to, &restored, &prepared, clock.elapsed())?;
     Ok(if restored.problems.is_empty() { Exit::Ok } else { Exit::Incomplete })
+}
+
+/// Whether the files can be started from, of those that must be prepared for it.
+struct Ready {
+    done: Option<String>,
+    /// Why it was not done.
+    unfit: Option<String>,
+}
+
+/// What is incomplete is not prepared: a server that starts from it would lose more.
+fn why_unfit(problems: &[Problem]) -> Option<String> {
+    let first = problems.first()?;
+    let found = count(problems.len() as u64, "problem", "problems");
+    Some(format!("{found}, the first: {}: {}", name(&first.path), first.text))
 }
 
 /// No more than a warning: files may have holes, and file systems compress.
@@ -211,14 +233,15 @@ fn say(
     state: State,
     target: &Path,
     restored: &Restored,
-    prepared: Option<String>,
+    ready: &Ready,
     took: Duration,
 ) -> Result<(), Failure> {
     let Restored { entries, bytes, problems } = restored;
+    let Ready { done, unfit } = ready;
     if context.globals.json {
         return print_json(&json!({
             "snapshot": what, "state": state, "target": target, "entries": entries, "bytes": bytes,
-            "seconds": took.as_secs_f64(), "problems": problems_json(problems), "prepared": prepared,
+            "seconds": took.as_secs_f64(), "problems": problems_json(problems), "prepared": done, "notPrepared": unfit,
         }));
     }
     let (entries, pace) = (count(*entries, "entry", "entries"), pace(*bytes, took));
@@ -226,6 +249,7 @@ fn say(
     if state != State::Good {
         text += &format!("The snapshot itself is {}: see `lifeboat show {what}`\n", super::snapshots::state(state));
     }
-    text.extend(prepared.map(|prepared| format!("{prepared}\n")));
+    text.extend(done.as_ref().map(|done| format!("{done}\n")));
+    text.extend(unfit.as_ref().map(|why| format!("NOT prepared: no server may start from it ({why})\n")));
     print(&(text + &problems_text(problems)))
 }

@@ -67,12 +67,13 @@ pub fn receive(context: &Context, root: &Path, terms: &Terms, input: &mut dyn Re
         Standing::Aside(step) => put_aside(&volume, step).map_err(failed("move aside what is in", &volume))?,
     }
     let tree = Tree::create(root, Options { into_existing: true, mark: None })?;
-    let (mut received, mut buffer) = (Report::default(), vec![0; PIECE]);
+    let (mut received, mut lost, mut buffer) = (Report::default(), false, vec![0; PIECE]);
     stream::receive::<ReceiveError>(input, |entry, content| {
         if entry.kind == Kind::File {
             let file = tree.file(entry)?;
             fill(entry, &file, content, &mut buffer)?;
             if content.lost {
+                lost = true;
                 return Ok(tree.discard(entry)?);
             }
             tree.finish_file(entry, file)?;
@@ -85,7 +86,8 @@ pub fn receive(context: &Context, root: &Path, terms: &Terms, input: &mut dyn Re
     })?;
     let told = |problem: Problem| (String::from_utf8_lossy(&problem.path).into_owned(), problem.text);
     received.problems = tree.finish()?.into_iter().map(told).collect();
-    if let Some((preparation, _)) = terms.preparation().filter(|_| received.problems.is_empty()) {
+    // Without one of its files it is not fit for it. An owner or an attribute that could not be set is told, and no hindrance.
+    if let Some((preparation, _)) = terms.preparation().filter(|_| !lost) {
         received.prepared = Some(preparation.run(context, &volume)?);
     }
     let sync = File::open(&volume).and_then(|volume| rustix::fs::syncfs(&volume).map_err(io::Error::from));

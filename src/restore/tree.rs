@@ -4,7 +4,8 @@
 //! directory, which was reached from the root without following a symbolic link; nothing that exists is overwritten.
 //! Files are private (mode 0600, directories 0700) until their owner is right. All methods may be called from several
 //! threads, as long as a directory comes before its content and a file before its hard links. Memory is that of the
-//! directories' metadata, kept for [`Tree::finish`]. From the first entry until then a mark lies in the root, so that what
+//! directories' metadata, kept for [`Tree::finish`]. From the first entry until then, or until
+//! whoever has more to do removes it, a mark lies in the root, so that what
 //! was killed half-way is not taken for whole. Deliberately absent: merging into files that exist, and syncing each of them:
 //! [`Tree::finish`] does so once for all.
 
@@ -40,6 +41,7 @@ pub struct Options {
 pub struct Mark {
     name: String,
     text: String,
+    stays: bool,
 }
 
 impl Mark {
@@ -51,7 +53,23 @@ impl Mark {
             "lifeboat restores {what} into this directory. While this file is here, files are missing or hold only a part of\n\
              what they should. If no such restore is running, it was broken off: remove what came of it and restore again.\n"
         );
-        Self { name, text }
+        Self { name, text, stays: false }
+    }
+
+    /// With all entries there, more is to be done: until then it stays, and [`Mark::remove`] takes it away.
+    #[must_use]
+    pub fn staying(self) -> Self {
+        Self { stays: true, ..self }
+    }
+
+    /// # Errors
+    /// It is still there, or would be again if the machine stopped now.
+    pub fn remove(&self, root: &Path) -> io::Result<()> {
+        match std::fs::remove_file(root.join(&self.name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        File::open(root)?.sync_all()
     }
 }
 
@@ -234,7 +252,7 @@ impl Tree {
         };
         durable(fs::syncfs(&self.root))?;
         // Only now is all of it there, and the root's time is set after its last change.
-        if let Some(mark) = self.mark.as_ref().filter(|_| *lock(&self.marked)) {
+        if let Some(mark) = self.mark.as_ref().filter(|mark| !mark.stays && *lock(&self.marked)) {
             let removed = fs::unlinkat(&*self.root, mark.name.as_str(), AtFlags::empty());
             removed.map_err(|error| io_error("remove", mark.name.as_bytes(), error))?;
         }

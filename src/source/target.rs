@@ -48,6 +48,18 @@ pub struct Options {
     pub aside: bool,
 }
 
+impl Options {
+    /// What to do in a plan about tables that its own step, which was broken off, may have left.
+    #[must_use]
+    pub fn way_out(&self) -> &'static str {
+        if self.step.is_none() {
+            return "";
+        }
+        " (if a restore that was broken off left them: drop them, then --resume it; or --abort it, and begin again with \
+         options.existing: replace)"
+    }
+}
+
 /// A change of the objects of one kind before they are brought back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -4,7 +4,7 @@
 use crate::endtoend::recovery::{plan, source};
 use crate::support::command;
 use crate::support::picture::{Picture, assert_same, picture};
-use crate::support::world::{Ran, World};
+use crate::support::world::{Ran, World, noise};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -221,4 +221,49 @@ fn an_interrupted_export_goes_on_and_a_pruned_snapshot_is_not_replaced() {
     fs::write(world.path("proof"), "").unwrap();
     plain.resume(&[]).expect(1).says("which the plan chose, is not in the repository any more");
     assert!(!world.path("out").exists());
+}
+
+/// What one machine has restored says nothing of what is at the same path of another.
+#[test]
+fn what_is_there_on_another_machine_is_not_taken_for_what_was_restored() {
+    let plain = Plain::new(
+        "  - {name: pictures, restore: {source: pictures, to: HOME/out, options: {existing: replace}}}\n  \
+         - {name: proof, run: {command: [test, -e, HOME/proof]}}\n",
+    );
+    let world = &plain.world;
+    let out = world.path("out").display().to_string();
+    world.as_owner(&["restore", "app", "plain"]).expect(1).says("the restore stopped at proof");
+    let id = plain.id();
+    fs::rename(world.path("state"), world.path("first")).unwrap();
+    fs::rename(world.path("out"), world.path("restored")).unwrap();
+    fs::create_dir(world.path("out")).unwrap();
+    fs::write(world.path("out/theirs"), "theirs").unwrap();
+    fs::write(world.path("proof"), "").unwrap();
+    plain.resume(&[]).expect(2).says("is not on this machine").says(&format!("--target-id {out}"));
+    assert!(world.path("out/theirs").exists());
+    plain.resume(&["--yes", "--target-id", &out]).expect(0);
+    assert_same(&picture(&world.path("out")), &plain.pictures, "the pictures");
+    assert!(world.path(format!("out.before-{id}-0/theirs")).exists());
+}
+
+#[test]
+fn what_lacked_a_part_is_done_again_once_that_is_healed() {
+    let plain =
+        Plain::new("  - {name: pictures, restore: {source: pictures, to: HOME/out, options: {existing: replace}}}\n");
+    let world = &plain.world;
+    let out = world.path("out").display().to_string();
+    let before = world.objects("pictures/packs");
+    world.file("noise", noise(7, 300_000));
+    world.as_writer(&["backup", "pictures"]).expect(0);
+    let pack = world.objects("pictures/packs").into_iter().find(|pack| !before.contains(pack)).unwrap();
+    // Among its frames: the content.
+    world.tamper(&pack, |bytes| bytes[1000] ^= 4);
+    world.as_owner(&["restore", "app", "plain"]).expect(3).says("(1 problems)");
+    assert!(world.path("out/1").exists() && !world.path("out/noise").exists());
+    world.tamper(&pack, |bytes| bytes[1000] ^= 4);
+    // Systems may be at work by now: somebody has to say once more that what is there may go.
+    plain.resume(&[]).expect(2).says("it is done again").says(&format!("--target-id {out}"));
+    plain.resume(&["--yes", "--target-id", &out]).expect(0);
+    assert_same(&picture(&world.path("out")), &picture(&world.path("tree")), "the pictures");
+    plain.resume(&[]).expect(2).says("is complete");
 }

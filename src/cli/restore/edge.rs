@@ -4,10 +4,11 @@ use super::live::Live;
 use crate::backup::{self, Plan};
 use crate::cli::context::Context;
 use crate::cli::fault::chain;
-use crate::cli::output::clock;
+use crate::cli::output::{clock, count};
+use crate::cli::snapshots;
 use crate::config::Source;
 use crate::id::SourceName;
-use crate::repo::{Options, Repository, WriterKey};
+use crate::repo::{Committed, Options, Repository, State, WriterKey};
 use crate::restore::plan::execute::Failure;
 use crate::restore::plan::hands::Outside;
 use crate::restore::plan::journal::{History, Record};
@@ -162,7 +163,7 @@ impl Outside for Edge {
         let named = plan.source.clone();
         let work = backup::run(&keep.repository, &keep.key, plan, &keep.run, clock(), &self.cancel, |_| {});
         match self.runtime.block_on(work) {
-            Ok(report) => Ok(format!("what it held is kept as {named}@{}", report.committed.sequence)),
+            Ok(report) => kept(&named, &report.committed).map_err(|why| Failure::Failed(format!("{why}{without}"))),
             Err(_) if self.cancel.is_cancelled() => Err(Failure::Interrupted),
             Err(error) => Err(Failure::Failed(format!(
                 "capture {system} before it is overwritten: {}{without}",
@@ -177,5 +178,52 @@ impl Outside for Edge {
 
     fn watch(&self, history: &History, record: &Record) {
         self.live().watch(history, record);
+    }
+}
+
+/// What a capture is worth to whoever wants back what was overwritten.
+///
+/// # Errors
+/// Not all is in it.
+fn kept(name: &SourceName, committed: &Committed) -> Result<String, String> {
+    let number = format!("{name}@{}", committed.sequence);
+    let (state, found) = (snapshots::state(committed.state), committed.problems.len() as u64);
+    let found = count(found, "problem", "problems");
+    match committed.state {
+        State::Good => Ok(format!("what it held is kept as {number} ({state}, {found})")),
+        // It may be what made somebody restore: the guard finds it empty, younger or foreign.
+        State::Quarantined => Ok(format!(
+            "what it held is kept as {number} ({state}, {found}): take it by this number, it is never the newest"
+        )),
+        State::Incomplete => Err(format!(
+            "not all that it holds could be kept before it is overwritten: {number} is {state}, with {found}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Problem;
+    use crate::id::Sequence;
+    use crate::repo::Catalogue;
+
+    #[test]
+    fn what_is_kept_in_part_is_not_kept() {
+        let kept = |state, problems: usize| {
+            let problem = Problem { path: Vec::new(), text: "no".into() };
+            let (sequence, problems) = (Sequence(7), vec![problem; problems]);
+            kept(
+                &"before-shop".parse().unwrap(),
+                &Committed { sequence, state, catalogue: Catalogue::default(), problems, packs: 0 },
+            )
+        };
+        assert!(kept(State::Good, 0).unwrap().contains("before-shop@7 (good, 0 problems)"));
+        assert!(
+            kept(State::Quarantined, 1)
+                .unwrap()
+                .contains("before-shop@7 (quarantined, 1 problem): take it by this number")
+        );
+        assert!(kept(State::Incomplete, 2).unwrap_err().contains("before-shop@7 is incomplete, with 2 problems"));
     }
 }

@@ -7,7 +7,7 @@
 
 use super::rivals::{Busy, Where};
 use crate::cli::fault::{Failure, Fault, chain};
-use crate::cli::output::{clock, sync_name};
+use crate::cli::output::{clock, random_id, sync_name};
 use crate::cli::status::state_directory;
 use crate::repo::{Journals, RepoError, Written};
 use crate::restore::plan::between;
@@ -17,7 +17,7 @@ use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -37,6 +37,8 @@ pub struct Kept {
     runtime: Handle,
 }
 
+/// Beside the journals: which machine this is.
+const MACHINE: &str = "machine";
 /// What a record may hold a restore up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -48,6 +50,27 @@ pub fn directory() -> Result<PathBuf, Failure> {
         )
     })?;
     Ok(state.join("lifeboat").join("restores"))
+}
+
+/// Tells this machine from others that go on with a restore: what lies at a path here, no other has put there. `None`: nothing
+/// was carried out here yet.
+pub fn machine() -> Option<String> {
+    let text = std::fs::read_to_string(directory().ok()?.join(MACHINE)).ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+/// Gives this machine its id, once.
+fn name_machine(directory: &Path) -> Result<(), Failure> {
+    let path = directory.join(MACHINE);
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
+    let mut file = file.map_err(Fault::file("open", &path))?;
+    // Two processes must not give it two.
+    let free = lock(&file, Duration::from_millis(500)) && file.metadata().is_ok_and(|is| is.len() == 0);
+    if free {
+        let written = file.write_all(random_id().as_bytes()).and_then(|()| file.sync_all());
+        written.map_err(Fault::file("write", &path))?;
+    }
+    Ok(())
 }
 
 /// The ids of the executions that this machine knows.
@@ -64,6 +87,7 @@ impl Kept {
     fn open(id: &str, remote: Option<Journals>) -> Result<Self, Failure> {
         let directory = directory()?;
         std::fs::create_dir_all(&directory).map_err(Fault::file("create", &directory))?;
+        name_machine(&directory)?;
         let path = directory.join(format!("{id}.jsonl"));
         let disk = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
         let disk = disk.map_err(Fault::file("open the journal", &path))?;
@@ -331,7 +355,7 @@ mod tests {
     async fn a_journal_whose_disk_was_full_takes_nothing_more() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("x.jsonl");
-        let open = |path: &std::path::Path| OpenOptions::new().append(true).create(true).open(path).unwrap();
+        let open = |path: &Path| OpenOptions::new().append(true).create(true).open(path).unwrap();
         let runtime = Handle::current();
         let (disk, quiet_until) = (open("/dev/full".as_ref()), None);
         let (id, behind) = ("x".to_owned(), Vec::new());

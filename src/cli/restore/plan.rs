@@ -15,7 +15,8 @@ use crate::restore::plan::execute::{End, Execution};
 use crate::restore::plan::hands::{Facts, Worker};
 use crate::restore::plan::journal::{Event, History, JournalError, State, Verdict};
 use crate::restore::plan::report::Report;
-use crate::restore::plan::{Finding, Level, Resolved, resolve};
+use crate::restore::plan::{Doing, Finding, Level, Resolved, resolve};
+use crate::source::target::Existing;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -168,6 +169,7 @@ fn worker<'a>(
         access: context.access_to_contents(opened)?,
         documents: sources.iter().map(|(name, source)| (name.clone(), source.capture.clone())).collect(),
         confirmed: history.confirmed.clone(),
+        machine: kept::machine(),
         threads: super::threads(),
         runtime: tokio::runtime::Handle::current(),
         cancel: edge.cancel.clone(),
@@ -265,7 +267,7 @@ fn go_on(
         Ok::<_, Failure>(Entry { turn, journals: journals.as_ref(), dead: &args.dead, confirmed })
     };
     let id = args.resume.as_ref().or(args.abort.as_ref()).cloned().unwrap_or_default();
-    let worker = worker(context, opened, &id, &history, &edge)?;
+    let mut worker = worker(context, opened, &id, &history, &edge)?;
     if args.abort.is_some() && (history.verdict != Some(Verdict::Complete) || !history.closed.is_empty()) {
         return abort(context, args, &worker, &edge, &mut kept, history, entry(BTreeSet::new())?);
     }
@@ -281,14 +283,12 @@ fn go_on(
             return Err(Fault::usage(message, hint).into());
         }
     }
-    let gone: Vec<usize> = (0..history.tasks.len())
-        .filter(|at| history.tasks[*at].state == State::Done && worker.is_gone(&history.resolved.tasks[*at]))
-        .collect();
-    for at in gone {
-        let step = history.resolved.tasks[at].name.as_str();
-        tracing::warn!(step, "it was done, and what it restored is not on this machine: it is done again");
-        history.redo(at);
+    redo_what_is_gone(&worker, &mut history);
+    close_again(&mut history);
+    if history.verdict == Some(Verdict::Incomplete) {
+        redo_what_is_lacking(&worker, &mut history);
     }
+    worker.confirmed.clone_from(&history.confirmed);
     // What was done is not looked at again, nor what is under way: its own traces would look like somebody's data.
     let mut left = history.resolved.clone();
     for (task, progress) in left.tasks.iter_mut().zip(&history.tasks) {
@@ -299,6 +299,55 @@ fn go_on(
     let seen = look(&worker, &left)?;
     let confirmed = confirm(context, args, &history, &seen, &edge)?;
     carry_out(context, args, worker, &edge, &mut kept, history, entry(confirmed)?)
+}
+
+/// Somebody may have let go meanwhile of what is held back: it would write into what is restored. Not once a fence has begun to
+/// open.
+fn close_again(history: &mut History) {
+    for fence in history.closed.clone() {
+        let mut opens = history.resolved.tasks.iter().zip(&history.tasks).filter(|(task, _)| task.fence == Some(fence));
+        if opens.all(|(_, progress)| progress.state == State::Waiting) && history.tasks[fence].state == State::Done {
+            history.redo(fence);
+        }
+    }
+}
+
+fn redo_what_is_gone(worker: &Worker<'_>, history: &mut History) {
+    for at in 0..history.tasks.len() {
+        let (task, progress) = (&history.resolved.tasks[at], &history.tasks[at]);
+        if progress.state == State::Done && worker.is_gone(at, task, progress.note.as_ref()) {
+            let step = task.name.as_str();
+            tracing::warn!(step, "it was done, and what it restored is not on this machine: it is done again");
+            history.redo_here(at);
+        }
+    }
+}
+
+/// What lacks a part may be whole by now. Only what is in a directory is done again: of systems, which are at work, not all that
+/// was missing the first time would be told the second time.
+fn redo_what_is_lacking(worker: &Worker<'_>, history: &mut History) {
+    for at in 0..history.tasks.len() {
+        let task = &history.resolved.tasks[at];
+        let Doing::Restore(restore) = &task.doing else { continue };
+        if !history.is_lacking(at) {
+            continue;
+        }
+        let step = task.name.as_str();
+        let Some(to) = &restore.to else {
+            tracing::warn!(step, "it has problems, and is not done again: mend them by hand, or begin a new restore");
+            continue;
+        };
+        let aside = worker.aside(at, to);
+        if restore.options.existing == Existing::Skip {
+            tracing::warn!(step, "it has problems; to have it done again, move away what is in its directory");
+        } else if let Some(aside) = aside {
+            let aside = aside.display();
+            tracing::warn!(step, %aside, "it has problems; to have it done again, move away what it has moved aside");
+        } else {
+            tracing::warn!(step, "it has problems: it is done again");
+            history.redo(at);
+        }
+    }
 }
 
 fn keep(context: &Context, opened: &Opened, args: &Args) -> Result<Option<Keep>, Failure> {

@@ -33,6 +33,9 @@ use lineages::Lineages;
 pub(crate) use lineages::key_object;
 use packs::{Job, Packs, What, key};
 
+/// What concerns the whole repository: the root's states, which are copied first; journals of restores, which concern the place
+/// where they are; leavings of `store check` and `doctor`.
+const NOT_COPIED: [&str; 3] = ["_root", "_restores", "_check"];
 /// Packs on their way at once, of all sources together.
 const PACKS_AT_ONCE: usize = 4;
 /// Manifests that are read ahead of their packs.
@@ -141,6 +144,12 @@ impl Replication {
             root: Replicated::default(),
         };
         this.copy_root(theirs.is_some()).await?;
+        for name in from.store.list_roots().await? {
+            if name.starts_with('_') && !NOT_COPIED.contains(&name.as_str()) {
+                let problem = "it is not copied: this version does not know what it is";
+                this.root.found(&name, problem.into(), None);
+            }
+        }
         Ok(this)
     }
 

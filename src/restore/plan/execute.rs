@@ -145,7 +145,7 @@ impl<'a> Execution<'a> {
             loop {
                 let go_on = stopped.is_empty() && trouble.is_none() && !self.hands.interrupted();
                 while go_on && running < AT_ONCE {
-                    let ready = |at: &usize| tasks[*at].after.iter().all(|before| ended[*before]);
+                    let ready = |at: &usize| is_ready(&tasks, *at, &ended);
                     let Some(position) = left.iter().position(ready) else { break };
                     let index = left.remove(position);
                     let number = self.history.tasks[index].attempts + 1;
@@ -283,6 +283,20 @@ impl<'a> Execution<'a> {
         }
         Ok(failures)
     }
+}
+
+/// Whether all that a step follows has ended, and what that follows: of steps that were done, some are done again.
+fn is_ready(tasks: &[Task], at: usize, ended: &[bool]) -> bool {
+    let (mut before, mut seen) = (tasks[at].after.clone(), vec![false; tasks.len()]);
+    while let Some(one) = before.pop() {
+        if !ended[one] {
+            return false;
+        }
+        if !std::mem::replace(&mut seen[one], true) {
+            before.extend(&tasks[one].after);
+        }
+    }
+    true
 }
 
 fn receive(inbox: &Receiver<Message>) -> Option<Message> {

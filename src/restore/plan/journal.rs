@@ -143,6 +143,8 @@ pub struct History {
     /// Fences that are closed, or might be.
     pub closed: Vec<usize>,
     pub verdict: Option<Verdict>,
+    /// A record is older than the one before: a clock was set back, or two machines' differ. How long it took is not known.
+    pub set_back: bool,
     /// Whoever wrote the newest record meant to go on.
     pub at_work: bool,
     /// Of the next record.
@@ -154,7 +156,8 @@ impl History {
     pub fn new(resolved: Resolved, at: Timestamp) -> Self {
         let tasks = vec![Progress::default(); resolved.tasks.len()];
         let (confirmed, closed) = (BTreeSet::new(), Vec::new());
-        Self { resolved, began: at, last: at, confirmed, tasks, closed, verdict: None, at_work: true, next: 2 }
+        let (verdict, set_back) = (None, false);
+        Self { resolved, began: at, last: at, confirmed, tasks, closed, verdict, set_back, at_work: true, next: 2 }
     }
 
     /// # Errors
@@ -197,6 +200,7 @@ impl History {
 
     /// Takes a record that follows.
     pub fn take(&mut self, record: &Record) {
+        self.set_back |= record.at < self.last;
         (self.next, self.last) = (record.number + 1, record.at);
         self.at_work = !matches!(record.event, Event::Ended(_) | Event::Left | Event::Displaced { .. });
         match &record.event {
@@ -267,12 +271,36 @@ impl History {
         self.tasks[task].state = State::Waiting;
     }
 
+    /// What was done elsewhere is to be done here, where nobody said that what is at the step's path may be overwritten.
+    pub fn redo_here(&mut self, task: usize) {
+        self.redo(task);
+        self.tasks[task].note = None;
+        if let Doing::Restore(restore) = &self.resolved.tasks[task].doing
+            && let Some(path) = restore.path()
+        {
+            self.confirmed.remove(&path.display().to_string());
+        }
+    }
+
+    /// It was done, and not all of it came back.
+    #[must_use]
+    pub fn is_lacking(&self, task: usize) -> bool {
+        let (task, progress) = (&self.resolved.tasks[task], &self.tasks[task]);
+        let problems = !progress.outcome.problems.is_empty();
+        matches!(task.doing, Doing::Restore(_)) && progress.state == State::Done && problems
+    }
+
     /// The fences are open and systems at work: whoever tries again what failed overwrites what is there now.
     fn forget_consent(&mut self) {
         self.confirmed.clear();
         for (task, progress) in self.resolved.tasks.iter().zip(&mut self.tasks) {
-            let elsewhere = matches!(&task.doing, Doing::Restore(restore) if restore.path().is_none());
-            if elsewhere && progress.state != State::Done {
+            let Doing::Restore(restore) = &task.doing else { continue };
+            let forgotten = match progress.state {
+                // Done again, it is done from its beginning.
+                State::Done => restore.path().is_some() && !progress.outcome.problems.is_empty(),
+                _ => restore.path().is_none(),
+            };
+            if forgotten {
                 progress.note = None;
             }
         }

@@ -92,6 +92,18 @@ impl Place {
         self.stage.join(CLEARED).exists()
     }
 
+    /// Where what was there before is now.
+    #[must_use]
+    pub fn aside(&self) -> Option<PathBuf> {
+        [&self.beside, &self.inside].into_iter().find(|path| path.exists()).cloned()
+    }
+
+    /// Whether this step has been at work here: the directory is the one that it restored into, and not another machine's.
+    #[must_use]
+    pub fn has_traces(&self) -> bool {
+        self.is_cleared() || self.aside().is_some()
+    }
+
     /// An empty directory to restore into. What an earlier attempt restored there is removed; what it had moved aside is
     /// not.
     pub fn stage(&self) -> io::Result<PathBuf> {
@@ -154,7 +166,7 @@ impl Place {
             dress(&self.directory, look)?;
             sync(&self.directory)?;
         }
-        Ok([&self.beside, &self.inside].into_iter().find(|path| path.exists()).cloned())
+        Ok(self.aside())
     }
 
     /// Gives up what did not reach its end: what was moved aside comes back and the stage goes. If all that was there is

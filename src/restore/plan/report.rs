@@ -18,7 +18,8 @@ pub struct Report {
     pub verdict: &'static str,
     pub began: Timestamp,
     pub ended: Timestamp,
-    pub took_ms: u64,
+    /// `None`: a clock was set back meanwhile.
+    pub took_ms: Option<u64>,
     /// The tier's recovery time objective.
     pub rto_ms: Option<u64>,
     /// Milliseconds between the oldest and the newest recovery point.
@@ -117,7 +118,7 @@ impl Report {
             verdict: history.standing(),
             began: history.began,
             ended: history.last,
-            took_ms: milliseconds(between(history.began, history.last)),
+            took_ms: (!history.set_back).then(|| milliseconds(between(history.began, history.last))),
             rto_ms: resolved.tier.map(|tier| u64::try_from(tier.rto().as_millis()).unwrap_or(u64::MAX)),
             skew_ms: resolved.skew_ms,
             steps: steps.collect(),
@@ -127,10 +128,11 @@ impl Report {
         }
     }
 
-    /// Whether the recovery took longer, or lost more, than its tier allows.
+    /// Whether the recovery took longer, or lost more, than its tier allows. Of a time that is not known, nobody can say that it
+    /// did not.
     #[must_use]
     pub fn missed(&self) -> bool {
-        self.rto_ms.is_some_and(|rto| self.took_ms > rto)
+        self.rto_ms.is_some_and(|rto| self.took_ms.is_none_or(|took| took > rto))
             || self.parts.iter().any(|part| part.rpo_ms.is_some_and(|rpo| part.loss_ms > rpo))
     }
 
@@ -139,10 +141,14 @@ impl Report {
     }
 
     fn facts(&self) -> Vec<[String; 2]> {
-        let judged = |is: u64, limit: Option<u64>| match limit {
-            Some(limit) if is > limit => format!("{}, more than {}: missed", shown(is), shown(limit)),
-            Some(limit) => format!("{} of {}", shown(is), shown(limit)),
-            None => shown(is),
+        let judged = |is: Option<u64>, limit: Option<u64>| match (is, limit) {
+            (None, limit) => {
+                let limit = limit.map(|limit| format!(", nor whether it is within {}", shown(limit)));
+                format!("not known, since a clock was set back{}", limit.unwrap_or_default())
+            }
+            (Some(is), Some(limit)) if is > limit => format!("{}, more than {}: missed", shown(is), shown(limit)),
+            (Some(is), Some(limit)) => format!("{} of {}", shown(is), shown(limit)),
+            (Some(is), None) => shown(is),
         };
         let mut facts = vec![
             ["Id".into(), self.id.clone()],

@@ -630,6 +630,78 @@ fn who_tries_again_after_the_end_is_asked_again() {
 }
 
 #[test]
+fn what_did_not_come_back_whole_can_be_done_again_from_its_beginning() {
+    let all = one();
+    let mut history = History::new(resolve("p", &world(&all, &["x", "y"])).unwrap(), at("12:00"));
+    let mut take = |event| history.take(&Record { number: history.next, at: at("12:00"), event });
+    let lost = Outcome { problems: vec!["1/1: lost".into()], ..Outcome::default() };
+    for (task, outcome) in [(0, lost), (1, Outcome::default()), (2, Outcome::default())] {
+        take(Event::Began { task, attempt: 1 });
+        take(Event::Noted { task, note: json!({ "placed": true }) });
+        take(Event::Done { task, outcome });
+    }
+    take(Event::Confirmed(BTreeSet::from(["/restored/x".into(), "/restored/y".into()])));
+    take(Event::Ended(Verdict::Incomplete));
+    assert_eq!([0, 1, 2].map(|at| history.is_lacking(at)), [true, false, false]);
+    assert_eq!([0, 1].map(|at| history.tasks[at].note.is_some()), [false, true]);
+    assert!(history.confirmed.is_empty());
+    history.redo(0);
+    assert!(!history.is_lacking(0));
+}
+
+#[test]
+fn a_path_of_another_machine_is_confirmed_anew() {
+    let all = one();
+    let mut history = History::new(resolve("p", &world(&all, &["x", "y"])).unwrap(), at("12:00"));
+    let mut take = |event| history.take(&Record { number: history.next, at: at("12:00"), event });
+    take(Event::Confirmed(BTreeSet::from(["/restored/x".into(), "/restored/y".into()])));
+    take(Event::Noted { task: 0, note: json!({ "placed": true }) });
+    take(Event::Done { task: 0, outcome: Outcome::default() });
+    history.redo_here(0);
+    assert_eq!((&history.tasks[0].state, &history.tasks[0].note), (&State::Waiting, &None));
+    assert_eq!(history.confirmed, BTreeSet::from(["/restored/y".into()]));
+}
+
+#[test]
+fn a_clock_that_was_set_back_measures_nothing() {
+    let (lab, mut journal) = (Lab::default(), Memory::default());
+    begun(&lab, &mut journal);
+    let (end, mut history) = go_on(&lab, &mut journal);
+    assert_eq!(end.unwrap(), End::Ended(Verdict::Complete));
+    assert!(Report::new("x", &history).took_ms.is_some());
+    history.take(&Record { number: history.next, at: Timestamp::UNIX_EPOCH, event: Event::Alive });
+    let report = Report::new("x", &history);
+    assert_eq!((report.took_ms, report.missed()), (None, true));
+    assert!(report.markdown().contains("not known, since a clock was set back"), "{}", report.markdown());
+}
+
+/// Though the steps between have been done.
+#[test]
+fn a_fence_that_is_closed_again_is_waited_for_by_all_that_follows() {
+    let close = json!({ "command": ["true"] });
+    let steps = json!([
+        { "name": "hold", "fence": { "close": close, "open": close } },
+        restore("a", "x"),
+        look("b"),
+        restore("d", "y"),
+        { "name": "go", "unfence": "hold" },
+    ]);
+    let all = plans(vec![plan("p", "app", steps)]);
+    let history = History::new(resolve("p", &world(&all, &["x", "y"])).unwrap(), Timestamp::UNIX_EPOCH);
+    let (lab, mut journal) = (Lab::default(), Memory::default());
+    lab.broken.lock().unwrap().insert("d".into());
+    let mut execution = Execution::new(history, &mut journal, &lab);
+    assert_eq!(execution.run().unwrap(), End::Stopped(vec![3]));
+    let mut history = execution.history;
+    lab.broken.lock().unwrap().clear();
+    lab.closed.store(false, Ordering::SeqCst);
+    history.redo(0);
+    // The lab would notice that "d" is restored while writers are at work.
+    let mut execution = Execution::new(history, &mut journal, &lab);
+    assert_eq!(execution.run().unwrap(), End::Ended(Verdict::Complete));
+}
+
+#[test]
 fn a_snapshot_of_what_the_plan_does_not_restore_is_a_mistake() {
     let all = one();
     let mut world = world(&all, &["x", "y"]);

@@ -28,7 +28,8 @@ impl Server {
             _ if is.tables == 0 => Action::Create,
             Existing::Replace => Action::Replace,
             Existing::Skip | Existing::Update => {
-                Action::Conflict(format!("the server holds {} tables, which a dump can only replace", is.tables))
+                let out = self.options.way_out();
+                Action::Conflict(format!("the server holds {} tables, which a dump can only replace{out}", is.tables))
             }
         }
     }

@@ -130,7 +130,8 @@ impl Restoring {
             )),
             Existing::Replace => Action::Replace,
             Existing::Skip | Existing::Update => {
-                Action::Conflict(format!("it holds {} tables, which a dump can only replace", held.tables))
+                let out = self.options.way_out();
+                Action::Conflict(format!("it holds {} tables, which a dump can only replace{out}", held.tables))
             }
         }
     }

@@ -56,6 +56,8 @@ pub struct Worker<'a> {
     pub documents: BTreeMap<SourceName, Spec>,
     /// Targets that may be overwritten or held back, as [`Facts::target`] tells them.
     pub confirmed: BTreeSet<String>,
+    /// Tells this machine from others that went on with the execution before.
+    pub machine: Option<String>,
     /// For restoring into directories.
     pub threads: usize,
     pub runtime: Handle,

@@ -39,6 +39,9 @@ struct Staged {
     look: Option<Look>,
     /// Of a file.
     mark: Option<Mark>,
+    /// On which this was. Journals of before do not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    machine: Option<String>,
 }
 
 /// Ends when the step must.
@@ -101,7 +104,8 @@ impl Worker<'_> {
         };
         let occupied = place.is_occupied().map_err(|error| failed("look into", &error))?;
         // What was staged on another machine is not here: it is restored anew.
-        let noted = noted(attempt)?.filter(|noted| if noted.placed { occupied } else { place.is_staged() });
+        let is_placed = |noted: &Staged| occupied && (place.has_traces() || !self.is_elsewhere(noted));
+        let noted = noted(attempt)?.filter(|noted| if noted.placed { is_placed(noted) } else { place.is_staged() });
         if occupied && noted.as_ref().is_none_or(|noted| !noted.placed && !place.is_cleared()) {
             self.may_move_aside(wanted, to)?;
         }
@@ -125,7 +129,8 @@ impl Worker<'_> {
                 );
                 return Err(Failure::Refused(text));
             }
-            let staged = Staged { outcome, placed: false, look: None, mark: None };
+            let machine = self.machine.clone();
+            let staged = Staged { outcome, placed: false, look: None, mark: None, machine };
             attempt.note(json!(staged))?;
             staged
         };
@@ -135,6 +140,7 @@ impl Worker<'_> {
             }
             place.swap().map_err(|error| failed("put what was restored into", &error))?;
             staged.placed = true;
+            staged.machine.clone_from(&self.machine);
             staged.look = Some(place.look().map_err(|error| failed("look at", &error))?);
             attempt.note(json!(staged))?;
         }
@@ -149,7 +155,10 @@ impl Worker<'_> {
     fn may_move_aside(&self, wanted: &Restore, path: &Path) -> Result<(), Failure> {
         let shown = path.display().to_string();
         if wanted.options.existing == Existing::Skip {
-            let text = format!("{shown} holds something; with options.existing: replace, what is there is moved aside");
+            let text = format!(
+                "{shown} holds something; with options.existing: replace, what is there is moved aside; \
+                 otherwise move it away yourself"
+            );
             return Err(Failure::Refused(text));
         }
         if self.confirmed.contains(&shown) {
@@ -223,7 +232,8 @@ impl Worker<'_> {
             let reader = self.reader(choice, attempt.deadline)?;
             let outcome = self.export(&reader, restore, &product, attempt.deadline)?;
             let mark = product.mark().map_err(|error| failed("look at", &error))?;
-            let staged = Staged { outcome, placed: false, look: None, mark: Some(mark) };
+            let machine = self.machine.clone();
+            let staged = Staged { outcome, placed: false, look: None, mark: Some(mark), machine };
             attempt.note(json!(staged))?;
             staged.outcome
         };
@@ -312,15 +322,38 @@ impl Worker<'_> {
         Ok(outcome_of(outcome, applied))
     }
 
-    /// Whether what a step restored, as its record says, is not on this machine.
+    /// Whether what a step restored, as its record and what it noted say, is not on this machine. Something else may be in its
+    /// place, if it was done on another.
     #[must_use]
-    pub fn is_gone(&self, task: &Task) -> bool {
+    pub fn is_gone(&self, index: usize, task: &Task, note: Option<&Value>) -> bool {
         let Doing::Restore(restore) = &task.doing else { return false };
+        let staged = note.and_then(|note| read_note::<Staged>(note).ok());
+        let elsewhere = staged.filter(|staged| self.is_elsewhere(staged));
         match (&restore.to, &restore.export) {
-            (Some(to), _) => Place::new(to, "").is_occupied().is_ok_and(|occupied| !occupied),
-            (_, Some(file)) => !Product::new(file, "").is_occupied(),
+            (Some(to), _) => {
+                // Two machines may share a disk: what the step moved aside tells.
+                let other = elsewhere.is_some() && !Place::new(to, &self.step_id(index)).has_traces();
+                other || Place::new(to, "").is_occupied().is_ok_and(|occupied| !occupied)
+            }
+            (_, Some(file)) => {
+                let product = Product::new(file, "");
+                // A file is known from every other.
+                let other = elsewhere.and_then(|staged| staged.mark).is_some_and(|mark| !product.is_here(mark));
+                other || !product.is_occupied()
+            }
             (None, None) => false,
         }
+    }
+
+    /// Another machine noted it.
+    fn is_elsewhere(&self, staged: &Staged) -> bool {
+        staged.machine.is_some() && staged.machine != self.machine
+    }
+
+    /// Where a step that restores into a directory has put what was there before.
+    #[must_use]
+    pub fn aside(&self, index: usize, directory: &Path) -> Option<PathBuf> {
+        Place::new(directory, &self.step_id(index)).aside()
     }
 
     pub(super) fn look(&self, task: usize, restore: &Restore, choice: &Choice, limit: Duration) -> Facts {

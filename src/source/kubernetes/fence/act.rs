@@ -72,7 +72,12 @@ fn hold_one(context: &Context, api: &Api, object: &HeldObject) -> Result<(bool, 
             return Err(format!("{what} is held already"));
         }
         match Before::of(object.what, there) {
-            Some(before) => Ok((before.hold(there), format!("{what}: {}", before.done()))),
+            Some(now) => {
+                // Somebody let it go while this fence was closed: what it gets back is what it had at first.
+                let first = Before::marked(there).filter(|marked| *marked == object.before);
+                let before = first.unwrap_or(now);
+                Ok((before.hold(there), format!("{what}: {}", before.done())))
+            }
             None => Err(format!("{what} does nothing already")),
         }
     })

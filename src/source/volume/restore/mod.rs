@@ -291,9 +291,23 @@ impl Restoring {
             self.refused(&report, terms)?;
         }
         if let Some(sent) = sent.filter(|sent| sent.entries == report.entries) {
+            self.fit(terms, &report, &sent.lost)?;
             return Ok((report, sent.lost));
         }
         Err(self.failed(format!("of {} entries, {} arrived", wanted.entries, report.entries), "run the restore again"))
+    }
+
+    /// What had to be prepared and was not looks whole, and must not be taken for a database that is back.
+    fn fit(&self, terms: &Terms, report: &Report, lost: &[Problem]) -> Result<(), SourceError> {
+        if terms.prepare.is_none() || report.prepared.is_some() {
+            return Ok(());
+        }
+        let why = match lost.first() {
+            Some(Problem { path, text }) => format!("{}: {text}", String::from_utf8_lossy(path)),
+            None => "the pod does not say that it did so".into(),
+        };
+        let need = "restore another snapshot, or heal this one from a replica first (lifeboat verify --repair-from)";
+        Err(self.failed(format!("NOT prepared: no server may start from it: {why}"), need))
     }
 
     fn refused(&self, report: &Report, terms: &Terms) -> Result<(), SourceError> {
@@ -391,10 +405,12 @@ impl Target for Restoring {
         if wanted.whole {
             // Done again, it is not taken for what is there already.
             let filled = lost.is_empty().then_some(wanted.id.as_str());
-            self.mark(context, &api, &[(FILLING, None), (FILLED, filled)])?;
-        }
-        if let (true, Layout::Volume, Some(volume)) = (wanted.whole, &self.layout, &supply.facts().system) {
-            self.mark(context, &api, &[(VOLUME, Some(volume))])?;
+            let mut marks = vec![(FILLING, None), (FILLED, filled)];
+            if let (Layout::Volume, Some(volume)) = (&self.layout, &supply.facts().system) {
+                marks.push((VOLUME, Some(volume.as_str())));
+            }
+            // In one request: killed between two, it would be filled for good without saying whose volume it is.
+            self.mark(context, &api, &marks)?;
         }
         let problems = report.problems.into_iter().map(|(path, text)| Problem { path: path.into_bytes(), text });
         applied.problems = lost.into_iter().chain(problems).collect();
@@ -412,8 +428,11 @@ impl Target for Restoring {
     }
 
     fn abandon(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
+        let Some(step) = &self.options.step else { return Ok(Vec::new()) };
         let api = Api::connect(context, &self.place.cluster)?;
-        let (Some(step), Some(claim)) = (&self.options.step, self.claim(context, &api)?) else { return Ok(Vec::new()) };
+        // A restore that was killed before it set its marks has left its pod all the same, which holds the claim.
+        Pod::clear(context, &api, &self.place)?;
+        let Some(claim) = self.claim(context, &api)? else { return Ok(Vec::new()) };
         if claim.marked(FILLING).is_none() || claim.marked(STEP) != Some(step.as_str()) {
             return Ok(Vec::new());
         }

@@ -28,17 +28,26 @@ pub struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
-    /// Makes it and waits until it runs. One that a restore before this left behind is removed first.
+    /// Removes one that a restore before this left behind, and gives what can be made in its place.
     ///
     /// # Errors
-    /// It does not run, and why.
-    pub fn start(context: &'a Context, api: &'a Api, place: &'a Place) -> Result<Self, SourceError> {
+    /// It is still there.
+    pub fn clear(context: &'a Context, api: &'a Api, place: &'a Place) -> Result<Self, SourceError> {
         let name = pods::name("lifeboat-restore", &place.namespace, &place.claim);
         let mut pod = Self { context, api, namespace: &place.namespace, name, uid: String::new(), ended: true };
         if let Some(left) = pod.get(context)? {
             pod.uid = uid(&left);
             pod.remove(context)?;
         }
+        Ok(pod)
+    }
+
+    /// Makes it and waits until it runs. One that a restore before this left behind is removed first.
+    ///
+    /// # Errors
+    /// It does not run, and why.
+    pub fn start(context: &'a Context, api: &'a Api, place: &'a Place) -> Result<Self, SourceError> {
+        let mut pod = Self::clear(context, api, place)?;
         let body = manifest(context, &pod.name, place);
         let made = api.ask(context, &claim::pods(&place.namespace), &Ask::Create { body: &body })?;
         let made = made.map_err(|failure| {
