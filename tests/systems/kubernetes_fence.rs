@@ -124,6 +124,10 @@ fn writers_are_held_and_come_back() {
     });
     assert_eq!(field("writers", "deployment/web", ".spec.replicas"), "0");
     says(&held(&before), "statefulset/db in writers is held already");
+    // Held again after somebody let go of it: what it had at first is not forgotten.
+    SERVER.kubectl(&["-n", "writers", "scale", "deployment/web", "--replicas=1"]);
+    says(&held(&before), "deployment/web in writers: scaled to zero");
+    assert_eq!(mark("writers", "deployment/web"), r#"{"replicas":2}"#);
     // Another run that finds it held knows what it was before.
     assert_eq!(looked(&everything("writers")).objects, before.objects);
 
