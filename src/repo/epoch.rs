@@ -228,8 +228,9 @@ pub(crate) async fn current(
     for _ in 0..ATTEMPTS {
         let taken = numbers(store, source).await?;
         for number in taken.iter().rev() {
-            let epoch = load_sound(store, root, source, *number, &Access::Writer(key.clone())).await?;
-            if let Some(epoch) = epoch.filter(|epoch| epoch.generation == generation) {
+            let epoch =
+                load_sound(store, root, source, *number, Some(generation), &Access::Writer(key.clone())).await?;
+            if let Some(epoch) = epoch {
                 return Ok(epoch);
             }
         }
@@ -241,16 +242,19 @@ pub(crate) async fn current(
     Err(RepoError::Busy(source.clone()))
 }
 
-/// [`load`] and [`open`], which step over what is damaged or foreign: anyone who can write may have put it there.
+/// [`load`] and [`open`], which step over what is damaged or foreign: anyone who can write may have put it there. Only of one
+/// generation, if that is given: whoever has the key of another may have put what nobody opens there.
 async fn load_sound(
     store: &dyn Store,
     root: &Root,
     source: &SourceName,
     number: u32,
+    generation: Option<u32>,
     access: &Access,
 ) -> Result<Option<Epoch>> {
     let opened = async {
         match load(store, root, source, number).await? {
+            Some(checked) if generation.is_some_and(|wanted| wanted != checked.generation) => Ok(None),
             Some(checked) => open(store, root, source, &checked, access).await.map(Some),
             None => Ok(None),
         }
@@ -318,9 +322,9 @@ pub(crate) async fn add_recipient(
 ) -> Result<()> {
     for number in numbers(store, source).await? {
         let access = Access::Recipient(identity.clone());
-        let epoch = match load_sound(store, root, source, number, &access).await {
+        let epoch = match load_sound(store, root, source, number, None, &access).await {
             // Whoever had a writer key may have left one that nobody opens: the others are wrapped all the same.
-            Err(error @ RepoError::WrongKey { .. }) => {
+            Err(error @ (RepoError::WrongKey { .. } | RepoError::NewerKeys { .. })) => {
                 tracing::warn!(%source, epoch = number, %error, "an epoch is left as it is");
                 continue;
             }

@@ -10,10 +10,11 @@ use crate::repo::keys::{RootKey, Secret32};
 use crate::repo::root::Root;
 use crate::repo::seal::{open_document, seal_document};
 use crate::store::{PutOptions, Store, StoreErrorKind, list_all};
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 const PLACE: &str = "_restores/";
 const KEY: &str = "lifeboat.dev 2026 restore journal";
@@ -34,6 +35,8 @@ pub struct Journals {
     store: Arc<dyn Store>,
     root: Root,
     key: Secret32,
+    /// The record that was written last, and the digest of its object.
+    last: Arc<Mutex<Option<(String, u32, Digest)>>>,
 }
 
 /// What became of a record that was to be written.
@@ -56,7 +59,7 @@ fn check(id: &str) -> Result<()> {
 
 impl Journals {
     pub(super) fn new(store: Arc<dyn Store>, root: Root, key: &RootKey) -> Self {
-        Self { key: key.derive(KEY), store, root }
+        Self { key: key.derive(KEY), store, root, last: Arc::default() }
     }
 
     fn aad(&self, id: &str, number: u32, before: &Digest) -> Vec<u8> {
@@ -67,12 +70,22 @@ impl Journals {
         aad
     }
 
-    /// What record `number` is chained to.
+    /// What record `number` is chained to: what was written here, whatever lies there now.
     async fn before(&self, id: &str, number: u32) -> Result<Digest> {
         if number == 1 {
             return Ok(NOTHING);
         }
-        Ok(digest(&self.store.get(&object(id, number - 1)).await?))
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match last.filter(|(of, before, _)| of == id && before + 1 == number) {
+            Some((.., digest)) => Ok(digest),
+            None => Ok(digest(&self.store.get(&object(id, number - 1)).await?)),
+        }
+    }
+
+    fn remember(&self, id: &str, number: u32, sealed: &[u8]) -> Written {
+        let written = (id.to_owned(), number, digest(sealed));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
+        Written::Done
     }
 
     /// Writes record `number` of journal `id`; the first is 1.
@@ -84,13 +97,14 @@ impl Journals {
         let object = object(id, number);
         let before = self.before(id, number).await?;
         let sealed = seal_document(&self.key, &self.aad(id, number, &before), record.to_vec());
-        match self.store.put(&object, sealed.into(), PutOptions::default()).await {
-            Ok(()) => Ok(Written::Done),
+        let sealed = Bytes::from(sealed);
+        match self.store.put(&object, sealed.clone(), PutOptions::default()).await {
+            Ok(()) => Ok(self.remember(id, number, &sealed)),
             // Perhaps our own, whose answer was lost on the way.
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                let sealed = self.store.get(&object).await?;
-                let same = self.open(id, number, &before, &sealed)? == record;
-                Ok(if same { Written::Done } else { Written::Taken })
+                let there = self.store.get(&object).await?;
+                let same = self.open(id, number, &before, &there).is_ok_and(|found| found == record);
+                Ok(if same { self.remember(id, number, &there) } else { Written::Taken })
             }
             Err(error) => Err(error.into()),
         }

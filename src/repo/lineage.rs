@@ -109,8 +109,8 @@ pub struct Lineage {
     epochs: Mutex<BTreeMap<u32, Arc<Epoch>>>,
     /// Those that were looked at, opened or not.
     checked: Mutex<BTreeMap<u32, Arc<Checked>>>,
-    /// Numbers that prune records took away; with the digest of the one that may be here all the same.
-    removed: OnceCell<BTreeMap<Sequence, Option<[u8; 32]>>>,
+    /// Numbers that prune records took away, with the digests of those that they name.
+    removed: OnceCell<BTreeMap<Sequence, BTreeSet<[u8; 32]>>>,
 }
 
 impl Lineage {
@@ -201,16 +201,18 @@ impl Lineage {
         Ok((snapshot, bytes))
     }
 
-    /// A replica may keep what was pruned elsewhere: the very same snapshot, and no other in its place.
+    /// What was pruned may still lie here (elsewhere, under a lock, half-way): the very same snapshot, and no other in its place.
     async fn is_removed(&self, sequence: Sequence, digest: &[u8; 32]) -> Result<bool> {
         let read = || async {
             let ((own, _), (elsewhere, _)) = (prune::records(self).await?, prune::records_elsewhere(self).await?);
-            let elsewhere = elsewhere.iter().flat_map(prune::Record::removed).map(|(s, digest)| (s, Some(digest)));
-            let own = own.iter().flat_map(prune::Record::removed).map(|(s, _)| (s, None));
-            Ok::<_, RepoError>(elsewhere.chain(own).collect())
+            let mut removed: BTreeMap<Sequence, BTreeSet<[u8; 32]>> = BTreeMap::new();
+            for (sequence, digest) in own.iter().chain(&elsewhere).flat_map(prune::Record::removed) {
+                removed.entry(sequence).or_default().insert(digest);
+            }
+            Ok::<_, RepoError>(removed)
         };
-        let removed: &BTreeMap<_, Option<[u8; 32]>> = self.removed.get_or_try_init(read).await?;
-        Ok(removed.get(&sequence).is_some_and(|kept| kept.as_ref() != Some(digest)))
+        let removed = self.removed.get_or_try_init(read).await?;
+        Ok(removed.get(&sequence).is_some_and(|those| !those.contains(digest)))
     }
 
     /// The newest valid snapshot that is not in quarantine. Costs one listing of one page, and one read.

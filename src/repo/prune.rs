@@ -266,8 +266,10 @@ impl Lineage {
         let named: BTreeSet<(Sequence, [u8; 32])> = known.iter().flat_map(Record::removed).collect();
         let is_new =
             |sequence: &Sequence| !digests.get(sequence).is_some_and(|digest| named.contains(&(*sequence, *digest)));
+        let free: BTreeSet<&String> = known.iter().flat_map(|record| &record.freed).collect();
+        let frees_more = freed.iter().any(|pack| !free.contains(&pack.to_string()));
         let new: Vec<Sequence> = checked.remove.iter().copied().filter(is_new).collect();
-        if !new.is_empty() {
+        if !new.is_empty() || frees_more {
             self.write_record(&snapshots, &new, &freed, keeper, now).await?;
         }
         let (records, others) = records(self).await?;

@@ -3,7 +3,7 @@
 use crate::world::{File, Tree, World, contents, noise, now, runtime};
 use lifeboat::id::Sequence;
 use lifeboat::repo::{Depth, RepoError, Selector};
-use lifeboat::store::{Fault, Faults, Faulty, Memory, Store, StoreErrorKind};
+use lifeboat::store::{Fault, Faults, Faulty, Memory, PutOptions, Store, StoreErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,6 +128,35 @@ fn a_prune_cut_off_anywhere_loses_nothing_that_stays() {
                 }
             }
         }
+    });
+}
+
+/// Cut off after its record, or held by a lock, and then the writer key was rotated.
+#[test]
+fn what_a_prune_left_is_pruned_after_a_rotation_too() {
+    runtime().block_on(async {
+        let (first, second) = trees();
+        let memory = Arc::new(Memory::new());
+        let world = World::new(memory.clone()).await;
+        world.backup(&first).await.unwrap();
+        world.backup(&second).await.unwrap();
+        let object = "data/snapshots/9999999998-1";
+        let left = memory.get(object).await.unwrap();
+        let prune = async |world: &World| {
+            let lineage = world.reading();
+            let plan = lineage.plan_prune(&[Sequence(1)], &[]).await.unwrap();
+            lineage.prune(&plan, &world.keys.keeper, Duration::from_hours(72), now()).await.unwrap()
+        };
+        prune(&world).await;
+        memory.put(object, left, PutOptions::default()).await.unwrap();
+        let (repository, keys) = world.repository.rotate_writer(&world.identity, now()).await.unwrap();
+        let rotated = World { repository, keys, identity: world.identity.clone(), source: world.source.clone() };
+        rotated.backup(&second).await.unwrap();
+        assert_eq!(contents(&rotated.read(&Selector::Number(Sequence(1))).await.unwrap()), contents(&first));
+        assert_eq!(prune(&rotated).await.removed, [Sequence(1)]);
+        assert!(memory.head(object).await.is_err());
+        let records = memory.list("data/pruned/", None, 10).await.unwrap().len();
+        assert_eq!(records, 1, "the record says it already");
     });
 }
 

@@ -15,6 +15,7 @@ use crate::restore::plan::execute::{End, Execution};
 use crate::restore::plan::hands::{Facts, Worker};
 use crate::restore::plan::journal::{Event, History, JournalError, State, Verdict};
 use crate::restore::plan::report::Report;
+use crate::restore::plan::resolve::follows;
 use crate::restore::plan::{Doing, Finding, Level, Resolved, resolve};
 use crate::source::target::Existing;
 use jiff::Timestamp;
@@ -284,7 +285,6 @@ fn go_on(
         }
     }
     redo_what_is_gone(&worker, &mut history);
-    close_again(&mut history);
     if history.verdict == Some(Verdict::Incomplete) {
         redo_what_is_lacking(&worker, &mut history);
     }
@@ -297,16 +297,32 @@ fn go_on(
         }
     }
     let seen = look(&worker, &left)?;
+    close_again(&mut history, &seen);
     let confirmed = confirm(context, args, &history, &seen, &edge)?;
     carry_out(context, args, worker, &edge, &mut kept, history, entry(confirmed)?)
 }
 
-/// Somebody may have let go meanwhile of what is held back: it would write into what is restored. Not once a fence has begun to
-/// open.
-fn close_again(history: &mut History) {
+/// Somebody may have let go meanwhile of what is held back in a cluster: it would write into what is restored. Not once a fence
+/// has begun to open; nor what a program of the plan may have started itself.
+fn close_again(history: &mut History, seen: &Seen) {
     for fence in history.closed.clone() {
-        let mut opens = history.resolved.tasks.iter().zip(&history.tasks).filter(|(task, _)| task.fence == Some(fence));
-        if opens.all(|(_, progress)| progress.state == State::Waiting) && history.tasks[fence].state == State::Done {
+        let (resolved, tasks) = (&history.resolved, &history.tasks);
+        let is_there = seen.facts.iter().any(|facts| facts.task == fence && facts.target.is_some());
+        let is_open = |at: usize| resolved.tasks[at].fence == Some(fence) && tasks[at].state != State::Waiting;
+        let has_run = |at: usize| {
+            let runs = matches!(resolved.tasks[at].doing, Doing::Run(_) | Doing::Job(_));
+            runs && tasks[at].state != State::Waiting && follows(&resolved.tasks, at, fence)
+        };
+        if !is_there || tasks[fence].state != State::Done || (0..tasks.len()).any(is_open) {
+            continue;
+        }
+        if (0..tasks.len()).any(has_run) {
+            let step = resolved.tasks[fence].name.as_str();
+            tracing::warn!(
+                step,
+                "it is not closed again, since the plan has run programs since: see that nothing writes"
+            );
+        } else {
             history.redo(fence);
         }
     }

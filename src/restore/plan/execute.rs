@@ -5,7 +5,7 @@
 
 use super::document::OnFailure;
 use super::journal::{Event, History, Journal, JournalError, Outcome, Record, State, Verdict};
-use super::resolve::Task;
+use super::resolve::{Task, follows};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -287,16 +287,7 @@ impl<'a> Execution<'a> {
 
 /// Whether all that a step follows has ended, and what that follows: of steps that were done, some are done again.
 fn is_ready(tasks: &[Task], at: usize, ended: &[bool]) -> bool {
-    let (mut before, mut seen) = (tasks[at].after.clone(), vec![false; tasks.len()]);
-    while let Some(one) = before.pop() {
-        if !ended[one] {
-            return false;
-        }
-        if !std::mem::replace(&mut seen[one], true) {
-            before.extend(&tasks[one].after);
-        }
-    }
-    true
+    (0..tasks.len()).all(|one| ended[one] || !follows(tasks, at, one))
 }
 
 fn receive(inbox: &Receiver<Message>) -> Option<Message> {

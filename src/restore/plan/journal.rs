@@ -10,6 +10,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What a clock is corrected by without its being set.
+const SLEWED: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -200,7 +204,10 @@ impl History {
 
     /// Takes a record that follows.
     pub fn take(&mut self, record: &Record) {
-        self.set_back |= record.at < self.last;
+        // Another machine's clock is none of this one's.
+        if !matches!(record.event, Event::Displaced { .. }) {
+            self.set_back |= record.at + SLEWED < self.last;
+        }
         (self.next, self.last) = (record.number + 1, record.at);
         self.at_work = !matches!(record.event, Event::Ended(_) | Event::Left | Event::Displaced { .. });
         match &record.event {

@@ -127,6 +127,18 @@ impl Resolved {
     }
 }
 
+/// Whether a task comes after another, however many are between them.
+#[must_use]
+pub fn follows(tasks: &[Task], task: usize, earlier: usize) -> bool {
+    let (mut before, mut seen) = (vec![task], vec![false; tasks.len()]);
+    while let Some(one) = before.pop() {
+        if !std::mem::replace(&mut seen[one], true) {
+            before.extend(&tasks[one].after);
+        }
+    }
+    task != earlier && seen[earlier]
+}
+
 /// # Errors
 /// Everything that keeps the plan from being carried out.
 pub fn resolve(plan: &str, world: &World<'_>) -> Result<Resolved, Vec<Finding>> {

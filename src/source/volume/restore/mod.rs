@@ -430,10 +430,14 @@ impl Target for Restoring {
     fn abandon(&mut self, context: &Context) -> Result<Vec<String>, SourceError> {
         let Some(step) = &self.options.step else { return Ok(Vec::new()) };
         let api = Api::connect(context, &self.place.cluster)?;
+        let claim = self.claim(context, &api)?;
+        let is_own = |claim: &Claim| claim.marked(STEP) == Some(step.as_str());
+        if claim.as_ref().is_some_and(|claim| claim.marked(FILLING).is_some() && !is_own(claim)) {
+            return Ok(Vec::new());
+        }
         // A restore that was killed before it set its marks has left its pod all the same, which holds the claim.
         Pod::clear(context, &api, &self.place)?;
-        let Some(claim) = self.claim(context, &api)? else { return Ok(Vec::new()) };
-        if claim.marked(FILLING).is_none() || claim.marked(STEP) != Some(step.as_str()) {
+        if claim.is_none_or(|claim| claim.marked(FILLING).is_none()) {
             return Ok(Vec::new());
         }
         let pod = Pod::start(context, &api, &self.place)?;
