@@ -176,7 +176,7 @@ impl<'a> Platform<'a> {
                     &[
                         ("pki/etcd/ca.crt", "pki/etcd-ca.crt".into()),
                         ("pki/etcd/healthcheck-client", "pki/etcd-client".into()),
-                        ("- config.yaml", "- kubelet.yaml".into()),
+                        ("- /config.yaml", "- /kubelet.yaml".into()),
                         ("# replica: {to: platform-b}", "replica: {to: platform-b}".into()),
                         image.clone(),
                     ],
