@@ -4,6 +4,8 @@ use super::context::{Context, Use};
 use super::fault::{Exit, Failure, Fault};
 use super::kit::SecretFile;
 use super::output::{clock, print, print_json, table};
+use super::reference::numbered;
+use crate::id::{Sequence, SourceName};
 use crate::repo::{Recipient, Role};
 use serde_json::json;
 use std::path::PathBuf;
@@ -44,6 +46,10 @@ pub struct Rotate {
     /// Where the new writer key is saved; must not exist
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// The last snapshot of a source that was written before the key was stolen: later ones do not count any more. Repeatable;
+    /// without it, what is there counts
+    #[arg(long, value_name = "SOURCE@NUMBER", value_parser = numbered)]
+    until: Vec<(SourceName, Sequence)>,
 }
 
 fn role(text: &str) -> Result<Role, String> {
@@ -91,11 +97,12 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
                 )?;
             }
         }
-        Command::RotateWriter(Rotate { out }) => {
+        Command::RotateWriter(Rotate { out, until }) => {
             let identity = context.require_identity(&opened)?;
             // The file first: a key that cannot be saved must not replace the one in use.
             let mut file = SecretFile::create(&out)?;
-            let (changed, keys) = repository.rotate_writer(&identity, clock()).await?;
+            let until = until.into_iter().collect();
+            let (changed, keys) = repository.rotate_writer_until(&identity, &until, clock()).await?;
             // Should this fail, `show-writer` has the key.
             file.fill(&format!("{}\n", keys.writer.to_text()))?;
             file.keep();

@@ -51,10 +51,11 @@ pub use transfer::Locking;
 pub use verify::{Depth, Finding, Verified, Verifying};
 pub use writer::{Committed, Finished, Options, SnapshotWriter, Summary};
 
-use crate::id::SourceName;
+use crate::id::{Sequence, SourceName};
 use crate::store::Store;
 use bytes::Bytes;
 use jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -180,11 +181,28 @@ impl Repository {
     /// # Errors
     /// `WrongKey` without a recovery identity.
     pub async fn rotate_writer(&self, identity: &Identity, now: Timestamp) -> Result<(Self, RootKeys)> {
+        self.rotate_writer_until(identity, &BTreeMap::new(), now).await
+    }
+
+    /// Likewise. `until` gives the last snapshot of a source that still counts, if it is not the newest: those after it are
+    /// taken for a thief's.
+    ///
+    /// # Errors
+    /// As [`Repository::rotate_writer`]; `NoSnapshot`.
+    pub async fn rotate_writer_until(
+        &self,
+        identity: &Identity,
+        until: &BTreeMap<SourceName, Sequence>,
+        now: Timestamp,
+    ) -> Result<(Self, RootKeys)> {
         let keys = self.root.unlock(identity)?;
-        let mut last = std::collections::BTreeMap::new();
+        let mut last = BTreeMap::new();
+        for (source, sequence) in until {
+            self.lineage(source, Access::None).find(&Selector::Number(*sequence)).await?;
+        }
         for source in self.sources().await? {
             let newest = self.lineage(&source, Access::None).newest().await?;
-            if let Some(sequence) = newest.highest() {
+            if let Some(sequence) = until.get(&source).copied().or(newest.highest()) {
                 last.insert(source, sequence);
             }
         }

@@ -289,6 +289,32 @@ fn rubbish_does_not_stop_a_change_of_keys() {
     });
 }
 
+/// What a thief wrote with the key before it was rotated away does not count either, if somebody says where that began.
+#[test]
+fn a_rotation_may_go_back_to_before_the_theft() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let evil = Tree::from([("evil".into(), File::content("evil"))]);
+        assert_eq!(world.backup(&evil).await.unwrap().sequence, Sequence(3));
+        let until = |number| [(world.source.clone(), Sequence(number))].into();
+        let none = world.repository.rotate_writer_until(&world.identity, &until(9), now()).await;
+        assert!(matches!(none, Err(RepoError::NoSnapshot { .. })));
+        let rotated = world.repository.rotate_writer_until(&world.identity, &until(2), now()).await.unwrap();
+        let (repository, keys) = rotated;
+        let rotated = World { repository, keys, identity: world.identity.clone(), source: world.source.clone() };
+        let (latest, over) = rotated.reading().find(&Selector::Latest).await.unwrap();
+        assert_eq!((latest.sequence(), over.len()), (Sequence(2), 1));
+        assert_eq!(rotated.backup(&second).await.unwrap().sequence, Sequence(4));
+        let rotated = rotated.through(memory.clone()).await.unwrap();
+        assert_eq!(contents(&rotated.read(&Selector::Latest).await.unwrap()), contents(&second));
+        assert!(matches!(rotated.read(&Selector::Number(Sequence(3))).await, Err(RepoError::Foreign { .. })));
+        // A prune waits for a person's word, since what it names may be needed.
+        let blocked = rotated.reading().plan_prune(&[Sequence(1)], &[]).await;
+        assert!(matches!(blocked, Err(RepoError::PruneBlocked { .. })));
+        rotated.reading().plan_prune(&[Sequence(1)], &[Sequence(3)]).await.unwrap();
+    });
+}
+
 /// Taken off the list and put on it again, under the same name and with another key.
 #[test]
 fn a_recipient_who_comes_again_reads_what_there_was() {
