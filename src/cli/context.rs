@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use zeroize::Zeroizing;
 
+const GIVE_DOCUMENTS: &str = "give the documents with --config FILE|DIR";
+
 pub struct Context {
     pub globals: Globals,
     /// Correlates log lines, snapshots and reports of this run.
@@ -116,19 +118,8 @@ impl Context {
     }
 
     fn by_name(&self, name: &str) -> Result<config::Repository, Failure> {
-        let known = &self.config()?.repositories;
-        if let Some(found) = known.get(name) {
-            return Ok(found.clone());
-        }
-        let names: Vec<_> = known.keys().map(String::as_str).collect();
-        let hint = match (nearest(name, &names), names.is_empty()) {
-            (Some(near), _) => format!("did you mean {near}?"),
-            (None, true) => {
-                "give the documents (--config FILE) or a URL (-r s3://BUCKET/PREFIX, -r file:///PATH)".into()
-            }
-            (None, false) => format!("the documents have {}", names.join(", ")),
-        };
-        Err(Fault::usage(format!("there is no Repository document named {name:?}"), self.if_missing(hint)).into())
+        let without = "give the documents (--config FILE) or a URL (-r s3://BUCKET/PREFIX, -r file:///PATH)";
+        self.document(&self.config()?.repositories, "Repository", name, without).cloned()
     }
 
     fn only_one(&self) -> Result<config::Repository, Failure> {
@@ -220,21 +211,27 @@ impl Context {
 
     /// The document of a schedule.
     pub fn schedule(&self, name: &str) -> Result<&Schedule, Failure> {
-        self.document(&self.config()?.schedules, "Schedule", name)
+        self.document(&self.config()?.schedules, "Schedule", name, GIVE_DOCUMENTS)
     }
 
     /// The document of a restore plan.
     pub fn plan(&self, name: &str) -> Result<&Plan, Failure> {
-        self.document(&self.config()?.plans, "RestorePlan", name)
+        self.document(&self.config()?.plans, "RestorePlan", name, GIVE_DOCUMENTS)
     }
 
-    /// A document by its name, or what may be meant instead.
-    fn document<'a, T>(&self, known: &'a BTreeMap<String, T>, kind: &str, name: &str) -> Result<&'a T, Failure> {
+    /// A document by its name, or what may be meant instead; `without` is said if there are no documents of that kind.
+    fn document<'a, T>(
+        &self,
+        known: &'a BTreeMap<String, T>,
+        kind: &str,
+        name: &str,
+        without: &str,
+    ) -> Result<&'a T, Failure> {
         known.get(name).ok_or_else(|| {
             let names: Vec<_> = known.keys().map(String::as_str).collect();
             let hint = match (nearest(name, &names), names.is_empty()) {
                 (Some(near), _) => format!("did you mean {near}?"),
-                (None, true) => "give the documents with --config FILE|DIR".into(),
+                (None, true) => without.into(),
                 (None, false) => format!("the documents have {}", names.join(", ")),
             };
             Fault::usage(format!("there is no {kind} document named {name:?}"), self.if_missing(hint)).into()

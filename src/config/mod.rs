@@ -1,7 +1,8 @@
 //! The documents that people write: `Repository`, `Source`, `Schedule`, `RestorePlan`, in Kubernetes' form.
 //!
 //! Invariants: every mistake of every file is reported at once, with its file, line and field; a configuration with a
-//! mistake is no configuration, but for reading and restoring, which take what is right of it ([`Config::sound`]). A document never holds a secret, and no message repeats a value that might be one.
+//! mistake is no configuration, but for reading and restoring, which take what is right of it ([`Config::sound`]). A document
+//! never holds a secret, and no message repeats a value that might be one.
 //! Deliberately absent: reading secrets, the clock, and defaults that depend on the machine.
 
 mod cronjob;

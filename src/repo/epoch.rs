@@ -112,7 +112,7 @@ pub(crate) async fn load(store: &dyn Store, root: &Root, source: &SourceName, nu
 /// Opens an epoch as far as the keys at hand allow.
 ///
 /// # Errors
-/// `NewerFormat` for a KEM that this version does not know; `WrongKey`, `Damaged`, `Foreign`.
+/// `NewerKeys` for a KEM that this version does not know; `WrongKey`, `Damaged`, `Foreign`.
 pub(crate) async fn open(
     store: &dyn Store,
     root: &Root,

@@ -203,16 +203,19 @@ impl Lineage {
 
     /// What was pruned may still lie here (elsewhere, under a lock, half-way): the very same snapshot, and no other in its place.
     async fn is_removed(&self, sequence: Sequence, digest: &[u8; 32]) -> Result<bool> {
+        Ok(self.removed().await?.get(&sequence).is_some_and(|those| !those.contains(digest)))
+    }
+
+    async fn removed(&self) -> Result<&BTreeMap<Sequence, BTreeSet<[u8; 32]>>> {
         let read = || async {
             let ((own, _), (elsewhere, _)) = (prune::records(self).await?, prune::records_elsewhere(self).await?);
             let mut removed: BTreeMap<Sequence, BTreeSet<[u8; 32]>> = BTreeMap::new();
             for (sequence, digest) in own.iter().chain(&elsewhere).flat_map(prune::Record::removed) {
                 removed.entry(sequence).or_default().insert(digest);
             }
-            Ok::<_, RepoError>(removed)
+            Ok(removed)
         };
-        let removed = self.removed.get_or_try_init(read).await?;
-        Ok(removed.get(&sequence).is_some_and(|those| !those.contains(digest)))
+        self.removed.get_or_try_init(read).await
     }
 
     /// The newest valid snapshot that is not in quarantine. Costs one listing of one page, and one read.
@@ -229,7 +232,6 @@ impl Lineage {
     /// A store's.
     pub async fn shared_with(&self, origin: &Self) -> Result<Shared> {
         let mut shared = Shared::default();
-        let mut pruned: Option<BTreeMap<Sequence, [u8; 32]>> = None;
         for (sequence, meta) in self.list().await? {
             let own = match self.read(sequence, &meta).await {
                 Ok(snapshot) => snapshot,
@@ -239,26 +241,20 @@ impl Lineage {
                 }
             };
             let digest = own.manifest.digest;
-            let is_same = match origin.store.head(&meta.key).await {
-                Ok(meta) => match origin.read(sequence, &meta).await {
+            let theirs = match origin.store.head(&meta.key).await {
+                Err(error) if error.kind == StoreErrorKind::NotFound => None,
+                other => Some(other?),
+            };
+            let is_same = match &theirs {
+                None => origin.removed().await?.get(&sequence).is_some_and(|those| those.contains(&digest)),
+                Some(meta) => match origin.read(sequence, meta).await {
                     Ok(theirs) => theirs.manifest.digest == digest,
                     Err(error) => passable(error).map(|_| true)?, // whoever looks at the origin says so
                 },
-                Err(error) if error.kind == StoreErrorKind::NotFound => {
-                    if pruned.is_none() {
-                        pruned = Some(prune::explained(origin).await?.0);
-                    }
-                    let is_same = pruned.as_ref().and_then(|pruned| pruned.get(&sequence)) == Some(&digest);
-                    if !is_same {
-                        shared.only_there.get_or_insert(sequence);
-                        continue;
-                    }
-                    is_same
-                }
-                Err(error) => return Err(error.into()),
             };
             if !is_same {
-                shared.parted.get_or_insert(sequence);
+                let kind = if theirs.is_some() { &mut shared.parted } else { &mut shared.only_there };
+                kind.get_or_insert(sequence);
             } else if own.state() != State::Quarantined {
                 shared.newest = Some(own);
                 break;

@@ -259,20 +259,17 @@ impl Lineage {
         let Holdings { snapshots, packs } = self.look(&plan.ignore).await?;
         let (checked, freed) = self::plan(&snapshots, &packs, &plan.remove)?;
         let mut pruned = Pruned { removed: checked.remove.clone(), ..Pruned::default() };
+        let (mut records, mut others) = records(self).await?;
         // An interrupted prune, or a lock, may have left some that a record names already.
-        let digests: BTreeMap<Sequence, [u8; 32]> =
-            snapshots.iter().map(|snapshot| (snapshot.sequence(), snapshot.manifest.digest)).collect();
-        let (known, _) = records(self).await?;
-        let named: BTreeSet<(Sequence, [u8; 32])> = known.iter().flat_map(Record::removed).collect();
-        let is_new =
-            |sequence: &Sequence| !digests.get(sequence).is_some_and(|digest| named.contains(&(*sequence, *digest)));
-        let free: BTreeSet<&String> = known.iter().flat_map(|record| &record.freed).collect();
-        let frees_more = freed.iter().any(|pack| !free.contains(&pack.to_string()));
-        let new: Vec<Sequence> = checked.remove.iter().copied().filter(is_new).collect();
-        if !new.is_empty() || frees_more {
-            self.write_record(&snapshots, &new, &freed, keeper, now).await?;
+        let named: BTreeSet<(Sequence, [u8; 32])> = records.iter().flat_map(Record::removed).collect();
+        let going = snapshots.iter().filter(|snapshot| checked.remove.contains(&snapshot.sequence()));
+        let new: Vec<&Snapshot> =
+            going.filter(|snapshot| !named.contains(&(snapshot.sequence(), snapshot.manifest.digest))).collect();
+        let free: BTreeSet<&String> = records.iter().flat_map(|record| &record.freed).collect();
+        if !new.is_empty() || freed.iter().any(|pack| !free.contains(&pack.to_string())) {
+            self.write_record((&records, &others), &new, &freed, keeper, now).await?;
+            (records, others) = self::records(self).await?;
         }
-        let (records, others) = records(self).await?;
         // What the records name is not enough: those of another copy of the repository fit here too.
         let gone: BTreeSet<Sequence> = checked.remove.iter().copied().collect();
         for (sequence, object) in self.list().await?.into_iter().filter(|(s, _)| gone.contains(s)) {
@@ -288,19 +285,17 @@ impl Lineage {
 
     async fn write_record(
         &self,
-        snapshots: &[Snapshot],
-        remove: &[Sequence],
+        (records, others): (&[Record], &[(ObjectMeta, RepoError)]),
+        removed: &[&Snapshot],
         freed: &BTreeSet<PackId>,
         keeper: &KeeperKey,
         now: Timestamp,
     ) -> Result<()> {
-        let (records, others) = records(self).await?;
         let prefix = prefix(self);
         let numbered = |object: &ObjectMeta| Sequence::from_object_name(&object.key[prefix.len()..]);
         let taken = others.iter().filter_map(|(object, _)| numbered(object)).collect();
         let number = records.first().map_or(Sequence(0), |r| Sequence(r.number)).next_free(&taken);
-        let removed = snapshots.iter().filter(|s| remove.contains(&s.sequence()));
-        let removed = removed.map(|s| Removed { sequence: s.sequence().0, digest: hex(&s.manifest.digest) });
+        let removed = removed.iter().map(|s| Removed { sequence: s.sequence().0, digest: hex(&s.manifest.digest) });
         let record = Record {
             repository: self.root.id.to_string(),
             source: self.source.to_string(),

@@ -4,10 +4,9 @@
 //! directory, which was reached from the root without following a symbolic link; nothing that exists is overwritten.
 //! Files are private (mode 0600, directories 0700) until their owner is right. All methods may be called from several
 //! threads, as long as a directory comes before its content and a file before its hard links. Memory is that of the
-//! directories' metadata, kept for [`Tree::finish`]. From the first entry until then, or until
-//! whoever has more to do removes it, a mark lies in the root, so that what
-//! was killed half-way is not taken for whole. Deliberately absent: merging into files that exist, and syncing each of them:
-//! [`Tree::finish`] does so once for all.
+//! directories' metadata, kept for [`Tree::finish`]. From the first entry until then, or until whoever has more to do removes
+//! it, a mark lies in the root, so that what was killed half-way is not taken for whole. Deliberately absent: merging into
+//! files that exist, and syncing each of them: [`Tree::finish`] does so once for all.
 
 use crate::entry::{Entry, Kind, Problem, Xattr};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};

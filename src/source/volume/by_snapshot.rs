@@ -194,8 +194,7 @@ impl Work<'_> {
         let snapshots = snapshot::path(self.spec);
         self.delete(context, &snapshots, snapshot::get(context, self.api, self.spec)?)?;
         while let Some(left) = self.left(context)? {
-            let slept = context.sleep(PAUSE);
-            slept.map_err(|stop| match stop {
+            context.sleep(PAUSE).map_err(|stop| match stop {
                 SourceError::Deadline => SourceError::System {
                     attempt: "remove what a run made".into(),
                     text: format!("{left} {}/{} is still there", self.spec.namespace, self.name),
@@ -312,8 +311,7 @@ impl Work<'_> {
                 tracing::info!(pod = self.name, state = now, "waiting for the pod that reads the snapshot");
                 before = now;
             }
-            let slept = self.context.sleep(PAUSE);
-            slept.map_err(|stop| match stop {
+            self.context.sleep(PAUSE).map_err(|stop| match stop {
                 SourceError::Deadline => {
                     let why = self.why();
                     self.failed(format!("{} has not ended by the deadline: {before}{why}", self.what()), "")

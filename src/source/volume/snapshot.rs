@@ -136,8 +136,7 @@ pub fn ready(context: &Context, api: &Api, spec: &Spec) -> Result<Option<String>
             let size = snapshot["status"]["restoreSize"].as_str().filter(|size| *size != "0");
             return Ok(size.map(str::to_owned));
         }
-        let slept = context.sleep(PAUSE);
-        slept.map_err(|stop| match stop {
+        context.sleep(PAUSE).map_err(|stop| match stop {
             SourceError::Deadline => failed(said(&snapshot).unwrap_or_else(|| "it is not by the deadline".into())),
             other => other,
         })?;

@@ -91,8 +91,7 @@ impl<'a> Pod<'a> {
                 tracing::info!(pod = self.name, state = now, "waiting for the pod to restore by");
                 before = now;
             }
-            let slept = self.context.sleep(PAUSE);
-            slept.map_err(|stop| match stop {
+            self.context.sleep(PAUSE).map_err(|stop| match stop {
                 SourceError::Deadline => {
                     let context = self.context.afterwards(REMOVAL);
                     let why = pods::warning(&context, self.api, self.namespace, &self.name).unwrap_or_default();
