@@ -4,13 +4,16 @@
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use rustix::process::{Pid, Signal, kill_current_process_group, kill_process_group};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
+use std::fs::Permissions;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 const TICK: Duration = Duration::from_millis(20);
@@ -21,15 +24,28 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 /// The first argument of this program when it is to [`supervise`] another.
 pub const SUPERVISE: &str = "supervise-program";
 
-/// What to run. It inherits the environment and gets `env` on top.
+/// What to run.
 pub struct Command {
     pub program: String,
     pub arguments: Vec<String>,
+    pub inherits: Inherits,
+    /// On top of that.
     pub env: Vec<(String, Zeroizing<String>)>,
     pub deadline: Instant,
     /// Asked often: true ends it early.
     pub stop: Box<dyn Fn() -> bool + Send>,
 }
+
+/// What a program gets of our own environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inherits {
+    /// What every program needs: nothing there changes what it does, and no secret is among it.
+    Little,
+    /// For a program of people's own.
+    AllBut(BTreeSet<String>),
+}
+
+const LITTLE: [&str; 7] = ["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LD_LIBRARY_PATH", "SSH_AUTH_SOCK"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
@@ -100,6 +116,14 @@ impl Command {
         let mut command = std::process::Command::new(program);
         if bound {
             command.args([SUPERVISE, &self.program]);
+        }
+        #[expect(clippy::disallowed_methods, reason = "of what is handed on, nothing is looked at")]
+        match &self.inherits {
+            Inherits::Little => {
+                let kept = LITTLE.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
+                command.env_clear().envs(kept);
+            }
+            Inherits::AllBut(names) => names.iter().for_each(|name| _ = command.env_remove(name)),
         }
         command.args(&self.arguments).envs(self.env.iter().map(|(name, value)| (name, value.as_str())));
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -183,6 +207,20 @@ impl Command {
         running.end()?;
         Ok(running.last_words())
     }
+}
+
+/// A temporary directory that nobody else looks into, for what a program writes.
+pub fn private_directory(prefix: &str) -> io::Result<TempDir> {
+    tempfile::Builder::new().prefix(prefix).permissions(Permissions::from_mode(0o700)).tempdir()
+}
+
+/// Puts the names of secrets in their place, the longest first: one may hold another.
+pub fn hide(text: &str, secrets: &[(String, Zeroizing<String>)]) -> String {
+    let mut known: Vec<_> = secrets.iter().filter(|(_, secret)| !secret.trim().is_empty()).collect();
+    known.sort_by_key(|(_, secret)| std::cmp::Reverse(secret.trim().len()));
+    known
+        .into_iter()
+        .fold(text.to_owned(), |text, (name, secret)| text.replace(secret.trim(), &format!("(the value of {name})")))
 }
 
 /// Runs the program that `words` name, and ends the whole process group when the standard input ends: nobody waits any more.
@@ -279,7 +317,12 @@ impl Running {
     /// What it last wrote to standard error. A child that left the group may hold it open: do not wait for long.
     fn last_words(&self) -> String {
         let _ = self.stderr_end.recv_timeout(Duration::from_secs(1));
-        let tail: Vec<u8> = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        let mut tail: Vec<u8> = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        // Half a line may be half a secret, which nobody would know.
+        if tail.len() == STDERR_KEPT {
+            let end = tail.iter().position(|byte| *byte == b'\n').map_or(tail.len(), |at| at + 1);
+            tail.drain(..end);
+        }
         match String::from_utf8_lossy(&tail).trim() {
             "" => String::new(),
             text => format!(": {text}"),

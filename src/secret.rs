@@ -1,7 +1,9 @@
 //! Secrets by reference: documents say where a secret is, never what it is.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use zeroize::Zeroizing;
 
 /// Where a secret is kept. In a cluster, Kubernetes Secrets are mounted as files or set as environment variables.
@@ -11,7 +13,22 @@ pub enum SecretRef {
     /// The content of a file; one trailing line feed is not part of it.
     File(PathBuf),
     /// The value of an environment variable.
+    #[serde(deserialize_with = "variable")]
     Env(String),
+}
+
+static NAMED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A document names it: programs do not inherit it.
+fn variable<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let name = String::deserialize(from)?;
+    NAMED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+    Ok(name)
+}
+
+/// The variables that documents take secrets from.
+pub fn named() -> BTreeSet<String> {
+    NAMED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 #[derive(Debug, thiserror::Error)]

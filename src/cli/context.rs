@@ -114,7 +114,23 @@ impl Context {
     /// What is known about another repository, by name or URL. Options of the command line concern only the one that is
     /// meant by `-r`.
     pub fn settings_of(&self, text: &str) -> Result<config::Repository, Failure> {
-        if text.contains(['/', ':']) { by_url(text) } else { self.by_name(text) }
+        if !text.contains(['/', ':']) {
+            return self.by_name(text);
+        }
+        let bare = by_url(text)?;
+        // Its periods and locks hold however it is named.
+        let mut documents = self.documents().config.repositories.values().filter(|document| document.url == bare.url);
+        match (documents.next(), documents.next()) {
+            (Some(document), None) => {
+                let mut settings = document.clone();
+                // An agent's credentials are not asked for on another machine.
+                if let Some(s3) = &mut settings.s3 {
+                    s3.credentials = s3.credentials.take().filter(|credentials| credentials.access_key_id.is_here());
+                }
+                Ok(settings)
+            }
+            _ => Ok(bare),
+        }
     }
 
     fn by_name(&self, name: &str) -> Result<config::Repository, Failure> {

@@ -3,6 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
 use super::output::{clock, count, print, print_json};
+use super::restore;
 use super::status::control_plane_text;
 use crate::config::Config;
 use crate::policy::duration::Shown;
@@ -21,6 +22,9 @@ pub struct Args {
     /// Do not write a test object; the clock and the right to write are not checked then
     #[arg(long)]
     read_only: bool,
+    /// Look from the machine that restores: the recovery identity and every plan, not what agents do. Writes nothing
+    #[arg(long)]
+    restore: bool,
 }
 
 /// A clock further off than this would date recovery points wrongly.
@@ -38,7 +42,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut add = |name: &str, result| checks.push(Check { name: name.into(), result });
     add("configuration", configuration(context));
     let settings = context.settings();
-    let use_ = if args.read_only { Use::Read } else { Use::Write };
+    let read_only = args.read_only || args.restore;
+    let use_ = if read_only { Use::Read } else { Use::Write };
     match settings {
         Err(failure) => add("repository", Err(failure)),
         Ok(settings) => match context.open_as(settings, use_).await {
@@ -46,12 +51,20 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             Ok(opened) => {
                 let root = opened.repository.root();
                 add("repository", Ok(format!("{} at {}", root.id, opened.settings.url)));
-                add("keys", keys(context, &opened));
+                let keys = if args.restore { identity(context, &opened) } else { keys(context, &opened) };
+                let fit = keys.is_ok();
+                add("keys", keys);
                 if let Some(result) = kept(context, &opened).await.transpose() {
                     add("keys in snapshots", result);
                 }
-                if !args.read_only {
+                if !read_only {
                     add("writing and clock", write(context, opened.repository.store().as_ref()).await);
+                }
+                if let (true, Ok(config)) = (args.restore && fit, context.config()) {
+                    for plan in config.plans.values() {
+                        let readiness = restore::readiness(context, &opened, plan).await;
+                        add(&format!("plan {}", plan.name), readiness);
+                    }
                 }
             }
         },
@@ -61,7 +74,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         if !config.plans.is_empty() {
             checks.push(Check { name: "restore plans".into(), result: plans(config) });
         }
-        for known in config.sources.values() {
+        for known in config.sources.values().filter(|_| !args.restore) {
             let name = format!("source {}", known.name);
             checks.push(Check { name, result: reach(&known.capture).await });
         }
@@ -139,6 +152,14 @@ fn plans(config: &Config) -> Result<String, Failure> {
         return Ok(count(config.plans.len() as u64, "plan", "plans") + ", each step of which is looked at afterwards");
     }
     Err(Fault::Failed { message: found.join("; "), hint: Some("see docs/plans.md".into()) }.into())
+}
+
+fn identity(context: &Context, opened: &Opened) -> Result<String, Failure> {
+    let (root, identity) = (opened.repository.root(), context.require_identity(opened)?);
+    let Err(error) = root.unlock(&identity) else { return Ok("the recovery identity fits".into()) };
+    let key = identity.public();
+    let own = root.recipients().iter().find(|one| one.key == key).ok_or(error)?;
+    Ok(format!("the identity of {} opens contents; it is no recovery identity, and keeps no journals here", own.name))
 }
 
 fn keys(context: &Context, opened: &Opened) -> Result<String, Failure> {

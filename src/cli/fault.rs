@@ -1,6 +1,7 @@
 //! How commands end: exit codes, and errors as people and programs read them.
 
 use super::globals::LogFormat;
+use super::output::printable;
 use super::restore::{Busy, Unfit};
 use crate::backup::BackupError;
 use crate::config::Mistake;
@@ -60,6 +61,9 @@ pub enum Fault {
     /// A restore plan that can go on.
     #[error("interrupted; what was done is done")]
     Paused { level: String, id: String },
+    /// A restore plan is to be given up without the repository.
+    #[error("the repository does not say whether somebody is at the restore {id} on another machine")]
+    Unasked { level: String, id: String, source: Failure },
     #[error("{}", of_shares(path.as_ref()))]
     Shares { path: Option<PathBuf>, source: ShareError },
     #[error("{message}")]
@@ -122,6 +126,13 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
             Fault::Interrupted { .. } => (Exit::Interrupted, None),
             Fault::Paused { level, id } => {
                 (Exit::Interrupted, Some(format!("go on with it: lifeboat restore {level} --resume {id}")))
+            }
+            Fault::Unasked { level, id, source } => {
+                let hint = format!(
+                    "if nobody is, and nobody went on with it elsewhere: lifeboat restore {level} --abort {id} --dead {id} opens \
+                     its fences by this machine's journal"
+                );
+                (classify(source.as_ref()).0, Some(hint))
             }
             Fault::File { .. } => return None,
             Fault::BadKey(_) => (Exit::WrongKey, Some("the recovery kit has it, and can be given as it is".into())),
@@ -256,6 +267,21 @@ fn of_store(error: &StoreError) -> (Exit, Option<String>) {
     (Exit::Failed, Some(hint.to_owned()))
 }
 
+/// Why the store did not do what it should, if it is the store's.
+pub fn of_the_store(failure: &(dyn Error + 'static)) -> Option<StoreErrorKind> {
+    let own = match failure.downcast_ref() {
+        Some(RepoError::NoRepository { .. }) => Some(StoreErrorKind::NotFound),
+        Some(RepoError::Store(error)) => Some(error.kind),
+        _ => failure.downcast_ref().map(|error: &StoreError| error.kind),
+    };
+    own.or_else(|| of_the_store(failure.source()?))
+}
+
+/// Whether the repository does not answer, for no source.
+pub fn is_away(failure: &(dyn Error + 'static)) -> bool {
+    of_the_store(failure) == Some(StoreErrorKind::Unavailable)
+}
+
 /// The texts of an error and its causes, outermost first, without those that repeat the one before.
 pub fn chain(failure: &(dyn Error + 'static)) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
@@ -299,16 +325,10 @@ pub fn report(failure: &(dyn Error + 'static), form: Form) -> Exit {
     let texts = chain(failure);
     match form {
         Form::Text => {
-            eprintln!("error: {}", texts[0]);
-            for text in &texts[1..] {
-                eprintln!("  because: {text}");
-            }
-            for mistake in mistakes {
-                eprintln!("  {mistake}");
-            }
-            if let Some(hint) = hint {
-                eprintln!("  hint: {hint}");
-            }
+            let mut shown = format!("error: {}\n", texts.join("\n  because: "));
+            shown.extend(mistakes.iter().map(|mistake| format!("  {mistake}\n")));
+            shown.extend(hint.map(|hint| format!("  hint: {hint}\n")));
+            eprint!("{}", printable(&shown));
         }
         Form::Json => {
             let mut document = serde_json::json!({

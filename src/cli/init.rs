@@ -100,7 +100,7 @@ fn next(kit: &Path, repository: &str, writer_key: Option<&Path>) -> String {
     let mut text = String::new();
     if writer_key.is_none() {
         text += &format!(
-            "For agents, the writer key alone: lifeboat {repository} --identity '{}' keys show-writer >writer.key\n",
+            "For agents, the writer key alone: lifeboat {repository} --identity '{}' keys show-writer --out writer.key\n",
             kit.display()
         );
     }

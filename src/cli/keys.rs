@@ -20,8 +20,15 @@ pub enum Command {
     RemoveRecipient(Remove),
     /// Replace the writer key: the old one can add nothing any more
     RotateWriter(Rotate),
-    /// Print the writer key, for an agent
-    ShowWriter,
+    /// Give the writer key, for an agent: into a file that only its owner reads, or printed
+    ShowWriter(Show),
+}
+
+#[derive(clap::Args)]
+pub struct Show {
+    /// Where it is saved instead of being printed; must not exist
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -70,7 +77,7 @@ fn shown(role: Role) -> &'static str {
 }
 
 pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
-    let writes = !matches!(command, Command::List | Command::ShowWriter);
+    let writes = !matches!(command, Command::List | Command::ShowWriter(_));
     let opened = context.open(if writes { Use::Write } else { Use::Read }).await?;
     let repository = &opened.repository;
     let json = context.globals.json;
@@ -116,10 +123,14 @@ pub async fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
                 ))?;
             }
         }
-        Command::ShowWriter => {
+        Command::ShowWriter(Show { out }) => {
             let keys = repository.root().unlock(&context.require_identity(&opened)?)?;
             let text = keys.writer.to_text();
-            if json {
+            if let Some(out) = out {
+                let mut file = SecretFile::create(&out)?;
+                file.fill(&format!("{text}\n"))?;
+                file.keep();
+            } else if json {
                 print_json(&json!({ "writerKey": text }))?;
             } else {
                 print(&format!("{text}\n"))?;

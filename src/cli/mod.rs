@@ -233,10 +233,11 @@ fn execute(mut cli: Cli) -> Result<Exit, Failure> {
     result
 }
 
-/// Keys are in memory: no image of it may reach a disk.
+/// Keys are in memory: no image of it may reach a disk. With a limit of 1 the kernel gives none to a program either that
+/// `core_pattern` names, which it does with 0 (core(5), `do_coredump`).
 fn forbid_core_dumps() {
     use rustix::process::{Resource, Rlimit, setrlimit};
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit { current: Some(1), maximum: Some(1) };
     if let Err(why) = setrlimit(Resource::Core, none) {
         eprintln!("warning: core dumps cannot be switched off: {why}");
     }

@@ -5,6 +5,7 @@ use crate::entry::Problem;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -33,6 +34,10 @@ pub fn forgive_closed_pipe(result: io::Result<()>) -> Result<(), Failure> {
 
 /// Prints text that ends with a line feed of its own, or none.
 pub fn print(text: &str) -> Result<(), Failure> {
+    write(&printable(text))
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     forgive_closed_pipe(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
@@ -41,7 +46,22 @@ pub fn print(text: &str) -> Result<(), Failure> {
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string(value)?;
     text.push('\n');
-    print(&text)
+    write(&text)
+}
+
+/// What a terminal would obey instead of showing it: a server, or whoever made a snapshot, may have put it there.
+fn is_command(letter: char) -> bool {
+    letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text of several lines with nothing in it but what can be seen.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let hidden = |letter: char| is_command(letter) && !matches!(letter, '\n' | '\t');
+    if !text.contains(hidden) {
+        return text.into();
+    }
+    let shown = |letter: char| if hidden(letter) { letter.escape_default().to_string() } else { letter.to_string() };
+    text.chars().map(shown).collect::<String>().into()
 }
 
 /// "1.2 GB": at most four signs and a unit.
@@ -78,7 +98,7 @@ pub fn time(at: Timestamp) -> String {
 /// Names are bytes; what is not printable text is shown escaped.
 pub fn name(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
-    if text.chars().any(char::is_control) { text.escape_debug().to_string() } else { text.into_owned() }
+    if text.contains(is_command) { text.escape_debug().to_string() } else { text.into_owned() }
 }
 
 /// What did not come back, for programs.
@@ -146,6 +166,8 @@ mod tests {
     #[test]
     fn control_signs_do_not_reach_the_terminal() {
         assert_eq!(name(b"a\x1b[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(printable("a\x1b]52;c;eA==\x07\tb\r\n"), "a\\u{1b}]52;c;eA==\\u{7}\tb\\r\n");
+        assert_eq!(printable("gepj.\u{202e}exe ü\n"), "gepj.\\u{202e}exe ü\n");
         assert_eq!(name("grün".as_bytes()), "grün");
     }
 }

@@ -1,14 +1,14 @@
 //! `lifeboat prune`: a plan from each schedule's retention, printed by `--dry-run`, else carried out.
 
 use super::context::{Context, Opened, Use};
-use super::fault::{Exit, Failure, Fault};
+use super::fault::{Exit, Failure, Fault, is_away};
 use super::output::{bytes, clock, count, print, print_json, time};
 use super::reference::numbered;
 use crate::config::{Config, Schedule};
 use crate::id::{Sequence, SourceName};
 use crate::policy::duration::Shown;
 use crate::policy::retention::{Candidate, Decision, Standing, select};
-use crate::repo::{Access, KeeperKey, PrunePlan, Pruned, RepoError, Snapshot, State};
+use crate::repo::{Access, KeeperKey, PrunePlan, Pruned, Snapshot, State};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -46,12 +46,13 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
             continue;
         }
         match one(&opened, source, &schedules, keeper.as_ref(), &args.foreign).await {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(failure) if is_away(failure.as_ref()) => return Err(failure),
             // It concerns that source, and no other.
-            Err(failure) if matches!(failure.downcast_ref(), Some(RepoError::PruneBlocked { .. })) => {
+            Err(failure) => {
                 tracing::error!(error = failure.as_ref() as &dyn std::error::Error, "nothing of that source is pruned");
                 blocked.push(failure);
             }
-            other => outcomes.push(other?),
         }
     }
     if context.globals.json {
@@ -114,13 +115,24 @@ async fn one(
     Ok(Outcome { source, decisions, times, plan, pruned })
 }
 
+/// One that was put back from a replica was stored just now: it is no younger than its successors.
+fn in_order(mut stored: BTreeMap<Sequence, Timestamp>) -> BTreeMap<Sequence, Timestamp> {
+    let mut earliest = Timestamp::MAX;
+    for time in stored.values_mut().rev() {
+        earliest = earliest.min(*time);
+        *time = earliest;
+    }
+    stored
+}
+
 /// A snapshot stays if any schedule keeps it.
 fn decide(snapshots: &[Snapshot], schedules: &[&Schedule], now: Timestamp) -> Vec<Decision> {
+    let stored = in_order(snapshots.iter().map(|s| (s.sequence(), s.stored_at)).collect());
     let candidates: Vec<_> = snapshots
         .iter()
         .map(|s| Candidate {
             sequence: s.sequence(),
-            time: s.stored_at,
+            time: stored[&s.sequence()],
             standing: match s.state() {
                 State::Good => Standing::Good,
                 State::Incomplete => Standing::Incomplete,
@@ -186,4 +198,18 @@ fn describe(outcome: &Outcome) -> Value {
         "plan": outcome.plan,
         "pruned": outcome.pruned,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_back_is_as_old_as_it_was() {
+        let all = |times: [i64; 4]| -> BTreeMap<_, _> {
+            (1..).zip(times).map(|(n, second)| (Sequence(n), Timestamp::from_second(second).unwrap())).collect()
+        };
+        assert_eq!(in_order(all([10, 99, 30, 40])), all([10, 30, 30, 40]));
+        assert_eq!(in_order(all([10, 20, 30, 40])), all([10, 20, 30, 40]));
+    }
 }

@@ -11,7 +11,7 @@ use crate::policy::duration::Shown;
 use crate::repo::{Access, Finding, Locking, Point, Replicated, Replicating, Replication, RepoError};
 use crate::secret::SecretError;
 use crate::store::{Memory, Store};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -64,20 +64,32 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     });
     let (replication_ref, access) = (&replication, &access);
-    let copied: Vec<(SourceName, Replicated)> = futures_util::stream::iter(sources)
-        .map(|source| async move {
-            let done = replication_ref.source(&source, access).await?;
-            Ok::<_, RepoError>((source, done))
-        })
+    let done: Vec<_> = futures_util::stream::iter(sources)
+        .map(|source| async move { (replication_ref.source(&source, access).await, source) })
         .buffered(SOURCES)
-        .try_collect()
-        .await?;
+        .collect()
+        .await;
     drop(bar);
+    // What keeps one source from being copied keeps no other.
+    let (mut copied, mut failed): (Vec<(SourceName, Replicated)>, Vec<RepoError>) = (Vec::new(), Vec::new());
+    for (done, source) in done {
+        match done {
+            Ok(done) => copied.push((source, done)),
+            Err(error) => {
+                let why = &error as &dyn std::error::Error;
+                tracing::error!(source = source.as_str(), error = why, "that source is not copied");
+                failed.push(error);
+            }
+        }
+    }
     for (source, done) in &copied {
         tracing::info!(source = source.as_str(), snapshots = done.snapshots, bytes = done.bytes, "replicated");
     }
     let root = &replication.root;
     report(context, &opened, &target, args.dry_run, (root, &copied))?;
+    if let Some(error) = failed.into_iter().next() {
+        return Err(error.into());
+    }
     let whole =
         root.findings.is_empty() && copied.iter().all(|(_, done)| done.findings.is_empty() && done.parted.is_none());
     Ok(if whole { Exit::Ok } else { Exit::Incomplete })

@@ -10,7 +10,7 @@ mod rivals;
 mod shown;
 mod world;
 
-pub use plan::Unfit;
+pub use plan::{Unfit, readiness};
 pub use rivals::Busy;
 
 use super::context::Context;

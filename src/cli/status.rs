@@ -3,7 +3,7 @@
 mod replica;
 
 use super::context::{Context, Opened, Use};
-use super::fault::{Exit, Failure, chain};
+use super::fault::{Exit, Failure, chain, is_away};
 use super::output::{bytes, clock, print, print_json, table, time};
 use super::reference::missing_text;
 use super::snapshots::{state, way_out};
@@ -50,6 +50,20 @@ struct Report {
     unsound: bool,
 }
 
+/// Clocks differ by less.
+const AHEAD: SignedDuration = SignedDuration::from_mins(1);
+
+impl Report {
+    /// One of which nothing can be said.
+    fn unread(source: SourceName, config: &Config, failure: &(dyn std::error::Error + 'static)) -> Self {
+        let tier = config.tier(&source);
+        let objective = objective::judge(tier.unwrap_or(Tier::Development), None, clock());
+        let warnings = vec![format!("it cannot be judged: {}", chain(failure).join(": "))];
+        let (newest, growth, replicas) = (None, None, Vec::new());
+        Self { source, tier, newest, snapshots: 0, objective, growth, warnings, replicas, unsound: true }
+    }
+}
+
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let opened = context.open(Use::Read).await?;
     let access = context.access(&opened)?;
@@ -57,7 +71,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut replicas = Replicas::default();
     let mut reports = Vec::new();
     for source in sources(context, &opened, &memory, &args).await? {
-        let mut report = look(context, &opened, &access, &mut memory, source).await?;
+        let mut report = match look(context, &opened, &access, &mut memory, source.clone()).await {
+            Err(failure) if !is_away(failure.as_ref()) => Report::unread(source, context.config()?, failure.as_ref()),
+            looked => looked?,
+        };
         // A first backup that failed leaves a name and keys.
         let asked_for = !args.sources.is_empty() || context.config()?.sources.contains_key(&report.source);
         if report.snapshots == 0 && !report.unsound && !asked_for {
@@ -101,10 +118,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         || any(|r| r.replicas.iter().any(|copy| !copy.keeps(r.tier)))
     {
         Exit::Missed
-    } else if context.mistakes().is_empty() {
-        Exit::Ok
-    } else {
+    } else if !context.mistakes().is_empty() {
         Exit::Usage // what is left out was not judged
+    } else if any(|r| r.newest.as_ref().is_some_and(|newest| newest.state() == State::Incomplete)) {
+        Exit::Incomplete
+    } else {
+        Exit::Ok
     })
 }
 
@@ -178,8 +197,15 @@ async fn look(
         warnings.extend(kubernetes::escrow::decryption(&catalogue.facts.details));
     }
     let tier = context.config()?.tier(&source);
-    let point = newest.snapshot.as_ref().map(Snapshot::recovery_point);
-    let unsound = vanished || !missing.is_empty() || !newest.stepped_over.is_empty();
+    // No data are younger than the snapshot that they are in.
+    let point = newest.snapshot.as_ref().map(|snapshot| snapshot.recovery_point().min(snapshot.stored_at));
+    let dated_ahead = point.is_some_and(|point| point.duration_since(clock()) > AHEAD);
+    if dated_ahead {
+        warnings.push(
+            "the newest snapshot is dated in the future: a clock is wrong, and how old it is is not known".into(),
+        );
+    }
+    let unsound = vanished || !missing.is_empty() || !newest.stepped_over.is_empty() || dated_ahead;
     // Without a tier there is no objective; the age counts all the same.
     let objective = objective::judge(tier.unwrap_or(Tier::Development), point, clock());
     let (snapshots, replicas) = (listed.len(), Vec::new());

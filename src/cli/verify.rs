@@ -153,10 +153,11 @@ fn report(context: &Context, repair: Option<&Repair>, all: &[(SourceName, Verifi
 }
 
 fn text(source: &SourceName, verified: &Verified) -> String {
-    let Verified { snapshots, packs, bytes_read, findings, healed } = verified;
+    let Verified { snapshots, packs, bytes_read, findings, suspicious, healed } = verified;
     let (snapshots, packs) = (count(*snapshots as u64, "snapshot", "snapshots"), count(*packs as u64, "pack", "packs"));
     let mut text = format!("{source}: {snapshots}, {packs}, {} read: ", bytes(*bytes_read));
     let healed: String = healed.iter().map(|object| format!("  put back: {object}\n")).collect();
+    let healed = healed + &suspicious.iter().map(|text| format!("  warning: {text}\n")).collect::<String>();
     if findings.is_empty() {
         return text + "sound\n" + &healed;
     }

@@ -133,6 +133,8 @@ pub enum Reason {
     /// The policy asks for nothing.
     NoPolicy,
     NewestGood,
+    /// The newest that is not in quarantine, though it is incomplete.
+    Latest,
     HighestNumber,
     Last,
     Hourly,
@@ -151,6 +153,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::NoPolicy => "no policy",
             Self::NewestGood => "newest good",
+            Self::Latest => "latest",
             Self::HighestNumber => "highest number",
             Self::Last => "last",
             Self::Hourly => "hourly",
@@ -191,6 +194,12 @@ pub fn select(candidates: &[Candidate], policy: &Policy, now: Timestamp, zone: &
     let newest_good = newest_of(Standing::Good);
     if let Some(good) = newest_good {
         keep(good.sequence, Reason::NewestGood);
+    }
+    // A partial one that is newer is what `latest` means.
+    if let Some(newest) =
+        newest_of(Standing::Incomplete).filter(|one| newest_good.is_none_or(|good| good.sequence < one.sequence))
+    {
+        keep(newest.sequence, Reason::Latest);
     }
     if let Some(highest) = candidates.iter().map(|c| c.sequence).max() {
         keep(highest, Reason::HighestNumber);

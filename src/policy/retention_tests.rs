@@ -242,3 +242,12 @@ proptest! {
         prop_assert!(stay.iter().all(|n| kept.contains(n)), "{stay:?} {kept:?}");
     }
 }
+
+#[test]
+fn the_newest_that_is_not_in_quarantine_stays_though_it_is_incomplete() {
+    let standing = [Standing::Good, Standing::Incomplete, Standing::Quarantined];
+    let all: Vec<_> = (1..).zip(standing).map(|(n, standing)| candidate(n, now(), standing)).collect();
+    let decisions = plan(&all, Policy { daily: 14, ..Policy::default() });
+    assert_eq!(kept(&decisions), [3, 2, 1]);
+    assert_eq!(decisions[1].reasons, [Reason::Latest]);
+}

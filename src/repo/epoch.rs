@@ -9,7 +9,7 @@ use crate::repo::seal::{KEM_ID, generate_pair, public_half};
 use crate::store::{ObjectMeta, PutOptions, Store, StoreErrorKind, list_all};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const SIGNATURE: &str = "lifeboat.dev 2026 epoch";
 
@@ -214,8 +214,8 @@ async fn unwrap(
     Err(RepoError::WrongKey { what: "recovery identity", object: format!("{directory}epoch.json") })
 }
 
-/// The epoch to write under: the newest of this writer key's generation, begun if there is no sound one. That costs a
-/// full snapshot at most.
+/// The epoch to write under: the first sound one of this writer key's generation, begun if there is none. That costs a
+/// full snapshot at most. Not a later one: a thief of the writer key may have begun it, and have kept its private half.
 pub(crate) async fn current(
     store: &dyn Store,
     root: &Root,
@@ -227,7 +227,7 @@ pub(crate) async fn current(
     let generation = root.accept_writer(key)?;
     for _ in 0..ATTEMPTS {
         let taken = numbers(store, source).await?;
-        for number in taken.iter().rev() {
+        for number in &taken {
             let epoch =
                 load_sound(store, root, source, *number, Some(generation), &Access::Writer(key.clone())).await?;
             if let Some(epoch) = epoch {
@@ -268,12 +268,26 @@ async fn load_sound(
     }
 }
 
+/// Those of each writer key that counts, if there are several of one. Agents begin no second one while the first can be read.
+pub(crate) async fn second_ones(store: &dyn Store, root: &Root, source: &SourceName) -> Result<Vec<Vec<u32>>> {
+    let mut all: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for number in numbers(store, source).await? {
+        match load(store, root, source, number).await {
+            Ok(Some(epoch)) if epoch.retired_at.is_none() => all.entry(epoch.generation).or_default().push(number),
+            Err(RepoError::Store(error)) => return Err(error.into()),
+            // Told where it is needed.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(all.into_values().filter(|numbers| numbers.len() > 1).collect())
+}
+
 /// The numbers under which something lies that may be an epoch.
 pub(crate) async fn numbers(store: &dyn Store, source: &SourceName) -> Result<BTreeSet<u32>> {
     let prefix = format!("{source}/keys/");
     let number = |object: &ObjectMeta| {
         let (number, _) = object.key[prefix.len()..].split_once('/')?;
-        number.parse().ok().filter(|parsed| format!("{parsed:04}") == number)
+        number.parse().ok().filter(|parsed| *parsed > 0 && format!("{parsed:04}") == number)
     };
     Ok(list_all(store, &prefix).await?.iter().filter_map(number).collect())
 }

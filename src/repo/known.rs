@@ -153,8 +153,10 @@ impl Known {
         }
     }
 
-    /// Begins to read the base snapshot's hints.
-    pub async fn load(lineage: Arc<Lineage>, base: Snapshot, refresh: Vec<bool>) -> Result<Self> {
+    /// Begins to read the base snapshot's hints. Nothing of `lost` packs is used, nor read.
+    pub async fn load(lineage: Arc<Lineage>, base: Snapshot, mut refresh: Vec<bool>, lost: &[bool]) -> Result<Self> {
+        refresh.iter_mut().zip(lost).for_each(|(refresh, lost)| *refresh |= lost);
+        let is_there = |pack: u32| lost.get(pack as usize) == Some(&false);
         let catalogue = base
             .catalogue
             .as_ref()
@@ -173,7 +175,7 @@ impl Known {
         };
         let usable = (0..).zip(this.packs()).filter(|(i, _)| this.usable(*i));
         let packs: HashMap<PackId, u32> = usable.map(|(i, p)| (p.pack, i)).collect();
-        let places = segments.iter().map(|segment| segment.hints).collect();
+        let places = segments.iter().map(|segment| segment.hints).filter(|hints| is_there(hints.pack)).collect();
         this.runtime.spawn(async move { hints.end(load_hints(&reader, places, &packs, &hints).await) });
         for segment in segments {
             if this.usable(segment.entries.pack) && this.usable(segment.hints.pack) {

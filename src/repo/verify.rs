@@ -5,6 +5,7 @@
 //! bytes (the recovery identity needed). A finding names the object and the snapshots that it hurts.
 
 use crate::id::{PackId, Sequence};
+use crate::repo::epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::{Lineage, Snapshot, SteppedOver};
 use crate::repo::manifest::PackRef;
@@ -46,6 +47,9 @@ pub struct Verified {
     /// Bytes read from packs.
     pub bytes_read: u64,
     pub findings: Vec<Finding>,
+    /// What is in order, and may be somebody else's doing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub suspicious: Vec<String>,
     /// Objects that were put back from another copy.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub healed: Vec<String>,
@@ -67,6 +71,15 @@ pub struct Verifying {
     /// Bytes read from packs, and how many are to be read in all.
     pub bytes: AtomicU64,
     pub expected: AtomicU64,
+}
+
+fn several(epochs: &[u32]) -> String {
+    let names: Vec<_> = epochs.iter().map(|number| format!("{number:04}")).collect();
+    format!(
+        "the epochs {} are of one writer key: unless the first could not be read for a while, somebody else has that key \
+         (lifeboat keys rotate-writer)",
+        names.join(", ")
+    )
 }
 
 struct Needed {
@@ -100,6 +113,8 @@ impl Lineage {
         let mut verified = Verified { snapshots: snapshots.len(), ..Verified::default() };
         verified.findings.extend(stepped_over.iter().map(finding_of));
         self.check_chain(&snapshots, &stepped_over, &mut verified).await?;
+        let second = epoch::second_ones(self.store.as_ref(), &self.root, &self.source).await?;
+        verified.suspicious = second.iter().map(|epochs| several(epochs)).collect();
 
         let packs = needed(&snapshots, &mut verified);
         verified.packs = packs.len();

@@ -10,18 +10,19 @@ use crate::repo::assemble::{Assembled, Assembler, Window};
 use crate::repo::epoch::{self, Access, Epoch};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::known::Known;
-use crate::repo::lineage::{Lineage, Snapshot};
+use crate::repo::lineage::{Lineage, Selector, Snapshot};
 use crate::repo::live;
 use crate::repo::manifest::{self, Catalogue, Header, PackRef, Parent, Private, State};
 use crate::repo::pack;
 use crate::repo::packer::Packer;
 use crate::repo::pipeline::{Closed, Done, Job, Progress, Shared, Stored, Worker};
 use crate::repo::root::{self, FORMAT};
-use crate::store::{PutOptions, StoreErrorKind};
+use crate::store::{PutOptions, StoreErrorKind, list_all};
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -112,7 +113,9 @@ impl Lineage {
             Some(snapshot) => self.epoch(snapshot.manifest.header.epoch).await?,
             None => None,
         };
-        let epoch = if let Some(epoch) = of_newest.filter(|epoch| epoch.generation == generation) {
+        // Another than the first one may be a thief's.
+        let first = |epoch: &Arc<Epoch>| epoch.generation == generation && epoch.number == 1;
+        let epoch = if let Some(epoch) = of_newest.filter(first) {
             epoch
         } else {
             let from = newest.next();
@@ -122,12 +125,14 @@ impl Lineage {
             Some(snapshot) if snapshot.manifest.header.epoch == epoch.number => (Some(snapshot), None),
             other => (None, other.map(|snapshot| snapshot.sequence())),
         };
-        let known = match &base {
+        let stored = Box::pin(self.stored(base.as_ref(), newest.tip.map(|(tip, _)| tip), epoch.number)).await?;
+        let known = match stored {
             None => Known::nothing(),
-            Some(base) => {
-                let new_bytes = base.catalogue.as_ref().map_or(0, |c| c.new_bytes);
-                let refresh = live::to_refresh(&base.manifest.header.packs, new_bytes);
-                Known::load(self.clone(), base.clone(), refresh).await?
+            Some(stored) => {
+                let new_bytes = stored.catalogue.as_ref().map_or(0, |c| c.new_bytes);
+                let refresh = live::to_refresh(&stored.manifest.header.packs, new_bytes);
+                let lost = self.lost(&stored).await?;
+                Box::pin(Known::load(self.clone(), stored, refresh, &lost)).await?
             }
         };
         let retain_until = options.retain.and_then(|d| now.checked_add(d).ok());
@@ -154,6 +159,40 @@ impl Lineage {
         };
         writer.start(workers, now)?;
         Ok(writer)
+    }
+}
+
+impl Lineage {
+    /// The snapshot whose contents are not stored again: the newest, also one in quarantine, so that a database that was
+    /// rebuilt is not sent at every run until somebody has looked at it. Unless that holds much less: what comes back when it is
+    /// mended is in the one before.
+    async fn stored(&self, base: Option<&Snapshot>, tip: Option<Sequence>, epoch: u32) -> Result<Option<Snapshot>> {
+        let bytes = |snapshot: &Snapshot| snapshot.catalogue.as_ref().map_or(0, |catalogue| catalogue.bytes);
+        if let (Some(base), Some(tip)) = (base, tip.filter(|tip| base.is_some_and(|base| base.sequence() < *tip))) {
+            let (newest, _) = self.find(&Selector::Number(tip)).await?;
+            if newest.manifest.header.epoch == epoch && bytes(&newest).saturating_mul(2) >= bytes(base) {
+                return Ok(Some(newest));
+            }
+        }
+        Ok(base.cloned())
+    }
+
+    /// The packs of a snapshot that are not there, or not whole: what is in them is stored afresh, if the source still has it.
+    async fn lost(&self, snapshot: &Snapshot) -> Result<Vec<bool>> {
+        let listed = list_all(self.store.as_ref(), &pack::prefix(&self.source)).await?;
+        let sizes: HashMap<String, u64> = listed.into_iter().map(|object| (object.key, object.size)).collect();
+        let is_lost =
+            |reference: &PackRef| sizes.get(&pack::object(&self.source, reference.pack)) != Some(&reference.size);
+        let lost: Vec<bool> = snapshot.manifest.header.packs.iter().map(is_lost).collect();
+        let packs = lost.iter().filter(|lost| **lost).count();
+        if packs > 0 {
+            tracing::warn!(
+                source = self.source.as_str(),
+                packs,
+                "packs that the last snapshot needs are lost: what the source still has of them is stored again; see `lifeboat verify`"
+            );
+        }
+        Ok(lost)
     }
 }
 
@@ -381,7 +420,11 @@ impl SnapshotWriter {
     ) -> Result<Sequence> {
         const ATTEMPTS: usize = 8;
         let lineage = &self.lineage;
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                // A listing may lag behind.
+                tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
+            }
             let newest = lineage.newest().await?;
             let taken = self.clock.elapsed();
             if taken > self.options.run_limit {

@@ -184,7 +184,7 @@ impl Aside {
         if !self.half.exists() {
             return Ok(false);
         }
-        let like = Look::of(&fs::metadata(&self.half)?);
+        let like = Look::of(&self.half)?;
         for entry in fs::read_dir(&self.half)? {
             let entry = entry?;
             fs::rename(entry.path(), volume.join(entry.file_name()))?;
@@ -203,7 +203,7 @@ fn put_aside(volume: &Path, step: &str) -> io::Result<()> {
     if aside.whole.exists() {
         return clear(volume);
     }
-    let like = Look::of(&fs::metadata(volume)?);
+    let like = Look::of(volume)?;
     create_if_absent(&aside.half)?;
     // Nobody may read there who could not before, and the volume gets it back from there.
     dress(&aside.half, &like)?;

@@ -5,7 +5,7 @@
 use crate::entry::{Entry, Kind};
 use crate::repo::{Item, Reader};
 use crate::restore::supply::walk;
-use crate::restore::{RestoreError, Selection, Strays, stream};
+use crate::restore::{RestoreError, Selection, Strays, stream, tree};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -82,6 +82,10 @@ fn header(entry: &Entry, kind: EntryType) -> Header {
 /// Writes everything of an entry but its content.
 #[doc(hidden)]
 pub fn head(archive: &mut Builder<impl Write>, entry: &Entry, kind: EntryType) -> io::Result<()> {
+    // Not every program that unpacks it would refuse to leave its directory.
+    if entry.path != b"." {
+        tree::check(&entry.path).map_err(io::Error::other)?;
+    }
     let mut records = Vec::new();
     let mut header = header(entry, kind);
     let path = if entry.path == b"." { b"./".as_slice() } else { &entry.path };

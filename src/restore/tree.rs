@@ -424,7 +424,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn check(path: &[u8]) -> Result<()> {
+/// Whether a path of a snapshot stays in the directory that it is restored into.
+pub(super) fn check(path: &[u8]) -> Result<()> {
     if path.starts_with(b"/") {
         return Err(refuse(path, "is absolute"));
     }

@@ -5,11 +5,12 @@
 use super::{Context, Say, Source, SourceError};
 use crate::entry::{Content, Entry, Facts, Input, Kind, Layout, OnError, Sink, Verdict};
 use crate::exec::{self, ExecError};
-use crate::secret::SecretRef;
+use crate::secret::{self, SecretRef};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -104,9 +105,10 @@ impl Source for Command {
             let now = Instant::now();
             let deadline = now.checked_add(timeout).map_or(latest, |own| own.min(latest));
             let stop = Box::new(move || cancel.is_cancelled());
-            let running = exec::Command { program: program.clone(), arguments, env, deadline, stop }.start();
+            let (inherits, secrets) = (exec::Inherits::AllBut(secret::named()), env.clone());
+            let running = exec::Command { program: program.clone(), arguments, inherits, env, deadline, stop }.start();
             let running = running.map_err(into_io)?;
-            Ok(Box::new(Stream { running, program, empty: true }) as Box<dyn Content>)
+            Ok(Box::new(Stream { running, program, secrets, empty: true }) as Box<dyn Content>)
         });
         sink.add(
             plain_file(self.spec.output.clone().into_bytes(), 0, context.started),
@@ -136,26 +138,31 @@ pub(super) fn plain_file(path: Vec<u8>, size: u64, at: jiff::Timestamp) -> Entry
 struct Stream {
     running: exec::Running,
     program: String,
+    /// That it was given, and may print.
+    secrets: Vec<(String, Zeroizing<String>)>,
     empty: bool,
 }
 
 impl Content for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.running.read(buffer).map_err(into_io)?;
+        let length = self.running.read(buffer).map_err(|error| hidden(error, &self.secrets))?;
         self.empty &= length == 0;
         Ok(length)
     }
 
     fn finish(self: Box<Self>) -> io::Result<Verdict> {
-        self.running.wait().map_err(into_io)?;
-        if self.empty {
-            return Err(io::Error::other(format!(
-                "{} succeeded but wrote nothing to its standard output",
-                self.program
-            )));
+        let Self { running, program, secrets, empty } = *self;
+        running.wait().map_err(|error| hidden(error, &secrets))?;
+        if empty {
+            return Err(io::Error::other(format!("{program} succeeded but wrote nothing to its standard output")));
         }
         Ok(Verdict::Consistent)
     }
+}
+
+fn hidden(error: ExecError, secrets: &[(String, Zeroizing<String>)]) -> io::Error {
+    let error = into_io(error);
+    io::Error::new(error.kind(), exec::hide(&error.to_string(), secrets))
 }
 
 pub(super) fn into_io(error: ExecError) -> io::Error {

@@ -7,6 +7,7 @@ use super::kubernetes::service::Service;
 use super::{Context, Say, SourceError, Spec, etcd, kubernetes, mariadb, postgresql, redis, vault};
 use crate::exec;
 use crate::id::SourceName;
+use crate::secret;
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -299,6 +300,7 @@ fn command(context: &Context, words: &[String]) -> Result<String, SourceError> {
     let cancel = context.cancel.clone();
     let command = exec::Command {
         program: program.clone(),
+        inherits: exec::Inherits::AllBut(secret::named()),
         arguments: arguments.to_vec(),
         env: Vec::new(),
         deadline: context.deadline.min(Instant::now() + Duration::from_mins(1)),

@@ -6,7 +6,7 @@
 use super::{Context, Say, SourceError, kubernetes, vault};
 use crate::entry::{Problem, Supply};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// How people want a snapshot to be brought back. All but `existing`, `foreign` and `vault_paths` is for objects of
@@ -46,17 +46,22 @@ pub struct Options {
     /// A target that can move aside what it replaces does so, under the step's name.
     #[serde(skip)]
     pub aside: bool,
+    /// What this step had begun to make where nothing was ([`Target::unmarked`]): it goes on with it.
+    #[serde(skip)]
+    pub made: BTreeSet<String>,
+    /// What fences hold back, by the cluster's id: an object that is made anew is made held.
+    #[serde(skip)]
+    pub held: Vec<(String, kubernetes::fence::Held)>,
 }
 
 impl Options {
-    /// What to do in a plan about tables that its own step, which was broken off, may have left.
+    /// What to do in a plan about tables that are in the way.
     #[must_use]
     pub fn way_out(&self) -> &'static str {
         if self.step.is_none() {
             return "";
         }
-        " (if a restore that was broken off left them: drop them, then --resume it; or --abort it, and begin again with \
-         options.existing: replace)"
+        " (if they may go: --abort, and begin again with options.existing: replace)"
     }
 }
 
@@ -178,6 +183,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What is made where nothing is.
+    pub(super) fn creates(&self) -> BTreeSet<String> {
+        let created = self.changes.iter().filter(|change| change.action == Action::Create);
+        created.map(|change| change.what.clone()).collect()
+    }
+
     /// Whether something that is there now will be lost.
     #[must_use]
     pub fn overwrites(&self) -> bool {
@@ -205,6 +216,12 @@ pub trait Target: Send {
     /// Carries out `plan`, which this target made just before. Doing it again after it was interrupted ends in the same
     /// state.
     fn apply(&mut self, context: &Context, supply: &dyn Supply, plan: &Plan) -> Result<Applied, SourceError>;
+
+    /// Of what `plan` creates: what this target, once it was broken off, cannot tell from what was there before. Whoever does
+    /// the step again gives it back ([`Options::made`]).
+    fn unmarked(&self, _plan: &Plan) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
 
     /// Whether it can itself keep what it replaces ([`Options::aside`]). If not, that must be captured first.
     fn keeps(&self) -> bool {

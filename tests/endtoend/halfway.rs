@@ -140,6 +140,50 @@ fn what_is_given_up_leaves_the_target_as_it_was() {
     assert_same(&picture(&world.path("out")), &picture(&world.path("tree")), "the pictures");
 }
 
+/// Fences hold production down: neither a bucket that has gone nor a target that cannot be cleared keeps them closed for good.
+#[test]
+fn fences_are_opened_without_the_bucket_and_behind_what_cannot_be_cleared() {
+    let fence = |name: &str| {
+        let (close, open) = (format!("[touch, HOME/{name}]"), format!("[rm, '-f', HOME/{name}]"));
+        format!("  - {{name: {name}, fence: {{close: {{command: {close}}}, open: {{command: {open}}}}}}}\n")
+    };
+    let pictures = "  - {name: pictures, after: [hold], restore: {source: pictures, to: HOME/out}}\n";
+    let world = world(&(fence("hold") + &fence("other") + pictures));
+    world.file("noise", noise(3, 4 << 20));
+    world.as_writer(&["backup", "pictures"]).expect(0);
+    world
+        .document("repository.yaml", &(World::directory(&world.path("repository")) + "  limits: {download: 100KiB}\n"));
+    let child = world.program(&["--identity", "kit.txt", "restore", "app", "plain"]).spawn().unwrap();
+    let staged = || {
+        let out = world.path("out");
+        out.exists() && names(&out).iter().any(|name| name.starts_with(".lifeboat-"))
+    };
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !(staged() && world.path("hold").exists() && world.path("other").exists()) {
+        assert!(Instant::now() < deadline, "nothing is being restored");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill(child);
+    fs::rename(world.path("repository"), world.path("away")).unwrap();
+    let listed = world.as_owner(&["restore", "list"]).expect(10);
+    assert!(listed.out.contains("nobody here"), "{}", listed.out);
+    let id = listed.out.split_whitespace().find(|word| word.starts_with("plain-")).unwrap();
+    let abort = ["--identity", "kit.txt", "restore", "app", "--abort", id];
+    // Somebody may be at it on a machine that does reach the bucket.
+    world.run(&abort).expect(10).says(&format!("--abort {id} --dead {id}"));
+    assert!(world.path("hold").exists() && world.path("other").exists());
+    let mount = "for d in out/.lifeboat-*; do mkdir -p $d/m; mount -t tmpfs none $d/m; done";
+    let alone = [&abort[..], &["--dead", id]].concat();
+    let ran = with_mounts(&world, mount, "true", &alone).expect(1);
+    ran.says("this machine's journal counts").says("--answer pictures").says("still held back: hold");
+    assert!(world.path("hold").exists() && !world.path("other").exists(), "only what nothing half restored is behind");
+    let ran = with_mounts(&world, mount, "true", &[&alone[..], &["--answer", "pictures"]].concat()).expect(0);
+    ran.says("pictures: given up; it stays as it is");
+    assert!(!world.path("hold").exists());
+    fs::rename(world.path("away"), world.path("repository")).unwrap();
+    assert!(world.as_owner(&["restore", "list"]).expect(0).out.contains("given up"));
+}
+
 #[test]
 fn what_a_killed_restore_had_started_ends_with_it() {
     let script = "sleep 1000 & echo $! >HOME/pid; wait";

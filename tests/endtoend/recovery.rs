@@ -308,8 +308,8 @@ fn a_restore_that_is_killed_goes_on_anywhere() {
             break;
         }
         if resumed.code == 2 {
-            // Killed before it was written down what was confirmed.
-            assert_eq!(records, 1, "{}", resumed.err);
+            // Killed before it was written down what was confirmed; or it was on another machine, whose paths are others.
+            assert!(records == 1 || records % 2 == 0, "{}", resumed.err);
             world.as_owner(&[&resume[..], &named(&ids)].concat()).expect(0);
         } else {
             resumed.expect(0);
@@ -589,4 +589,41 @@ fn a_lost_region_comes_back_from_the_replica() {
     let listed = world.as_owner(&["-r", "replica", "restore", "list"]).expect(0);
     assert!(listed.out.contains("complete"), "{}", listed.out);
     world.as_writer(&["-r", "replica", "backup", "database-b"]).expect(0);
+}
+
+/// What a step had begun to restore where nothing was is its own, and keeps nobody from going on.
+#[test]
+fn a_dump_that_was_killed_half_way_goes_on() {
+    let (a, b, world) = (Mariadb::start(&[]), Mariadb::start(&[]), World::local());
+    a.fill();
+    a.sql("USE shop; CREATE TABLE last AS SELECT seq AS n, RANDOM_BYTES(1000) AS raw FROM seq_1_to_3000");
+    b.sql(&format!("CREATE USER backup@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'"));
+    b.sql("GRANT ALL ON *.* TO backup@'127.0.0.1' WITH GRANT OPTION");
+    let documents = [
+        mariadb(&world, "database", a.port),
+        mariadb(&world, "database-b", b.port),
+        plan("move", "app", "  - {name: database, restore: {source: database, into: database-b}}\n"),
+    ];
+    world.document("plan.yaml", &documents.concat());
+    world.as_writer(&["backup", "database"]).expect(0);
+    let ids = ids(&world, "app", "move");
+    let fast = World::directory(&world.path("repository"));
+    world.document("repository.yaml", &(fast.clone() + "  limits: {download: 100KiB}\n"));
+    let arguments = [&["--identity", "kit.txt", "restore", "app", "move"], &named(&ids)[..]].concat();
+    let child = world.program(&arguments).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while b.try_sql("SELECT COUNT(*) > 0 FROM shop.goods").ok().as_deref() != Some("1") {
+        assert!(Instant::now() < deadline, "nothing is being restored");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill(child);
+    world.document("repository.yaml", &fast);
+    let last = || b.try_sql("SELECT COUNT(*) FROM shop.last").ok();
+    assert_ne!(last().as_deref(), Some("3000"), "it was not half way");
+    let listed = world.as_owner(&["restore", "list", "--json"]).expect(0).json();
+    let id = listed["restores"][0]["id"].as_str().unwrap();
+    world.as_owner(&["restore", "app", "--resume", id]).expect(0);
+    assert_eq!((b.checksums(), last().as_deref()), (a.checksums(), Some("3000")));
+    // It is somebody's now.
+    world.as_owner(&[&["restore", "app", "move"], &named(&ids)[..]].concat()).expect(1).says("a dump can only replace");
 }

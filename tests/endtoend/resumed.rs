@@ -85,6 +85,51 @@ fn a_restore_goes_on_at_every_record_on_a_machine_that_has_nothing() {
     assert!(!world.path("closed").exists());
 }
 
+/// That what lies at a path may be overwritten was said of one machine.
+#[test]
+fn what_lies_at_the_path_on_another_machine_is_asked_for() {
+    let plain = Plain::new(
+        "  - {name: proof, run: {command: [test, -e, HOME/proof]}}\n  \
+         - {name: pictures, restore: {source: pictures, to: HOME/out, options: {existing: replace}}}\n",
+    );
+    let world = &plain.world;
+    let out = world.path("out").display().to_string();
+    fs::create_dir(&out).unwrap();
+    let may = ["--yes", "--target-id", &out];
+    world.as_owner(&[&["restore", "app", "plain"], &may[..]].concat()).expect(1).says("the restore stopped at proof");
+    fs::rename(world.path("state"), world.path("first")).unwrap();
+    fs::write(world.path("out/theirs"), "another machine's").unwrap();
+    fs::write(world.path("proof"), "").unwrap();
+    plain.resume(&[]).expect(2).says(&format!("--target-id {out}"));
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+    plain.resume(&may).expect(0);
+    assert_same(&picture(&world.path("out")), &plain.pictures, "the pictures");
+    let aside = world.path(format!("out.before-{}-1", plain.id()));
+    assert_eq!(fs::read_to_string(aside.join("theirs")).unwrap(), "another machine's");
+}
+
+/// What a machine is worth that somebody restores from, where nothing that agents reach can be reached.
+#[test]
+fn a_machine_is_ready_to_restore_or_says_why_not() {
+    let plain = Plain::new(
+        "  - {name: pictures, restore: {source: pictures, to: HOME/out}}\n  - {name: seen, probe: {command: [test, -d, HOME/out/1]}}\n",
+    );
+    let world = &plain.world;
+    fs::remove_dir_all(world.path("tree")).unwrap();
+    let objects = world.objects("");
+    assert!(world.as_owner(&["doctor", "--read-only"]).expect(1).out.contains("FAILED  source pictures"));
+    let ran = world.as_owner(&["doctor", "--restore"]).expect(0);
+    assert!(ran.out.contains("ok      plan plain: what 1 of its 2 steps restore is there"), "{}", ran.out);
+    let ran = world.as_writer(&["doctor", "--restore"]).expect(1);
+    assert!(ran.out.contains("FAILED  keys: this needs the recovery identity"), "{}", ran.out);
+    assert_eq!(world.objects(""), objects);
+    for pack in world.objects("pictures/packs") {
+        fs::remove_file(world.path("repository").join(pack)).unwrap();
+    }
+    let ran = world.as_owner(&["doctor", "--restore"]).expect(1);
+    assert!(ran.out.contains("FAILED  plan plain: ") && ran.out.contains("pictures@1 lacks"), "{}", ran.out);
+}
+
 /// A step that cannot be done without a document is not found out behind a closed fence.
 #[test]
 fn a_document_that_is_left_out_since_stops_it_before_anything_is_done() {

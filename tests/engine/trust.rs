@@ -2,7 +2,7 @@
 
 use crate::world::{File, Tree, World, contents, noise, now, recipient, runtime};
 use lifeboat::id::Sequence;
-use lifeboat::repo::{Access, Depth, Identity, Reader, Recipient, RepoError, Role, Selector};
+use lifeboat::repo::{Access, Depth, Identity, Reader, Recipient, RepoError, Role, Selector, Summary};
 use lifeboat::store::{Corruption, Faults, Faulty, Memory, PutOptions, Store, list_all};
 use std::sync::Arc;
 
@@ -168,6 +168,60 @@ fn a_missing_pack_of_pages_is_an_error_and_not_zeros() {
         memory.delete(&first.key).await.unwrap();
         let error = world.read(&Selector::Latest).await.unwrap_err();
         assert!(chain(&error).contains(&first.key), "{error:?}");
+    });
+}
+
+/// A pack is gone, also one that holds nothing but contents: the next snapshot relies on none that is not there.
+#[test]
+fn what_a_lost_pack_held_is_stored_again() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        let packs = list_all(memory.as_ref(), "data/packs/").await.unwrap();
+        for lost in &packs {
+            let copy = Arc::new(Memory::new());
+            for object in list_all(memory.as_ref(), "").await.unwrap().iter().filter(|one| one.key != lost.key) {
+                let bytes = memory.get(&object.key).await.unwrap();
+                copy.put(&object.key, bytes, PutOptions::default()).await.unwrap();
+            }
+            let world = world.through(copy.clone()).await.unwrap();
+            assert!(
+                world.read(&Selector::Latest).await.is_err()
+                    || world.read(&Selector::Number(Sequence(1))).await.is_err()
+            );
+            world.backup(&second).await.unwrap();
+            assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second), "{}", lost.key);
+        }
+        // Half a pack is none.
+        let cut = packs.iter().max_by_key(|pack| pack.size).unwrap();
+        let bytes = memory.get(&cut.key).await.unwrap();
+        memory.delete(&cut.key).await.unwrap();
+        memory.put(&cut.key, bytes.slice(..bytes.len() / 2), PutOptions::default()).await.unwrap();
+        let world = world.through(memory).await.unwrap();
+        world.backup(&second).await.unwrap();
+        assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
+    });
+}
+
+/// A source that is other than it was is captured again and again before somebody looks at it.
+#[test]
+fn what_is_in_quarantine_is_not_stored_again() {
+    runtime().block_on(async {
+        let world = World::new(Arc::new(Memory::new())).await;
+        let of = |seed: u64, bytes: usize| Tree::from([("db".into(), File::content(noise(seed, bytes)))]);
+        let suspect = |tree: Tree| async {
+            let writer = world.writing().begin(crate::world::options(), now()).await.unwrap();
+            let writer = tokio::task::spawn_blocking(move || crate::world::capture(writer, &tree)).await.unwrap();
+            let reasons = vec!["another system".to_owned()];
+            writer.commit(Summary { reasons, ..crate::world::summary(now()) }).await.unwrap().catalogue.new_bytes
+        };
+        world.backup(&of(1, 3_000_000)).await.unwrap();
+        assert!(suspect(of(2, 3_000_000)).await >= 3_000_000);
+        assert!(suspect(of(2, 3_000_000)).await < 100_000);
+        // Next to nothing is in this one: what comes back is in the one before.
+        assert!(suspect(of(3, 1000)).await < 100_000);
+        let back = world.backup(&of(1, 3_000_000)).await.unwrap();
+        assert!(back.catalogue.new_bytes < 100_000, "{}", back.catalogue.new_bytes);
+        assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&of(1, 3_000_000)));
     });
 }
 
@@ -347,6 +401,34 @@ fn a_rotten_epoch_does_not_end_backups() {
         assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
         let findings = world.reading().verify(Depth::Data, 1.0, 0).await.unwrap().findings;
         assert!(findings.iter().any(|f| f.object.contains("keys/0001")), "{findings:?}");
+    });
+}
+
+/// A thief of the writer key begins an epoch, and keeps its private half: backups go on under the one that there was.
+#[test]
+fn a_second_epoch_is_not_taken_up() {
+    runtime().block_on(async {
+        let (memory, world, second) = two_snapshots().await;
+        // The same, but that nobody has the first epoch: the second is begun, and a snapshot made under it.
+        let (elsewhere, first) = (Arc::new(Memory::new()), "data/keys/0001/epoch.json");
+        for object in list_all(memory.as_ref(), "").await.unwrap() {
+            let bytes = if object.key == first { "rubbish".into() } else { memory.get(&object.key).await.unwrap() };
+            elsewhere.put(&object.key, bytes, PutOptions::default()).await.unwrap();
+        }
+        world.through(elsewhere.clone()).await.unwrap().backup(&second).await.unwrap();
+        for object in list_all(elsewhere.as_ref(), "").await.unwrap() {
+            let bytes = elsewhere.get(&object.key).await.unwrap();
+            if memory.head(&object.key).await.is_err() {
+                memory.put(&object.key, bytes, PutOptions::default()).await.unwrap();
+            }
+        }
+        let world = world.through(memory).await.unwrap();
+        let theirs = world.reading().find(&Selector::Latest).await.unwrap().0;
+        assert_eq!((theirs.sequence(), theirs.manifest.header.epoch), (Sequence(3), 2));
+        assert_eq!(world.reading().verify(Depth::Structure, 0.0, 0).await.unwrap().suspicious.len(), 1);
+        world.backup(&second).await.unwrap();
+        let (latest, over) = world.reading().find(&Selector::Latest).await.unwrap();
+        assert_eq!((latest.sequence(), latest.manifest.header.epoch, over.len()), (Sequence(4), 1, 0));
     });
 }
 

@@ -414,12 +414,16 @@ class Pack:
         offset = 24
         for number, (seal, (codec, (kind, items))) in enumerate(zip(table[3], directory[0])):
             start = 0
+            known = seal[0] in (DATA, WRITER) and codec in (0, 1) and kind in (0, 1)
+            check(known, f"{self.name}: frame {number} is of a class, a codec or a kind of items that is not known")
             if kind == 0:
                 lengths = items[0]
             else:
                 space, page_size, runs = items
+                check(512 <= page_size <= 1 << 20, f"{self.name}: frame {number} has pages of {page_size} bytes")
                 lengths = []
                 for page, count in runs:
+                    check(page + count <= 1 << 42, f"{self.name}: frame {number} has a page beyond the last")
                     self.runs.append((space, page, count, len(self.places) + len(lengths)))
                     lengths += [page_size] * count
             for length in lengths:
@@ -428,6 +432,9 @@ class Pack:
             check(start <= MAX_FRAME, f"{self.name}: frame {number} is too large")
             self.frames.append((offset, *seal, codec, start))
             offset += seal[1]
+        runs = sorted([(of, page, count) for of, page, count, _ in self.runs] + [(of, *run) for of, runs in self.zeros for run in runs])
+        apart = all(a[0] != b[0] or a[1] + a[2] <= b[1] for a, b in zip(runs, runs[1:]))
+        check(apart, f"{self.name}: its directory names a page twice")
         check(offset == size - tail_length, f"{self.name}: its frames do not add up to its size")
         check(len(self.ids) == 16 * len(self.places), f"{self.name}: it has another number of ids than items")
 

@@ -50,6 +50,25 @@ fn secrets_reach_the_environment() {
 }
 
 #[test]
+fn secrets_of_others_do_not_and_its_own_are_not_told() {
+    let runtime = runtime();
+    let there = || capture(&context(&runtime), spec("printf %s \"${CARGO_PKG_NAME:-none}\"")).unwrap();
+    assert_eq!(there(), b"lifeboat");
+    let other: SecretRef = serde_json::from_str(r#"{"env": "CARGO_PKG_NAME"}"#).unwrap();
+    assert_eq!(there(), b"none");
+    assert_eq!(other.read().unwrap().as_str(), "lifeboat");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "hunter2-and-more\n").unwrap();
+    let mut spec = spec("set -x; : \"$TOKEN\"; head -c 5000 /dev/zero | tr '\\0' 'x' >&2; echo \"$TOKEN\" >&2; exit 1");
+    spec.env.insert("TOKEN".to_owned(), SecretRef::File(file.path().to_owned()));
+    let text = capture(&context(&runtime), spec.clone()).unwrap_err();
+    assert!(!text.contains("hunter2") && !text.contains("-more"), "{text}");
+    spec.argv[2] = "echo \"it is $TOKEN\" >&2; exit 1".into();
+    let text = capture(&context(&runtime), spec).unwrap_err();
+    assert!(text.contains("it is (the value of TOKEN)"), "{text}");
+}
+
+#[test]
 fn failures_say_what_happened() {
     let runtime = runtime();
     let context = context(&runtime);
@@ -91,6 +110,7 @@ fn assert_gone(pid: &str) {
 
 fn run(script: &str) -> exec::Command {
     exec::Command {
+        inherits: exec::Inherits::Little,
         program: "sh".to_owned(),
         arguments: vec!["-c".to_owned(), script.to_owned()],
         env: Vec::new(),

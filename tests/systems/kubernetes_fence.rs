@@ -202,6 +202,18 @@ fn a_restore_leaves_the_fence_in_place() {
         let image = ".spec.template.spec.containers[0].image";
         assert_eq!(field("fenced", "statefulset/db", image), "example.com/main:1");
     }
+    // A replacement was killed when it had deleted it: what is made anew does not come back at work.
+    SERVER.kubectl(&["-n", "fenced", "delete", "deployment/web"]);
+    let cluster = taken.plan(&source, &Options::default()).target;
+    for (cluster, replicas) in [("another".to_owned(), "2"), (cluster, "0")] {
+        let options = Options { held: vec![(cluster, before.clone())], ..Options::default() };
+        let planned = taken.plan(&source, &options);
+        assert!(taken.apply(&source, &options, &planned).problems.is_empty());
+        assert_eq!(field("fenced", "deployment/web", ".spec.replicas"), replicas);
+        if replicas != "0" {
+            SERVER.kubectl(&["-n", "fenced", "delete", "deployment/web"]);
+        }
+    }
     let lines = released(&before);
     says(&lines, "deployment/web in fenced: scaled to 2 again");
     assert_eq!(field("fenced", "statefulset/db", ".spec.replicas"), "1");

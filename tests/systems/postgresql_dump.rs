@@ -324,6 +324,15 @@ fn a_restore_that_breaks_off_leaves_nothing_half() {
     let whole = taken.sink.entries[1].1.clone();
     taken.sink.entries[1].1 = [&whole[..], b"NONSENSE;\n"].concat();
     empty(&taken, "syntax error at or near \"NONSENSE\"");
+    // Nor does it reach the machine of whoever restores.
+    let owned = home.path().join("owned");
+    taken.sink.entries[1].1 = [&whole[..], format!("SELECT 1 \\! touch {}\n;\n", owned.display()).as_bytes()].concat();
+    empty(&taken, "only \\unrestrict is allowed");
+    let key = whole.split(|byte| *byte == b'\n').find(|line| line.starts_with(b"\\restrict ")).unwrap();
+    let leave = [b"\\un", &key[1..], b"\n\\! touch ", owned.display().to_string().as_bytes(), b"\n"].concat();
+    taken.sink.entries[1].1 = [&whole[..], &leave].concat();
+    empty(&taken, "only \\unrestrict is allowed");
+    assert!(!owned.exists());
     taken.sink.entries[1].1 = b"SELECT 1;\n".to_vec();
     let (_, applied) = restore(&spec, &taken, Existing::Skip);
     let said = applied.unwrap_err().to_string();
@@ -331,6 +340,21 @@ fn a_restore_that_breaks_off_leaves_nothing_half() {
     taken.sink.entries[1].1 = whole;
     restore(&spec, &taken, Existing::Skip).1.unwrap();
     assert_shop(&cluster, &goods);
+    // A step of a plan that was killed after this one of its databases goes on, and leaves it to whoever is at work in it.
+    sql(&cluster, "shop", "DELETE FROM stock.goods");
+    let running = runtime();
+    let may = |made: &[&str]| {
+        let options = Options { made: made.iter().map(|what| (*what).to_owned()).collect(), ..Options::default() };
+        let mut target = Spec::PostgresqlDump(spec.clone()).target(options).unwrap().unwrap();
+        let plan = target.plan(&context(&running), &taken).unwrap();
+        (plan.changes[0].action.to_string(), target.apply(&context(&running), &taken, &plan).unwrap().checked)
+    };
+    assert!(may(&[]).0.starts_with("conflict: it holds"));
+    let (action, checked) = may(&["database shop"]);
+    assert_eq!(action, "unchanged");
+    assert!(checked.iter().any(|line| line.contains("database shop") && line.contains("tables")), "{checked:?}");
+    assert_eq!(sql(&cluster, "shop", "SELECT count(*) FROM stock.goods"), "0");
+    sql(&cluster, "shop", &format!("INSERT INTO stock.goods (name) SELECT 'x' FROM generate_series(1, {ROWS})"));
 
     let shop = |sql: Sql| Probe::Sql(sql).look(&context(&runtime()), Some(&Spec::PostgresqlDump(spec.clone())));
     let probe = Sql {

@@ -122,12 +122,12 @@ impl Edge {
 }
 
 impl Outside for Edge {
-    fn ask(&self, task: &str, text: &str, deadline: Instant) -> Result<(), Failure> {
+    fn ask(&self, task: &str, text: &str, on: &str, deadline: Instant) -> Result<(), Failure> {
         if self.answers.contains(task) {
             return Ok(());
         }
         if !self.interactive {
-            let text = format!("a person must confirm: {text} (go on with --resume and --answer {task})");
+            let text = format!("a person must confirm: {text} (go on with {on} and --answer {task})");
             return Err(Failure::Refused(text));
         }
         // One question at a time.

@@ -370,7 +370,7 @@ mod tests {
             broken: false,
             runtime,
         };
-        let event = || Event::Confirmed(std::collections::BTreeSet::new());
+        let event = || Event::Resumed;
         let record = |number| Record { number, at: jiff::Timestamp::UNIX_EPOCH, event: event() };
         assert!(matches!(kept.write(&record(2)), Err(JournalError::Write { .. })));
         // There is room again, and half of the record before may stand there.

@@ -164,7 +164,7 @@ fn sentence(history: &History, record: &Record) -> Option<String> {
         | Event::Resumed
         | Event::Left
         | Event::Displaced { .. } => return None,
-        Event::Confirmed(targets) => {
+        Event::ConfirmedOn { targets, .. } | Event::Confirmed(targets) => {
             let targets: Vec<_> = targets.iter().map(String::as_str).collect();
             format!("confirmed: {}", targets.join(", "))
         }
@@ -198,7 +198,7 @@ fn event(history: &History, record: &Record) -> Value {
     };
     match &record.event {
         Event::Resolved(_) => put("resolved", None),
-        Event::Confirmed(targets) => {
+        Event::ConfirmedOn { targets, .. } | Event::Confirmed(targets) => {
             put("confirmed", None);
             line["targets"] = json!(targets);
         }

@@ -6,20 +6,21 @@ use super::rivals::Turn;
 use super::shown::{self, Seen};
 use super::world;
 use crate::cli::context::{Context, Opened, Use};
-use crate::cli::fault::{Exit, Failure, Fault, chain};
-use crate::cli::output::{clock, print};
+use crate::cli::fault::{Exit, Failure, Fault, chain, of_the_store};
+use crate::cli::output::{clock, print, printable};
 use crate::cli::reference::numbered;
 use crate::id::{Sequence, SourceName};
 use crate::repo::Journals;
 use crate::restore::plan::execute::{End, Execution};
 use crate::restore::plan::hands::{Facts, Worker};
 use crate::restore::plan::journal::{Event, History, JournalError, State, Verdict};
-use crate::restore::plan::report::Report;
+use crate::restore::plan::report::{Report, shown as length};
 use crate::restore::plan::resolve::follows;
-use crate::restore::plan::{Doing, Finding, Level, Resolved, resolve};
+use crate::restore::plan::{Doing, Finding, Level, Plan, Resolved, resolve};
 use crate::source::target::Existing;
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,10 +72,11 @@ pub struct Args {
 const LOOK: Duration = Duration::from_secs(20);
 
 pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Failure> {
-    let use_ = if args.dry_run { Use::Read } else { Use::Write };
-    let opened = context.open(use_).await?;
-    let journals = journals(context, &opened)?;
-    if let Some(id) = args.resume.as_ref().or(args.abort.as_ref()) {
+    if let Some(id) = &args.abort {
+        return Box::pin(give_up(context, level, &args, id)).await;
+    }
+    let (opened, journals) = reach(context, if args.dry_run { Use::Read } else { Use::Write }).await?;
+    if let Some(id) = &args.resume {
         let (kept, history) = Kept::resume(id, journals.clone(), args.dead.contains(id)).await?;
         is_of(level, &history.resolved.plan, history.resolved.level)?;
         return go_on(context, &opened, &args, (kept, journals), history);
@@ -82,21 +84,14 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
     let name = args.plan.as_deref().unwrap_or_default();
     let plan = context.plan(name)?;
     is_of(level, name, plan.level)?;
-    let mut world = world::look(context, &opened, plan, journals.as_ref()).await?;
-    world.at = args.at;
-    world.run.clone_from(&args.run);
-    world.chosen = args.snapshot.iter().cloned().collect();
-    world::fill(context, &opened, plan, &mut world).await?;
-    let resolved = resolve(name, &world).map_err(|findings| Unfit { plan: name.into(), findings })?;
-    let findings = world::lacking(context, &opened, &resolved).await?;
-    if !findings.is_empty() {
-        return Err(Unfit { plan: name.into(), findings }.into());
-    }
-    let id = format!("{name}-{}", world.now.strftime("%Y%m%d-%H%M%S"));
-    let history = History::new(resolved, world.now);
+    let asked = Asked { at: args.at, run: args.run.clone(), chosen: args.snapshot.iter().cloned().collect() };
+    let resolved = Box::pin(resolved(context, &opened, plan, journals.as_ref(), asked)).await?;
+    let now = resolved.resolved_at;
+    let id = format!("{name}-{}", now.strftime("%Y%m%d-%H%M%S"));
+    let history = History::new(resolved, now);
     if args.dry_run {
         let edge = Edge::new(context, &args.answer, None);
-        let worker = worker(context, &opened, &id, &history, &edge)?;
+        let worker = worker(context, Some(&opened), &id, &history, &edge)?;
         let seen = look(&worker, &history.resolved)?;
         shown::print_plan(context, &history.resolved, &seen)?;
         return Ok(if seen.refused() { Exit::Failed } else { Exit::Ok });
@@ -105,10 +100,51 @@ pub async fn run(context: &Context, level: Level, args: Args) -> Result<Exit, Fa
     begin(context, &opened, &args, &kept, history)
 }
 
+/// The recovery points that are wanted, where it is not the newest.
+#[derive(Default)]
+struct Asked {
+    at: Option<Timestamp>,
+    run: Option<String>,
+    chosen: BTreeMap<SourceName, Sequence>,
+}
+
+/// # Errors
+/// [`Unfit`]: it cannot be carried out as it is asked for.
+async fn resolved(
+    context: &Context,
+    opened: &Opened,
+    plan: &Plan,
+    journals: Option<&Journals>,
+    asked: Asked,
+) -> Result<Resolved, Failure> {
+    let mut world = world::look(context, opened, plan, journals).await?;
+    (world.at, world.run, world.chosen) = (asked.at, asked.run, asked.chosen);
+    world::fill(context, opened, plan, &mut world).await?;
+    let unfit = |findings| Unfit { plan: plan.name.clone(), findings };
+    let resolved = resolve(&plan.name, &world).map_err(unfit)?;
+    let findings = world::lacking(context, opened, &resolved).await?;
+    if findings.is_empty() { Ok(resolved) } else { Err(unfit(findings).into()) }
+}
+
+/// Whether the repository has what a plan restores; says how much would be lost.
+pub async fn readiness(context: &Context, opened: &Opened, plan: &Plan) -> Result<String, Failure> {
+    let resolved = resolved(context, opened, plan, None, Asked::default()).await?;
+    let losses = resolved.tasks.iter().filter_map(|task| Some(task.choice.as_ref()?.loss_ms));
+    let (restores, steps) = (losses.clone().count(), resolved.tasks.len());
+    let lost = losses.max().map_or_else(String::new, |most| format!("; at most {} would be lost", length(most)));
+    Ok(format!("what {restores} of its {steps} steps restore is there{lost}"))
+}
+
 pub async fn list(context: &Context) -> Result<Exit, Failure> {
-    let opened = context.open(Use::Read).await?;
-    let journals = journals(context, &opened)?;
-    shown::list(context, journals.as_ref()).await
+    match reach(context, Use::Read).await {
+        Ok((_, journals)) => shown::list(context, journals.as_ref()).await,
+        // Whoever has lost the bucket in the middle of a restore looks for its id.
+        Err(failure) if !kept::here().is_empty() => {
+            shown::list(context, None).await?;
+            Err(failure)
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 /// What keeps a plan from being carried out.
@@ -138,14 +174,16 @@ impl Begin {
     }
 }
 
-fn journals(context: &Context, opened: &Opened) -> Result<Option<Journals>, Failure> {
+/// The repository, and where it has its journals.
+async fn reach(context: &Context, use_: Use) -> Result<(Opened, Option<Journals>), Failure> {
+    let opened = context.open(use_).await?;
     // Without the recovery identity the contents may still be readable (a drill's, an escrow's).
-    let identity = context.require_identity(opened)?;
+    let identity = context.require_identity(&opened)?;
     let journals = opened.repository.journals(&identity).ok();
     if journals.is_none() {
         tracing::warn!("this identity cannot write a journal into the repository: only this machine can go on");
     }
-    Ok(journals)
+    Ok((opened, journals))
 }
 
 fn is_of(asked: Level, plan: &str, level: Level) -> Result<(), Failure> {
@@ -158,18 +196,18 @@ fn is_of(asked: Level, plan: &str, level: Level) -> Result<(), Failure> {
 
 fn worker<'a>(
     context: &Context,
-    opened: &Opened,
+    opened: Option<&Opened>,
     id: &str,
     history: &History,
     edge: &'a Edge,
 ) -> Result<Worker<'a>, Failure> {
     let sources = &context.config()?.sources;
+    let contents = |opened: &Opened| Ok::<_, Failure>((opened.repository.clone(), context.access_to_contents(opened)?));
     Ok(Worker {
         id: id.to_owned(),
-        repository: opened.repository.clone(),
-        access: context.access_to_contents(opened)?,
+        contents: opened.map(contents).transpose()?,
         documents: sources.iter().map(|(name, source)| (name.clone(), source.capture.clone())).collect(),
-        confirmed: history.confirmed.clone(),
+        confirmed: history.consent(kept::machine().as_deref()),
         machine: kept::machine(),
         threads: super::threads(),
         runtime: tokio::runtime::Handle::current(),
@@ -199,7 +237,7 @@ fn begin(
     mut history: History,
 ) -> Result<Exit, Failure> {
     let edge = Edge::new(context, &args.answer, keep(context, opened, args)?);
-    let seen = look(&worker(context, opened, &begin.id, &history, &edge)?, &history.resolved)?;
+    let seen = look(&worker(context, Some(opened), &begin.id, &history, &edge)?, &history.resolved)?;
     if let Some(facts) = seen.facts.iter().find(|facts| facts.refused.is_some()) {
         let why = facts.refused.as_deref().unwrap_or_default();
         let step = &history.resolved.tasks[facts.task].name;
@@ -221,7 +259,7 @@ fn begin(
         let _ =
             writeln!(io::stderr(), "This restore is {id}: `lifeboat restore {level} --resume {id}` goes on with it");
     }
-    let worker = worker(context, opened, &id, &history, &edge)?;
+    let worker = worker(context, Some(opened), &id, &history, &edge)?;
     let entry = Entry { turn, journals: begin.journals.as_ref(), dead: &args.dead, confirmed };
     carry_out(context, args, worker, &edge, &mut kept, history, entry)
 }
@@ -239,9 +277,10 @@ impl Entry<'_> {
     fn pass(self, execution: &mut Execution<'_>, id: &str) -> Result<(), Failure> {
         let new = execution.history.next == 2;
         let written = if new { Ok(()) } else { execution.record(Event::Resumed) };
-        let known = self.confirmed.is_subset(&execution.history.confirmed);
-        let written =
-            written.and_then(|()| if known { Ok(()) } else { execution.record(Event::Confirmed(self.confirmed)) });
+        let (targets, machine) = (self.confirmed, kept::machine());
+        let known = targets.is_subset(&execution.history.consent(machine.as_deref()));
+        let written = written
+            .and_then(|()| if known { Ok(()) } else { execution.record(Event::ConfirmedOn { machine, targets }) });
         written.map_err(|error| unwritten(&error, &execution.history, id))?;
         let others = self.turn.exclude(id, &execution.history, self.journals, self.dead);
         let free = tokio::runtime::Handle::current().block_on(others);
@@ -263,18 +302,10 @@ fn go_on(
     mut history: History,
 ) -> Result<Exit, Failure> {
     let edge = Edge::new(context, &args.answer, keep(context, opened, args)?);
-    let entry = |confirmed| {
-        let turn = tokio::task::block_in_place(Turn::take)?;
-        Ok::<_, Failure>(Entry { turn, journals: journals.as_ref(), dead: &args.dead, confirmed })
-    };
-    let id = args.resume.as_ref().or(args.abort.as_ref()).cloned().unwrap_or_default();
-    let mut worker = worker(context, opened, &id, &history, &edge)?;
-    if args.abort.is_some() && (history.verdict != Some(Verdict::Complete) || !history.closed.is_empty()) {
-        return abort(context, args, &worker, &edge, &mut kept, history, entry(BTreeSet::new())?);
-    }
+    let id = args.resume.clone().unwrap_or_default();
+    let mut worker = worker(context, Some(opened), &id, &history, &edge)?;
     if let Some(verdict @ (Verdict::Complete | Verdict::Aborted)) = history.verdict {
-        let how = if verdict == Verdict::Complete { "is complete" } else { "was given up" };
-        return Err(Fault::usage(format!("restore {id} {how}"), "begin a new one").into());
+        return Err(has_ended(&id, verdict));
     }
     let open = history.resolved.tasks.iter().zip(&history.tasks).filter(|(_, progress)| progress.state != State::Done);
     for (field, source) in open.flat_map(|(task, _)| task.doing.documents()) {
@@ -288,18 +319,26 @@ fn go_on(
     if history.verdict == Some(Verdict::Incomplete) {
         redo_what_is_lacking(&worker, &mut history);
     }
-    worker.confirmed.clone_from(&history.confirmed);
-    // What was done is not looked at again, nor what is under way: its own traces would look like somebody's data.
+    worker.confirmed = history.consent(worker.machine.as_deref());
+    // What was done is not looked at again, nor what is under way here: its own traces would look like somebody's data.
     let mut left = history.resolved.clone();
     for (task, progress) in left.tasks.iter_mut().zip(&history.tasks) {
-        if progress.state == State::Done || progress.note.as_ref().is_some_and(|note| !note.is_null()) {
+        let under_way = |note: &Value| !note.is_null() && !worker.is_elsewhere(note);
+        if progress.state == State::Done || progress.note.as_ref().is_some_and(under_way) {
             task.choice = None;
         }
     }
     let seen = look(&worker, &left)?;
     close_again(&mut history, &seen);
     let confirmed = confirm(context, args, &history, &seen, &edge)?;
-    carry_out(context, args, worker, &edge, &mut kept, history, entry(confirmed)?)
+    let turn = tokio::task::block_in_place(Turn::take)?;
+    let entry = Entry { turn, journals: journals.as_ref(), dead: &args.dead, confirmed };
+    carry_out(context, args, worker, &edge, &mut kept, history, entry)
+}
+
+fn has_ended(id: &str, verdict: Verdict) -> Failure {
+    let how = if verdict == Verdict::Complete { "is complete" } else { "was given up" };
+    Fault::usage(format!("restore {id} {how}"), "begin a new one").into()
 }
 
 /// Somebody may have let go meanwhile of what is held back in a cluster: it would write into what is restored. Not once a fence
@@ -397,8 +436,8 @@ fn confirm(
         let message = format!("no step concerns {other}: the targets are {}", is.join(", "));
         return Err(Fault::usage(message, "nothing was changed; look again at what is to be restored where").into());
     }
-    let asked =
-        |facts: &&Facts| facts.overwrites && facts.target.as_ref().is_some_and(|id| !history.confirmed.contains(id));
+    let given = history.consent(kept::machine().as_deref());
+    let asked = |facts: &&Facts| facts.overwrites && facts.target.as_ref().is_some_and(|id| !given.contains(id));
     let needed: BTreeSet<String> = seen.facts.iter().filter(asked).filter_map(|facts| facts.target.clone()).collect();
     let missing: Vec<&String> = needed.difference(&named).collect();
     if missing.is_empty() && (args.yes || needed.is_empty()) {
@@ -413,7 +452,7 @@ fn confirm(
         let hint = format!("see it with --dry-run; if it is meant, add: --yes {}", ids.join(" "));
         return Err(Fault::usage(message, hint).into());
     }
-    eprint!("{}", shown::plan(&history.resolved, seen));
+    eprint!("{}", printable(&shown::plan(&history.resolved, seen)));
     for id in &needed {
         let places: Vec<_> =
             seen.facts.iter().filter(|facts| facts.target.as_ref() == Some(id)).map(|f| f.place.as_str()).collect();
@@ -486,36 +525,58 @@ fn unwritten(error: &JournalError, history: &History, id: &str) -> Failure {
     Fault::Failed { message: chain(error).join(": "), hint: Some(hint) }.into()
 }
 
-fn abort(
-    context: &Context,
-    args: &Args,
-    worker: &Worker<'_>,
-    edge: &Edge,
-    kept: &mut Kept,
-    history: History,
-    entry: Entry<'_>,
-) -> Result<Exit, Failure> {
+/// What fences hold back need not wait for the bucket: this machine's journal knows it.
+async fn give_up(context: &Context, level: Level, args: &Args, id: &str) -> Result<Exit, Failure> {
+    let dead = args.dead.iter().any(|other| other == id);
+    let asked = async {
+        let (opened, journals) = reach(context, Use::Write).await?;
+        let (kept, history) = Kept::resume(id, journals.clone(), dead).await?;
+        Ok::<_, Failure>((Some(opened), journals, kept, history))
+    };
+    let (opened, journals, mut kept, history) = match asked.await {
+        Ok(found) => found,
+        Err(failure) if !kept::here().iter().any(|known| known == id) => return Err(failure),
+        Err(source) if of_the_store(source.as_ref()).is_some() && !dead => {
+            return Err(Fault::Unasked { level: level.to_string(), id: id.into(), source }.into());
+        }
+        Err(failure) if of_the_store(failure.as_ref()).is_some() => {
+            let error = failure.as_ref() as &dyn std::error::Error;
+            tracing::warn!(error, "the repository cannot be used: this machine's journal counts");
+            let (kept, history) = Kept::resume(id, None, dead).await?;
+            (None, None, kept, history)
+        }
+        Err(failure) => return Err(failure),
+    };
+    is_of(level, &history.resolved.plan, history.resolved.level)?;
+    if history.verdict == Some(Verdict::Complete) && history.closed.is_empty() {
+        return Err(has_ended(id, Verdict::Complete));
+    }
+    let edge = Edge::new(context, &args.answer, None);
+    let worker = worker(context, opened.as_ref(), id, &history, &edge)?;
+    let turn = tokio::task::block_in_place(Turn::take)?;
+    let entry = Entry { turn, journals: journals.as_ref(), dead: &args.dead, confirmed: BTreeSet::new() };
     let (failures, history) = tokio::task::block_in_place(|| {
-        let mut execution = Execution::new(history, kept, worker);
-        let failures = entry.pass(&mut execution, &worker.id).map(|()| execution.abort());
+        let mut execution = Execution::new(history, &mut kept, &worker);
+        let failures = entry.pass(&mut execution, id).map(|()| execution.abort());
         (failures, execution.history)
     });
     edge.end();
     let failures = failures??;
-    let report = Report::new(&worker.id, &history);
+    let report = Report::new(id, &history);
     if let Some(directory) = &args.report {
         shown::write_report(directory, &report)?;
     }
     if !failures.is_empty() {
-        let message = format!("the restore could not be given up as a whole: {}", failures.join("; "));
+        let mut message = format!("the restore could not be given up as a whole: {}", failures.join("; "));
+        let closed: Vec<_> = history.closed.iter().map(|at| history.resolved.tasks[*at].name.as_str()).collect();
+        if !closed.is_empty() {
+            message += &format!("; still held back: {}", closed.join(", "));
+        }
         let hint = "mend the cause and run the same command again".to_owned();
         return Err(Fault::Failed { message, hint: Some(hint) }.into());
     }
     if !context.globals.json {
-        print(&format!(
-            "Restore {} is given up; nothing is held back any more. What was restored stays.\n",
-            worker.id
-        ))?;
+        print(&format!("Restore {id} is given up; nothing is held back any more. What was restored stays.\n"))?;
     }
     Ok(Exit::Ok)
 }

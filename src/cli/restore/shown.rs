@@ -13,6 +13,9 @@ use crate::restore::plan::report::{Report, describe, shown};
 use crate::source::target::summary;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 /// What is there where the plan restores to.
@@ -123,7 +126,9 @@ pub fn write_report(directory: &Path, report: &Report) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(report)?;
     for (suffix, text) in [("md", report.markdown()), ("html", report.html()), ("json", json)] {
         let file = directory.join(format!("{}.{suffix}", report.id));
-        std::fs::write(&file, text).map_err(Fault::file("write", &file))?;
+        // What programs printed is in it.
+        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file);
+        opened.and_then(|mut out| out.write_all(text.as_bytes())).map_err(Fault::file("write", &file))?;
     }
     Ok(())
 }
@@ -154,6 +159,7 @@ pub async fn list(context: &Context, journals: Option<&Journals>) -> Result<Exit
             format!("{done}/{}", history.tasks.len()),
             match at_work {
                 Some(place) => place.to_string(),
+                None if history.verdict.is_none() && journals.is_none() => "nobody here".into(),
                 None if history.verdict.is_none() => "nobody: --resume or --abort".into(),
                 None => String::new(),
             },

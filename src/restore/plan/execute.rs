@@ -20,6 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(100);
 /// The journal is written to at least so often, so that others see that somebody is at it.
 const BEAT: Duration = Duration::from_secs(30);
+/// Somebody is waited for no longer who gives a plan up: nothing is written to the journal meanwhile.
+const ANSWER: Duration = Duration::from_secs(90);
 /// Whoever wrote nothing for so long is taken to be dead: four beats, of which a slow bucket may swallow two.
 pub const LEASE: Duration = Duration::from_mins(2);
 
@@ -31,6 +33,8 @@ pub struct Attempt<'a> {
     pub fence: Option<&'a Task>,
     /// What an earlier attempt noted; of an `unfence`, what its fence did.
     pub noted: Option<Value>,
+    /// What the fences noted that are closed until this step has ended.
+    pub closed: Vec<Value>,
     /// The step is given up then.
     pub deadline: Instant,
     messages: Sender<Message>,
@@ -66,6 +70,15 @@ pub enum Failure {
     Interrupted,
 }
 
+impl Failure {
+    fn text(&self) -> &str {
+        match self {
+            Self::Failed(text) | Self::Refused(text) => text,
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// Does steps. All calls block.
 pub trait Hands: Sync {
     /// Done twice, it ends in the same state as done once.
@@ -76,6 +89,9 @@ pub trait Hands: Sync {
 
     /// Removes what a step that did not reach its end left in its target, for whoever gives the plan up. Says what it did.
     fn abandon(&self, index: usize, task: &Task) -> Result<Vec<String>, Failure>;
+
+    /// Whether somebody says that it may stay, since it could not be removed.
+    fn may_stay(&self, task: &Task, why: &str, deadline: Instant) -> Result<(), Failure>;
 
     fn clock(&self) -> Timestamp;
 
@@ -153,9 +169,9 @@ impl<'a> Execution<'a> {
                         trouble = Some(self.troubled(error));
                         break;
                     }
-                    let noted = self.noted(&tasks[index], index);
+                    let (noted, closed) = (self.noted(&tasks[index], index), self.closed(index));
                     let (hands, tasks, messages) = (self.hands, tasks.as_slice(), messages.clone());
-                    scope.spawn(move || work(hands, tasks, index, number, noted, &messages));
+                    scope.spawn(move || work(hands, tasks, index, number, (noted, closed), &messages));
                     running += 1;
                 }
                 if running == 0 {
@@ -243,43 +259,78 @@ impl<'a> Execution<'a> {
         self.history.tasks[task.fence.unwrap_or(index)].note.clone()
     }
 
+    /// Of a fence that is opened while the step is at work, nothing may be made held: nobody would let it go.
+    fn closed(&self, index: usize) -> Vec<Value> {
+        let tasks = &self.history.resolved.tasks;
+        let opens_later =
+            |fence: usize| (0..tasks.len()).any(|at| tasks[at].fence == Some(fence) && follows(tasks, at, index));
+        let closed = self.history.closed.iter().filter(|fence| follows(tasks, index, **fence) && opens_later(**fence));
+        closed.filter_map(|fence| self.history.tasks[*fence].note.clone()).collect()
+    }
+
     /// Gives the plan up: clears away what is half restored, then opens the fences that it closed, the last one first.
-    /// Returns what could not be done; if a target could not be cleared, the fences stay closed.
+    /// Returns what could not be done; the fences before a target that could not be cleared stay closed.
     ///
     /// # Errors
     /// The journal could not be written.
     pub fn abort(&mut self) -> Result<Vec<String>, JournalError> {
-        let mut failures = Vec::new();
-        for (index, task) in self.history.resolved.tasks.clone().iter().enumerate() {
+        let (tasks, mut uncleared) = (self.history.resolved.tasks.clone(), Vec::new());
+        for (index, task) in tasks.iter().enumerate() {
             if matches!(self.history.tasks[index].state, State::Done | State::Waiting) {
                 continue;
             }
             match self.hands.abandon(index, task) {
                 Ok(lines) if lines.is_empty() => {}
                 Ok(lines) => self.record(Event::Cleared { task: index, lines })?,
-                Err(Failure::Interrupted) => failures.push(format!("{}: interrupted", task.name)),
-                Err(Failure::Failed(text) | Failure::Refused(text)) => failures.push(format!("{}: {text}", task.name)),
+                Err(why) => uncleared.push((index, why)),
             }
         }
-        if !failures.is_empty() {
-            self.leave();
+        // Nobody who is asked keeps back what is not in question.
+        let mut failures = self.open_before(&tasks, &uncleared)?;
+        let (mut left, some) = (Vec::new(), !uncleared.is_empty());
+        for (index, why) in uncleared {
+            let (task, why) = (&tasks[index], why.text());
+            match self.hands.may_stay(task, why, Instant::now() + ANSWER) {
+                Ok(()) => {
+                    let lines = vec![format!("it stays as it is: {why}")];
+                    self.record(Event::Cleared { task: index, lines })?;
+                }
+                Err(said) => {
+                    let text = if said.text().contains(why) { String::new() } else { format!("{why}: ") };
+                    failures.push(format!("{}: {text}{}", task.name, said.text()));
+                    left.push((index, said));
+                }
+            }
+        }
+        if some {
+            failures.extend(self.open_before(&tasks, &left)?);
+        }
+        if failures.is_empty() && self.history.closed.is_empty() {
+            self.record(Event::Ended(Verdict::Aborted))?;
             return Ok(failures);
         }
+        if failures.is_empty() {
+            failures.push(Failure::Interrupted.text().to_owned());
+        }
+        self.leave();
+        Ok(failures)
+    }
+
+    /// Opens the fences that none of `steps` follows, the last one first. Returns what could not be opened.
+    fn open_before(&mut self, tasks: &[Task], steps: &[(usize, Failure)]) -> Result<Vec<String>, JournalError> {
+        let mut failures = Vec::new();
         for fence in self.history.closed.clone().into_iter().rev() {
-            let task = self.history.resolved.tasks[fence].clone();
+            if self.hands.interrupted() || steps.iter().any(|(step, _)| follows(tasks, *step, fence)) {
+                continue;
+            }
+            let task = &tasks[fence];
             let note = self.history.tasks[fence].note.clone().unwrap_or_default();
             // Written first: whoever carries the plan out elsewhere learns of it before it is opened.
             self.record(Event::Opening { task: fence })?;
-            match self.hands.open(&task, &note, Instant::now() + task.timeout) {
+            match self.hands.open(task, &note, Instant::now() + task.timeout) {
                 Ok(lines) => self.record(Event::Opened { task: fence, lines })?,
-                Err(Failure::Interrupted) => failures.push(format!("{}: interrupted", task.name)),
-                Err(Failure::Failed(text) | Failure::Refused(text)) => failures.push(format!("{}: {text}", task.name)),
+                Err(why) => failures.push(format!("{}: {}", task.name, why.text())),
             }
-        }
-        if failures.is_empty() {
-            self.record(Event::Ended(Verdict::Aborted))?;
-        } else {
-            self.leave();
         }
         Ok(failures)
     }
@@ -295,13 +346,21 @@ fn receive(inbox: &Receiver<Message>) -> Option<Message> {
 }
 
 /// One step with all its attempts.
-fn work(hands: &dyn Hands, tasks: &[Task], index: usize, first: u32, noted: Option<Value>, messages: &Sender<Message>) {
+fn work(
+    hands: &dyn Hands,
+    tasks: &[Task],
+    index: usize,
+    first: u32,
+    (noted, closed): (Option<Value>, Vec<Value>),
+    messages: &Sender<Message>,
+) {
     let task = &tasks[index];
     let fence = task.fence.map(|at| &tasks[at]);
     let (mut number, mut pause, mut noted) = (first, FIRST_PAUSE, noted);
     let result = loop {
         let deadline = Instant::now() + task.timeout;
-        let mut attempt = Attempt { task, index, fence, noted: noted.take(), deadline, messages: messages.clone() };
+        let (noted_now, closed, messages_to) = (noted.take(), closed.clone(), messages.clone());
+        let mut attempt = Attempt { task, index, fence, noted: noted_now, closed, deadline, messages: messages_to };
         // A step that never said that it ended would be waited for without end.
         let result = catch_unwind(AssertUnwindSafe(|| hands.perform(&mut attempt))).unwrap_or_else(|_| {
             Err(Failure::Refused("it broke off: a defect of Lifeboat, told on standard error".into()))

@@ -29,7 +29,12 @@ pub struct Record {
 pub enum Event {
     /// The first record.
     Resolved(Box<Resolved>),
-    /// A person, or the command line, named these targets: what is there may be overwritten.
+    /// A person, or the command line, named these targets: what is there may be overwritten. Of paths, on this machine.
+    ConfirmedOn {
+        machine: Option<String>,
+        targets: BTreeSet<String>,
+    },
+    /// The same, in journals that do not say where.
     Confirmed(BTreeSet<String>),
     Began {
         task: usize,
@@ -114,6 +119,12 @@ pub trait Journal: Send {
     fn write(&mut self, record: &Record) -> Result<(), JournalError>;
 }
 
+/// Whether a target is another one on every machine: a path, a loopback address. Rather too often than not.
+#[must_use]
+pub fn is_local(target: &str) -> bool {
+    target.starts_with('/') || ["localhost", "127.", "::1"].iter().any(|name| target.contains(name))
+}
+
 /// How far a task is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -142,7 +153,8 @@ pub struct History {
     pub began: Timestamp,
     /// The newest record's.
     pub last: Timestamp,
-    pub confirmed: BTreeSet<String>,
+    /// Targets that may be overwritten, and on which machine that was said last.
+    pub confirmed: BTreeMap<String, Option<String>>,
     pub tasks: Vec<Progress>,
     /// Fences that are closed, or might be.
     pub closed: Vec<usize>,
@@ -159,7 +171,7 @@ impl History {
     #[must_use]
     pub fn new(resolved: Resolved, at: Timestamp) -> Self {
         let tasks = vec![Progress::default(); resolved.tasks.len()];
-        let (confirmed, closed) = (BTreeSet::new(), Vec::new());
+        let (confirmed, closed) = (BTreeMap::new(), Vec::new());
         let (verdict, set_back) = (None, false);
         Self { resolved, began: at, last: at, confirmed, tasks, closed, verdict, set_back, at_work: true, next: 2 }
     }
@@ -186,7 +198,8 @@ impl History {
     fn fits(&self, event: &Event) -> bool {
         match event {
             Event::Resolved(_) => false,
-            Event::Confirmed(_)
+            Event::ConfirmedOn { .. }
+            | Event::Confirmed(_)
             | Event::Ended(_)
             | Event::Alive
             | Event::Resumed
@@ -213,7 +226,12 @@ impl History {
         match &record.event {
             Event::Resolved(_) | Event::Alive | Event::Left | Event::Displaced { .. } => {}
             Event::Resumed => self.verdict = None,
-            Event::Confirmed(targets) => self.confirmed.extend(targets.clone()),
+            Event::ConfirmedOn { targets, machine } => {
+                self.confirmed.extend(targets.iter().map(|target| (target.clone(), machine.clone())));
+            }
+            Event::Confirmed(targets) => {
+                self.confirmed.extend(targets.iter().map(|target| (target.clone(), None)));
+            }
             Event::Began { task, attempt } => {
                 let progress = &mut self.tasks[*task];
                 (progress.state, progress.attempts) = (State::Running, *attempt);
@@ -264,13 +282,22 @@ impl History {
         self.targets().into_iter().find(|target| theirs.iter().any(|its| overlap(target, its)))
     }
 
+    /// Targets that may be overwritten from this machine: a path, or a loopback address, is another place on every other.
+    #[must_use]
+    pub fn consent(&self, machine: Option<&str>) -> BTreeSet<String> {
+        let here = |(target, said): &(&String, &Option<String>)| {
+            !is_local(target) || said.is_some() && said.as_deref() == machine
+        };
+        self.confirmed.iter().filter(here).map(|(target, _)| target.clone()).collect()
+    }
+
     fn targets(&self) -> BTreeSet<String> {
         let places = self.resolved.tasks.iter().filter_map(|task| match &task.doing {
             Doing::Restore(restore) => Some(restore.place()),
             Doing::Fence(Fence { cluster: Some(cluster), .. }) => Some(format!("the system {cluster}")),
             _ => None,
         });
-        places.chain(self.confirmed.iter().cloned()).collect()
+        places.chain(self.confirmed.keys().cloned()).collect()
     }
 
     /// What was done is to be done again.

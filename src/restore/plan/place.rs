@@ -6,7 +6,8 @@
 //! recognisable until it was written down that it is in its place: on another machine, where nothing was staged, nobody
 //! takes an empty directory for a restored one.
 
-use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,6 +22,10 @@ const NEW: &str = "new";
 const BEFORE: &str = "before";
 const CLEARED: &str = "cleared";
 const MOUNTS: &str = "/proc/self/mountinfo";
+/// As much as the kernel gives for a list of attributes, or one.
+const XATTRS: usize = 64 << 10;
+/// Kinds of attributes that belong to a directory's content.
+const GIVEN: [&[u8]; 3] = [b"user.", b"system.posix_acl_", b"trusted."];
 
 /// A target directory of one step of one execution.
 #[derive(Clone, Debug)]
@@ -115,6 +120,11 @@ impl Place {
         }
         fs::create_dir(&self.stage)?;
         rustix::fs::chmod(&self.stage, Mode::RWXU)?;
+        // It has ACLs of the directory that it is in, and would hand them on to all that is restored.
+        let stage = File::open(&self.stage)?;
+        for (name, _) in xattrs(&stage)? {
+            rustix::fs::fremovexattr(&stage, name.as_slice())?;
+        }
         Ok(self.stage.join(NEW))
     }
 
@@ -130,9 +140,9 @@ impl Place {
             sync(&self.directory)?;
             // It keeps what the root should look like, since `new` changes from here on.
             let half = self.stage.join("clearing");
-            let file = File::create(&half)?;
-            dress(&half, &Look::of(&fs::metadata(&new)?))?;
-            file.sync_all()?;
+            create_if_absent(&half)?;
+            dress(&half, &Look::of(&new)?)?;
+            sync(&half)?;
             fs::rename(&half, &cleared)?;
             sync(&self.stage)?;
         }
@@ -149,7 +159,7 @@ impl Place {
 
     /// What the directory shall look like in the end; after [`Self::swap`].
     pub fn look(&self) -> io::Result<Look> {
-        Ok(Look::of(&fs::metadata(self.stage.join(CLEARED))?))
+        Look::of(&self.stage.join(CLEARED))
     }
 
     /// Removes what is left of the stage, once it is written down that the content is in its place, and how the directory
@@ -160,7 +170,7 @@ impl Place {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
             };
-            gone(fs::remove_file(self.stage.join(CLEARED)))?;
+            gone(fs::remove_dir(self.stage.join(CLEARED)))?;
             gone(fs::remove_dir(&self.stage))?;
             // The last change, since each before it counts as one of the directory.
             dress(&self.directory, look)?;
@@ -244,7 +254,7 @@ pub(in crate::restore) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Owner, permissions and times of a restored root.
+/// Owner, permissions, times, ACLs and attributes of a restored root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     owner: (u32, u32),
@@ -252,17 +262,44 @@ pub struct Look {
     /// Seconds and nanoseconds.
     accessed: (i64, i64),
     modified: (i64, i64),
+    /// By name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Look {
-    pub fn of(is: &fs::Metadata) -> Self {
-        Self {
+    pub fn of(directory: &Path) -> io::Result<Self> {
+        let directory = File::open(directory)?;
+        let is = directory.metadata()?;
+        Ok(Self {
             owner: (is.uid(), is.gid()),
             mode: is.mode() & 0o7777,
             accessed: (is.atime(), is.atime_nsec()),
             modified: (is.mtime(), is.mtime_nsec()),
+            xattrs: xattrs(&directory)?,
+        })
+    }
+}
+
+/// The extended attributes that people and programs give (xattr(7)), the ACLs among them, in the order of their names. Those of
+/// `security` belong to the place.
+fn xattrs(file: &File) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut buffer = vec![0; XATTRS];
+    let names = match rustix::fs::flistxattr(file, &mut buffer[..]) {
+        Ok(length) => buffer[..length].to_vec(),
+        Err(Errno::OPNOTSUPP) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let mut found = Vec::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| GIVEN.iter().any(|kind| name.starts_with(kind))) {
+        match rustix::fs::fgetxattr(file, name, &mut buffer[..]) {
+            Ok(length) => found.push((name.to_vec(), buffer[..length].to_vec())),
+            Err(Errno::NODATA) => {}
+            Err(error) => return Err(error.into()),
         }
     }
+    found.sort();
+    Ok(found)
 }
 
 /// Gives `path` this look.
@@ -274,6 +311,13 @@ pub(in crate::restore) fn dress(path: &Path, should: &Look) -> io::Result<()> {
         rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
     }
     rustix::fs::fchmod(&file, Mode::from_raw_mode(should.mode))?;
+    let there = xattrs(&file)?;
+    for (name, _) in there.iter().filter(|(name, _)| should.xattrs.iter().all(|(other, _)| other != name)) {
+        rustix::fs::fremovexattr(&file, name.as_slice())?;
+    }
+    for (name, value) in should.xattrs.iter().filter(|pair| !there.contains(pair)) {
+        rustix::fs::fsetxattr(&file, name.as_slice(), value, XattrFlags::empty())?;
+    }
     let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
     let times = Timestamps { last_access: time(should.accessed), last_modification: time(should.modified) };
     Ok(rustix::fs::futimens(&file, &times)?)
@@ -384,8 +428,13 @@ mod tests {
 
     /// A target with something in it, and something else staged.
     fn staged(at: &Path) -> Place {
+        staged_over(at, |_| ())
+    }
+
+    fn staged_over(at: &Path, prepare: impl FnOnce(&Path)) -> Place {
         let target = at.join("data");
         fs::create_dir(&target).unwrap();
+        prepare(&target);
         fs::write(target.join("a"), "old a").unwrap();
         fs::write(target.join("b"), "old b").unwrap();
         let place = Place::new(&target, "x");
@@ -405,9 +454,9 @@ mod tests {
         place.swap().unwrap();
         let look = place.look().unwrap();
         // Killed while the stage was being removed: what the directory shall look like was written down.
-        fs::remove_file(place.stage.join(CLEARED)).unwrap();
+        fs::remove_dir(place.stage.join(CLEARED)).unwrap();
         let before = place.finish(Some(&look)).unwrap().unwrap();
-        assert_eq!(Look::of(&fs::metadata(at.join("data")).unwrap()).modified, look.modified);
+        assert_eq!(Look::of(&at.join("data")).unwrap().modified, look.modified);
         assert!(!place.stage.exists());
         assert_eq!(before, at.join("data.before-x"));
         assert_eq!(tree(&at.join("data")), of(&[("a", "new a"), ("c", "new c")]));
@@ -427,6 +476,37 @@ mod tests {
     }
 
     #[test]
+    fn the_directory_gets_the_attributes_of_the_restored_one_and_loses_its_own() {
+        // A default ACL of owner, group and others (acl(5), as xattr: version, then tag, permissions, no id).
+        let acl = [2u32.to_le_bytes().to_vec()].into_iter().chain(
+            [(1u16, 7u16), (4, 5), (32, 0)]
+                .map(|(tag, may)| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &[0xff; 4]].concat()),
+        );
+        let acl: Vec<u8> = acl.flatten().collect();
+        let set = |path: &Path, name: &str, value: &[u8]| {
+            rustix::fs::setxattr(path, name, value, XattrFlags::empty()).unwrap();
+        };
+        for with_acl in [true, false] {
+            let at = tempfile::tempdir().unwrap();
+            let place = staged_over(at.path(), |data| {
+                set(data, "user.old", b"1");
+                set(data, "system.posix_acl_default", &acl);
+            });
+            let new = place.stage.join(NEW);
+            set(&new, "user.new", b"2");
+            if with_acl {
+                set(&new, "system.posix_acl_default", &acl);
+            }
+            check(at.path(), &place);
+            let look = Look::of(&at.path().join("data")).unwrap();
+            let has = |name: &str| look.xattrs.iter().find(|(other, _)| other == name.as_bytes());
+            assert!(has("user.old").is_none() && has("user.new").unwrap().1 == b"2");
+            assert_eq!(has("system.posix_acl_default").is_some_and(|(_, is)| *is == acl), with_acl);
+            assert_eq!(Look::of(&at.path().join("data/a")).unwrap().xattrs, []);
+        }
+    }
+
+    #[test]
     fn an_interrupted_swap_goes_on() {
         // Killed after the first old file went aside.
         let at = tempfile::tempdir().unwrap();
@@ -441,7 +521,7 @@ mod tests {
         for name in ["a", "b"] {
             fs::rename(at.path().join("data").join(name), place.stage.join(BEFORE).join(name)).unwrap();
         }
-        fs::write(place.stage.join(CLEARED), "").unwrap();
+        fs::create_dir(place.stage.join(CLEARED)).unwrap();
         fs::set_permissions(place.stage.join(CLEARED), fs::Permissions::from_mode(0o750)).unwrap();
         fs::rename(place.stage.join("new/a"), at.path().join("data/a")).unwrap();
         check(at.path(), &place);

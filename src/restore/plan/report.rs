@@ -208,7 +208,11 @@ impl Report {
 
     #[must_use]
     pub fn markdown(&self) -> String {
-        let cell = |text: &String| text.replace('|', "\\|").replace(char::is_control, " ");
+        // Programs and servers wrote some of it: no pictures from elsewhere, no HTML.
+        let cell = |text: &String| {
+            let plain = text.replace(char::is_control, " ").replace('<', "&lt;");
+            ['|', '[', '`'].iter().fold(plain, |text, sign| text.replace(*sign, &format!("\\{sign}")))
+        };
         let mut text = format!("# {}\n\n", self.title());
         for [name, value] in self.facts() {
             text += &format!("- {name}: {}\n", cell(&value));

@@ -468,7 +468,15 @@ impl Hands for Lab {
     fn abandon(&self, _: usize, task: &Task) -> Result<Vec<String>, Failure> {
         let left = matches!(task.doing, Doing::Restore(_)) && self.log.lock().unwrap().contains(&task.name);
         assert!(!left || self.closed.load(Ordering::SeqCst), "cleared while writers were at work");
+        if self.broken.lock().unwrap().contains(&format!("clear {}", task.name)) {
+            return Err(Failure::Failed("in use".into()));
+        }
         Ok(left.then(|| "cleared".to_owned()).into_iter().collect())
+    }
+
+    fn may_stay(&self, task: &Task, _: &str, _: Instant) -> Result<(), Failure> {
+        let may = self.flaky.lock().unwrap().contains(&format!("{} stays", task.name));
+        if may { Ok(()) } else { Err(Failure::Refused("not confirmed".into())) }
     }
 
     fn clock(&self) -> Timestamp {
@@ -567,8 +575,13 @@ fn a_failure_stops_what_follows_and_leaves_fences_closed() {
     let report = Report::new("x", &history);
     assert_eq!(report.verdict, "not finished");
     assert!(report.to_do[0].contains("--abort x"), "{:?}", report.to_do);
-    // Given up: what was held back is let go.
+    // What cannot be cleared away stays behind its fence.
+    lab.broken.lock().unwrap().insert("clear b".into());
     let mut execution = Execution::new(history, &mut journal, &lab);
+    assert_eq!(execution.abort().unwrap(), ["b: in use: not confirmed"]);
+    assert!(lab.closed.load(Ordering::SeqCst) && execution.history.closed == [0]);
+    // Given up, since somebody says that it may stay: what was held back is let go.
+    lab.flaky.lock().unwrap().insert("b stays".into());
     assert_eq!(execution.abort().unwrap(), [""; 0]);
     assert!(!lab.closed.load(Ordering::SeqCst) && execution.history.closed.is_empty());
     assert_eq!(execution.history.verdict, Some(Verdict::Aborted));
@@ -612,6 +625,11 @@ fn a_step_that_breaks_off_ends_the_restore() {
     assert!(matches!(&history.tasks[2].state, State::Failed(why) if why.contains("defect")));
 }
 
+fn confirmed(targets: &[&str], machine: &str) -> Event {
+    let targets = targets.iter().map(|target| (*target).to_owned()).collect();
+    Event::ConfirmedOn { targets, machine: Some(machine.into()) }
+}
+
 #[test]
 fn who_tries_again_after_the_end_is_asked_again() {
     let steps = json!([{ "name": "a", "onFailure": "continue", "restore": { "source": "x" } }, look("c")]);
@@ -620,7 +638,7 @@ fn who_tries_again_after_the_end_is_asked_again() {
     world.documents.insert(source("x"), Known { kind: "files", tier: None, running: true });
     let mut history = History::new(resolve("p", &world).unwrap(), at("12:00"));
     let mut take = |event| history.take(&Record { number: history.next, at: at("12:00"), event });
-    take(Event::Confirmed(BTreeSet::from(["production".into()])));
+    take(confirmed(&["production"], "here"));
     take(Event::Began { task: 0, attempt: 1 });
     take(Event::Noted { task: 0, note: json!({ "kept": "before-x@1" }) });
     take(Event::Failed { task: 0, text: "no".into() });
@@ -640,7 +658,7 @@ fn what_did_not_come_back_whole_can_be_done_again_from_its_beginning() {
         take(Event::Noted { task, note: json!({ "placed": true }) });
         take(Event::Done { task, outcome });
     }
-    take(Event::Confirmed(BTreeSet::from(["/restored/x".into(), "/restored/y".into()])));
+    take(confirmed(&["production", "/restored/x", "/restored/y"], "here"));
     take(Event::Ended(Verdict::Incomplete));
     assert_eq!([0, 1, 2].map(|at| history.is_lacking(at)), [true, false, false]);
     assert_eq!([0, 1].map(|at| history.tasks[at].note.is_some()), [false, true]);
@@ -654,12 +672,15 @@ fn a_path_of_another_machine_is_confirmed_anew() {
     let all = one();
     let mut history = History::new(resolve("p", &world(&all, &["x", "y"])).unwrap(), at("12:00"));
     let mut take = |event| history.take(&Record { number: history.next, at: at("12:00"), event });
-    take(Event::Confirmed(BTreeSet::from(["/restored/x".into(), "/restored/y".into()])));
+    take(confirmed(&["production", "/restored/x", "/restored/y"], "here"));
     take(Event::Noted { task: 0, note: json!({ "placed": true }) });
     take(Event::Done { task: 0, outcome: Outcome::default() });
     history.redo_here(0);
     assert_eq!((&history.tasks[0].state, &history.tasks[0].note), (&State::Waiting, &None));
-    assert_eq!(history.confirmed, BTreeSet::from(["/restored/y".into()]));
+    let may = |machine| history.consent(Some(machine)).into_iter().collect::<Vec<_>>();
+    assert_eq!(may("here"), ["/restored/y", "production"]);
+    // Nor what is to be done yet: there is something else.
+    assert_eq!(may("elsewhere"), ["production"]);
 }
 
 #[test]
@@ -759,9 +780,9 @@ fn what_two_restores_have_in_common_is_found() {
     assert_eq!(p.in_common(&q).as_deref(), Some("/restored/y"));
     assert_eq!(p.in_common(&r), None);
     // Two documents may lead to one system: what was confirmed tells it.
-    r.confirmed.insert("/restored/x/below".into());
+    r.confirmed.insert("/restored/x/below".into(), None);
     assert_eq!(p.in_common(&r).as_deref(), Some("/restored/x"));
-    r.confirmed = BTreeSet::from(["/restored/xy".into()]);
+    r.confirmed = BTreeMap::from([("/restored/xy".into(), None)]);
     assert_eq!(p.in_common(&r), None);
 }
 

@@ -40,7 +40,7 @@ impl Program {
             text: source.to_string(),
             need: "it must hold the whole repository; TMPDIR says where it lies".into(),
         };
-        let home = tempfile::Builder::new().prefix("lifeboat-git-").tempdir().map_err(failed)?;
+        let home = exec::private_directory("lifeboat-git-").map_err(failed)?;
         let config = home.path().join("config");
         std::fs::write(&config, configuration(spec)).map_err(failed)?;
         let plain = |text: String| Zeroizing::new(text);
@@ -136,6 +136,7 @@ impl Program {
         let cancel = context.cancel.clone();
         exec::Command {
             program: "git".into(),
+            inherits: exec::Inherits::Little,
             arguments: all,
             env: self.env.clone(),
             deadline: context.deadline,

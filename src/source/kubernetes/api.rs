@@ -113,6 +113,13 @@ impl Api {
         if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
             return Err(KubernetesError::Login.into());
         }
+        if config.accept_invalid_certs {
+            let server = config.cluster_url.to_string();
+            tracing::warn!(
+                server,
+                "the kubeconfig says insecure-skip-tls-verify: anybody may answer in the server's place"
+            );
+        }
         config.connect_timeout = Some(CONNECT);
         config.default_retry = false;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();

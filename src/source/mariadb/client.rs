@@ -106,6 +106,7 @@ impl Client {
         let cancel = context.cancel.clone();
         Ok(exec::Command {
             program: program.to_owned(),
+            inherits: exec::Inherits::Little,
             arguments,
             env: vec![("MYSQL_PWD".into(), password)],
             deadline,

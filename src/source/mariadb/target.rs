@@ -9,8 +9,11 @@ use crate::entry::Supply;
 use crate::exec::causes;
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Context, SourceError};
+use std::collections::BTreeSet;
 use std::io;
 
+/// As a plan names them.
+const ALL: &str = "all databases of the dump";
 const CHECKING: &str = "check the restored tables";
 
 pub struct Server {
@@ -27,6 +30,8 @@ impl Server {
         match self.options.existing {
             _ if is.tables == 0 => Action::Create,
             Existing::Replace => Action::Replace,
+            // What this step had begun, as far as it came.
+            _ if self.options.made.contains(ALL) => Action::Replace,
             Existing::Skip | Existing::Update => {
                 let out = self.options.way_out();
                 Action::Conflict(format!("the server holds {} tables, which a dump can only replace{out}", is.tables))
@@ -52,7 +57,8 @@ impl Server {
             context,
             "mariadb",
             context.deadline,
-            &["--batch", "--binary-mode", "--max-allowed-packet=1G"],
+            // In binary mode it takes no commands of its own; nor does it send files of this machine.
+            &["--batch", "--binary-mode", "--local-infile=0", "--max-allowed-packet=1G"],
         )?;
         let mut running = command.start_fed().map_err(|error| self.client.failed(context, action, &error))?;
         let mut dumps = 0;
@@ -90,7 +96,7 @@ impl Target for Server {
         if was != is.version {
             about.push(format!("the snapshot is of MariaDB {was}; run mariadb-upgrade afterwards"));
         }
-        let databases = Change { what: "all databases of the dump".to_owned(), action: self.action(&is) };
+        let databases = Change { what: ALL.to_owned(), action: self.action(&is) };
         let accounts = Change { what: "all accounts of the server".to_owned(), action: Action::Replace };
         Ok(Plan { target: self.client.server.clone(), about, changes: vec![databases, accounts] })
     }
@@ -120,5 +126,9 @@ impl Target for Server {
         let is = self.client.state(context)?;
         let checked = vec![format!("mariadb-check finds all tables sound; {} tables of users are there", is.tables)];
         Ok(Applied { changes: plan.changes.clone(), problems: Vec::new(), checked, to_do })
+    }
+
+    fn unmarked(&self, plan: &Plan) -> BTreeSet<String> {
+        plan.creates()
     }
 }

@@ -77,6 +77,7 @@ mod tests {
     fn taken(text: &str) -> io::Result<Verdict> {
         let command = exec::Command {
             program: "printf".into(),
+            inherits: exec::Inherits::Little,
             arguments: vec![text.into()],
             env: Vec::new(),
             deadline: Instant::now() + Duration::from_mins(1),

@@ -223,6 +223,7 @@ impl Server {
         let cancel = context.cancel.clone();
         Ok(exec::Command {
             program: program.to_owned(),
+            inherits: exec::Inherits::Little,
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
             env,
             deadline: context.deadline,

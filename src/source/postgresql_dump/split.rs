@@ -1,7 +1,10 @@
-//! Where the head of a dump ends: what makes the database, and so cannot be in a transaction.
+//! A dump on its way into `psql`: where its head ends, which makes the database and so cannot be in a transaction, and what of it is
+//! for `psql` and not for the server.
 //!
 //! `pg_dump --create` writes the command that makes the database, `\connect`, perhaps its properties and `\connect` again,
-//! and then what is in it.
+//! and then what is in it. Newer ones let `psql` take no commands of its own in between: `\restrict KEY`, `\unrestrict KEY`. Whoever
+//! makes a false snapshot knows that key. So the restore has one of its own from the beginning to the end, and these lines are left
+//! out.
 
 use std::io::{self, Write};
 
@@ -25,17 +28,38 @@ pub fn head(dump: &[u8]) -> Option<usize> {
     None
 }
 
+/// The lines of a head that are for the server, and the dump's own key.
+///
+/// Invariant: nothing but such lines of `psql` is left out.
+pub fn commands(head: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
+    let (mut commands, mut key) = (Vec::new(), None);
+    for line in head.split_inclusive(|byte| *byte == b'\n') {
+        let bare = line.strip_suffix(b"\n").unwrap_or(line);
+        if let Some(own) = bare.strip_prefix(b"\\restrict ") {
+            key.get_or_insert_with(|| own.to_vec());
+        } else if ![&b"\\connect "[..], b"\\unrestrict ", ENCODING].iter().any(|command| bare.starts_with(command)) {
+            commands.extend_from_slice(line);
+        }
+    }
+    (commands, key)
+}
+
+/// Before a connection to a database whose name has more than letters.
+const ENCODING: &[u8] = b"\\encoding SQL_ASCII";
 const PROPERTIES: &[u8] = b"; Type: DATABASE PROPERTIES; ";
 const LAST: &[u8] = b"-- PostgreSQL database dump complete";
 
 /// Longer lines than this are none of those that count, but for the beginning and end of a copy's.
 const SHORT: usize = 1024;
 
-/// Passes on what is in a database, without the transactions that `pg_dump` puts large objects in: all of it is in one.
+/// Passes on what is in a database, without the transactions that `pg_dump` puts large objects in: all of it is in one. And without
+/// the lines that open and close `psql`'s restricted mode with the dump's own key.
 ///
 /// Invariant: no line of a copy is touched. No line is held that is longer than [`SHORT`].
 pub struct OneTransaction<W> {
     out: W,
+    /// Lines that are for `psql`, with the dump's own key.
+    left_out: Vec<Vec<u8>>,
     /// The line under way; of a long one, its last bytes.
     line: Vec<u8>,
     /// The line under way is long: it was passed on, but for `line`.
@@ -53,8 +77,10 @@ enum Within {
 }
 
 impl<W: Write> OneTransaction<W> {
-    pub fn new(out: W) -> Self {
-        Self { out, line: Vec::new(), long: false, long_copy: false, state: Within::Commands }
+    pub fn new(out: W, key: Option<&[u8]>) -> Self {
+        let of = |key: &[u8]| [&b"\\restrict "[..], b"\\unrestrict "].map(|command| [command, key].concat());
+        let left_out = key.map(of).into_iter().flatten().collect();
+        Self { out, left_out, line: Vec::new(), long: false, long_copy: false, state: Within::Commands }
     }
 
     /// Gives back where it wrote to, with the last line in it.
@@ -92,6 +118,7 @@ impl<W: Write> OneTransaction<W> {
         self.state = match self.state {
             Within::Copy if !self.long && line == b"\\." => Within::Commands,
             Within::Copy => Within::Copy,
+            _ if !self.long && self.left_out.iter().any(|other| other == line) => return true,
             _ if copy => Within::Copy,
             _ if self.long => Within::Commands,
             Within::Commands if line.starts_with(b"-- Data for Name: ") && contains(line, LARGE) => {
@@ -155,8 +182,24 @@ mod tests {
         assert_eq!(head(b""), None);
     }
 
+    #[test]
+    fn what_is_for_psql_does_not_reach_it() {
+        let head =
+            format!("--\n\\restrict k3y\n\nSET a = b;\n{MADE}\\unrestrict k3y\n{PROPERTY}\\restrict k3y\n\\! id\n");
+        let (commands, key) = commands(head.as_bytes());
+        assert_eq!(key.as_deref(), Some(&b"k3y"[..]));
+        let commands = String::from_utf8(commands).unwrap();
+        assert!(!commands.contains("strict") && !commands.contains("connect"), "{commands}");
+        // What no dump has goes to psql, which refuses it.
+        assert!(
+            commands.contains("CREATE DATABASE shop;\n")
+                && commands.contains("'9MB';\n")
+                && commands.ends_with("\\! id\n")
+        );
+    }
+
     fn passed(dump: &str, piece: usize) -> String {
-        let mut filter = OneTransaction::new(Vec::new());
+        let mut filter = OneTransaction::new(Vec::new(), Some(b"k3y"));
         dump.as_bytes().chunks(piece).for_each(|piece| filter.write_all(piece).unwrap());
         String::from_utf8(filter.end().0).unwrap()
     }
@@ -174,7 +217,9 @@ mod tests {
             let rows = format!("{}\n{header}{BEGIN}{}\\.x\n\\\\.\n\\.\n", "r".repeat(3 * SHORT), "r\n".repeat(9));
             let rest = format!("{header}{}CREATE FUNCTION f() AS '\nBEGIN;\nCOMMIT;\n'", "\n");
             for piece in [1, 7, 4096, usize::MAX] {
-                let dump = format!("SET a = b;\n{copy}{rows}{header}{BEGIN}{rest}");
+                let mode = "\\unrestrict k3y\n\\restrict k3y\n";
+                let rest = format!("{rest};\n\\restrict other\n");
+                let dump = format!("{mode}SET a = b;\n{copy}{rows}{header}{BEGIN}{rest}{mode}");
                 assert_eq!(passed(&dump, piece), format!("SET a = b;\n{copy}{rows}{header}{inner}{rest}"), "{piece}");
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Each database of the snapshot that was asked for is made anew; one that holds something is only dropped for it with
 //! `existing: replace`. All others stay. What makes a database cannot be in a transaction; what is in it comes in one, whose
-//! end is sent when all of the dump was: a restore that breaks off leaves an empty database, which the next one may replace.
+//! end is sent when all of the dump was: a restore that breaks off leaves an empty database, which the next one may replace, and
+//! those that were finished, which a plan's step that goes on leaves as they are.
 //! Of roles, only those that are missing are made (see [`super::globals`]).
 
 use super::globals::Globals;
@@ -13,6 +14,7 @@ use crate::entry::{Facts, Problem, Supply};
 use crate::exec::Running;
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target};
 use crate::source::{Context, SourceError};
+use rustix::rand::GetRandomFlags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufWriter, Write};
 
@@ -86,6 +88,25 @@ impl There {
     }
 }
 
+/// For `\\restrict`: letters and digits.
+fn random_key() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Whether a `psql` that calls itself `said` knows `\\restrict` (CVE-2025-8714).
+fn can_restrict(said: &str) -> bool {
+    const FIRST: [(u32, u32); 5] = [(13, 22), (14, 19), (15, 14), (16, 10), (17, 6)];
+    let Some(major) = major(said) else { return false };
+    let minor = said.split_once(&format!(" {major}.")).and_then(|(_, rest)| {
+        let end = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..end].parse::<u32>().ok()
+    });
+    let least = FIRST.iter().find(|(release, _)| *release == major).map(|(_, least)| *least);
+    least.map_or(major > 17, |least| minor.is_some_and(|minor| minor >= least))
+}
+
 fn database(name: &str) -> String {
     format!("database {name}")
 }
@@ -119,6 +140,8 @@ impl Restoring {
 
     fn action(&self, there: &There, facts: &Facts, name: &str) -> Action {
         let held = match there.databases.get(name) {
+            // Its content came in one transaction: all of it came.
+            Some(held) if held.all > 0 && self.is_own(name) => return Action::Unchanged,
             Some(held) if held.all > 0 => held,
             _ => return Action::Create,
         };
@@ -134,6 +157,11 @@ impl Restoring {
                 Action::Conflict(format!("it holds {} tables, which a dump can only replace{out}", held.tables))
             }
         }
+    }
+
+    /// This step has begun to make it, where nothing was.
+    fn is_own(&self, name: &str) -> bool {
+        self.options.made.contains(&database(name))
     }
 
     fn about(
@@ -235,9 +263,23 @@ impl Restoring {
     }
 
     fn psql(&self, context: &Context, name: &str) -> Result<Running, SourceError> {
-        let options = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--output=/dev/null"];
+        // No rows in errors.
+        let options = [
+            "--no-psqlrc",
+            "--quiet",
+            "--no-password",
+            "--set=ON_ERROR_STOP=1",
+            "--set=VERBOSITY=terse",
+            "--set=SHOW_CONTEXT=never",
+            "--output=/dev/null",
+        ];
         let command = self.server.program(context, "psql", name, &options)?;
-        command.start_fed().map_err(|error| self.server.failed(context, RESTORE, name, &error))
+        let mut psql = command.start_fed().map_err(|error| self.server.failed(context, RESTORE, name, &error))?;
+        // From here on it takes no command of its own, `\\!` among them, whatever the dump holds. One that does not know this
+        // ends at it.
+        let key = random_key().map_err(|source| self.server.error(RESTORE, source.to_string()))?;
+        let _ = writeln!(psql, "\\restrict {key}");
+        Ok(psql)
     }
 
     fn ended(&self, context: &Context, name: &str, mut running: Running) -> Result<(), SourceError> {
@@ -280,10 +322,11 @@ impl Write for Feed<'_> {
         }
         self.head.extend_from_slice(bytes);
         match split::head(&self.head) {
-            Some(end) => match (self.begin)(&self.head[..end]) {
+            Some(end) => match (self.begin)(&split::commands(&self.head[..end]).0) {
                 Ok(running) => {
+                    let (_, key) = split::commands(&self.head[..end]);
                     self.running
-                        .insert(OneTransaction::new(BufWriter::with_capacity(PIECE, running)))
+                        .insert(OneTransaction::new(BufWriter::with_capacity(PIECE, running), key.as_deref()))
                         .write_all(&self.head[end..])
                         .inspect_err(|_| self.gone = true)?;
                     self.head = Vec::new();
@@ -312,7 +355,14 @@ impl Target for Restoring {
         let wanted = Wanted::read(supply)?;
         let there = self.there(context, &wanted)?;
         let dumped = facts.details.get("pg_dump").and_then(|said| major(said));
-        self.server.fits(context, "psql", dumped.unwrap_or(there.state.major))?;
+        let said = self.server.fits(context, "psql", dumped.unwrap_or(there.state.major))?;
+        if !can_restrict(&said) {
+            return Err(SourceError::System {
+                attempt: format!("use psql on {}", self.server.name),
+                text: format!("{said} would carry out commands that a false snapshot holds"),
+                need: "put one of August 2025 or later on the PATH: 13.22, 14.19, 15.14, 16.10, 17.6, 18".into(),
+            });
+        }
         let about = self.about(context, &wanted, &there, facts)?;
         let mut changes = Vec::new();
         for name in wanted.globals.roles().difference(&there.roles()) {
@@ -353,8 +403,13 @@ impl Target for Restoring {
         applied.to_do.extend(self.differing(context, &wanted, &there, facts)?);
         for (name, path) in &wanted.databases {
             let planned = plan.changes.iter().find(|change| change.what == database(name)).map(|change| &change.action);
-            if !matches!(planned, Some(Action::Create | Action::Replace)) {
-                continue;
+            match planned {
+                Some(Action::Create | Action::Replace) => {}
+                Some(Action::Unchanged) => {
+                    self.checked(context, facts, name, &mut applied)?;
+                    continue;
+                }
+                _ => continue,
             }
             let held = there.databases.get(name);
             if planned == Some(&Action::Create) && held.is_some_and(|held| held.all > 0) {
@@ -365,5 +420,30 @@ impl Target for Restoring {
             self.checked(context, facts, name, &mut applied)?;
         }
         Ok(applied)
+    }
+
+    fn unmarked(&self, plan: &Plan) -> BTreeSet<String> {
+        plan.creates()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::can_restrict;
+
+    #[test]
+    fn a_psql_that_takes_commands_out_of_a_dump_is_refused() {
+        for (said, can) in [
+            ("psql (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", true),
+            ("psql (PostgreSQL) 15.14", true),
+            ("psql (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)", false),
+            ("psql (PostgreSQL) 17.6", true),
+            ("psql (PostgreSQL) 17.5", false),
+            ("psql (PostgreSQL) 18beta1", true),
+            ("psql (PostgreSQL) 12.22", false),
+            ("something else", false),
+        ] {
+            assert_eq!(can_restrict(said), can, "{said}");
+        }
     }
 }

@@ -86,6 +86,7 @@ impl Sqlite {
         let cancel = context.cancel.clone();
         let command = exec::Command {
             program: "sqlite3".into(),
+            inherits: exec::Inherits::Little,
             arguments: arguments.map(str::to_owned).collect(),
             env: Vec::new(),
             deadline: context.deadline,
@@ -113,7 +114,7 @@ impl Sqlite {
 
     /// One state of the database, in a directory that is gone with it.
     fn copy(&self, context: &Context) -> Result<TempDir, SourceError> {
-        let home = tempfile::Builder::new().prefix("lifeboat-sqlite-").tempdir();
+        let home = exec::private_directory("lifeboat-sqlite-");
         let home = home.map_err(|error| {
             self.error("make room for", error.to_string(), "TMPDIR says where; it must hold the whole database")
         })?;

@@ -19,6 +19,7 @@ use super::client::{Client, Health};
 use super::restore::send;
 use crate::entry::Supply;
 use crate::exec::{self, ExecError, Running, causes};
+use crate::secret;
 use crate::source::http::{self, Failure};
 use crate::source::{Context, SourceError};
 use base64::Engine as _;
@@ -96,7 +97,7 @@ impl Aside {
                 "put one of that version or a later one on the PATH",
             ));
         }
-        let home = tempfile::Builder::new().prefix("lifeboat-vault-").tempdir();
+        let home = exec::private_directory("lifeboat-vault-");
         let home = home.map_err(|error| {
             broken(format!("make a temporary directory: {error}"), "TMPDIR says where; it must hold the snapshot twice")
         })?;
@@ -313,6 +314,7 @@ fn command(context: &Context, arguments: Vec<String>, deadline: Instant) -> exec
     let cancel = context.cancel.clone();
     exec::Command {
         program: PROGRAM.into(),
+        inherits: exec::Inherits::AllBut(secret::named()),
         arguments,
         env: unset.map(|name| (name.to_owned(), Zeroizing::default())).into(),
         deadline,

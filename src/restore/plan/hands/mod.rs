@@ -11,6 +11,7 @@ use crate::exec;
 use crate::id::SourceName;
 use crate::repo::{Access, RepoError, Repository};
 use crate::restore::RestoreError;
+use crate::secret;
 use crate::source::kubernetes::fence::{self, Held};
 use crate::source::kubernetes::{self, job};
 use crate::source::probe::Probe;
@@ -33,8 +34,8 @@ const LINES: usize = 20;
 
 /// What only the edge can do.
 pub trait Outside: Sync {
-    /// Asks a person, and waits.
-    fn ask(&self, task: &str, text: &str, deadline: Instant) -> Result<(), Failure>;
+    /// Asks a person, and waits. `on`: how somebody goes on who was not there.
+    fn ask(&self, task: &str, text: &str, on: &str, deadline: Instant) -> Result<(), Failure>;
 
     /// Whether what is about to be overwritten is kept.
     fn keeps(&self) -> bool;
@@ -51,8 +52,8 @@ pub trait Outside: Sync {
 pub struct Worker<'a> {
     /// Names the execution.
     pub id: String,
-    pub repository: Repository,
-    pub access: Access,
+    /// `None`: fences can be opened and steps given up, nothing can be restored.
+    pub contents: Option<(Repository, Access)>,
     pub documents: BTreeMap<SourceName, Spec>,
     /// Targets that may be overwritten or held back, as [`Facts::target`] tells them.
     pub confirmed: BTreeSet<String>,
@@ -116,7 +117,7 @@ impl Hands for Worker<'_> {
                 Ok(lines(said.lines().map(str::to_owned).collect()))
             }
             Doing::Ask(text) => {
-                self.outside.ask(&task.name, text, attempt.deadline)?;
+                self.outside.ask(&task.name, text, "--resume", attempt.deadline)?;
                 Ok(lines(vec!["confirmed".into()]))
             }
             Doing::Plan(plan) => Err(refused(&format!("the plan {plan} was not unfolded"))),
@@ -130,6 +131,11 @@ impl Hands for Worker<'_> {
 
     fn abandon(&self, index: usize, task: &Task) -> Result<Vec<String>, Failure> {
         self.clear(index, task)
+    }
+
+    fn may_stay(&self, task: &Task, why: &str, deadline: Instant) -> Result<(), Failure> {
+        let text = format!("{why}; what it left would stay as it is, and the fences before it be opened");
+        self.outside.ask(&task.name, &text, "--abort", deadline)
     }
 
     fn clock(&self) -> Timestamp {
@@ -325,14 +331,12 @@ impl Worker<'_> {
         let Some((program, arguments)) = run.command.split_first() else { return Err(refused("it names no program")) };
         let secrets = run.env.iter().map(|(name, secret)| Ok((name.clone(), secret.read()?)));
         let env = secrets.collect::<Result<Vec<_>, SourceError>>().map_err(|error| self.failed(&error))?;
-        let hidden = env.clone();
-        let hide = |text: String| {
-            let known = hidden.iter().filter(|(_, secret)| !secret.trim().is_empty());
-            known.fold(text, |text, (name, secret)| text.replace(secret.trim(), &format!("(the value of {name})")))
-        };
+        let secrets = env.clone();
+        let hide = |text: String| exec::hide(&text, &secrets);
         let cancel = self.cancel.clone();
         let command = exec::Command {
             program: program.clone(),
+            inherits: exec::Inherits::AllBut(secret::named()),
             arguments: arguments.to_vec(),
             env,
             deadline: context.deadline,
@@ -354,7 +358,12 @@ impl Worker<'_> {
             tail.drain(..excess);
         }
         running.wait().map_err(failed)?;
-        let tail: Vec<u8> = tail.into_iter().collect();
+        let mut tail: Vec<u8> = tail.into_iter().collect();
+        // Half a line may be half a secret, which nobody would know.
+        if tail.len() == buffer.len() {
+            let end = tail.iter().position(|byte| *byte == b'\n').map_or(tail.len(), |at| at + 1);
+            tail.drain(..end);
+        }
         let text = hide(String::from_utf8_lossy(&tail).into_owned());
         let all: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect();
         Ok(all[all.len().saturating_sub(LINES)..].to_vec())

@@ -1,24 +1,26 @@
 //! Bringing one source back: into a directory, a file, a running system.
 
-use super::{Facts, Worker, problems, read_note, refused, told, unknown};
+use super::{Closed, Facts, Worker, problems, read_note, refused, told, unknown};
 use crate::entry::{Problem, Supply as _};
 use crate::id::SourceName;
 use crate::repo::{Reader, RepoError, Selector};
 use crate::restore::export::{Flowing, format, write};
 use crate::restore::plan::document::{Doing, Restore};
 use crate::restore::plan::execute::{Attempt, Failure};
-use crate::restore::plan::journal::Outcome;
+use crate::restore::plan::journal::{Outcome, is_local};
 use crate::restore::plan::place::{Look, Mark, Place, Product};
 use crate::restore::plan::resolve::{Choice, Task};
 use crate::restore::snapshot::{Progress, restore};
 use crate::restore::supply::Supplied;
 use crate::restore::tree::{self, Tree};
 use crate::restore::{RestoreError, Selection};
+use crate::source::kubernetes::fence::Held;
 use crate::source::target::{Action, Applied, Change, Existing, Options, Plan, Target, summary};
 use crate::source::volume;
 use crate::source::{Context, Spec, preparation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -44,6 +46,19 @@ struct Staged {
     machine: Option<String>,
 }
 
+/// What a step notes that restores into a system.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Begun {
+    /// In which target, seen from which machine: an address may lead elsewhere from another.
+    target: String,
+    machine: Option<String>,
+    /// What became of what was there, before the first attempt that overwrites.
+    kept: Option<String>,
+    /// What was made where nothing was ([`Target::unmarked`]).
+    made: BTreeSet<String>,
+}
+
 /// Ends when the step must.
 struct Timed {
     out: Flowing,
@@ -63,7 +78,8 @@ impl io::Write for Timed {
 
 impl Worker<'_> {
     fn reader(&self, choice: &Choice, deadline: Instant) -> Result<Arc<Reader>, Failure> {
-        let lineage = Arc::new(self.repository.lineage(&choice.source, self.access.clone()));
+        let (repository, access) = self.contents.as_ref().ok_or_else(|| refused("the repository cannot be reached"))?;
+        let lineage = Arc::new(repository.lineage(&choice.source, access.clone()));
         let opened = self.context(deadline).wait(async {
             let (snapshot, _) = lineage.find(&Selector::Number(choice.sequence)).await?;
             Reader::open(lineage.clone(), snapshot).await
@@ -104,7 +120,7 @@ impl Worker<'_> {
         };
         let occupied = place.is_occupied().map_err(|error| failed("look into", &error))?;
         // What was staged on another machine is not here: it is restored anew.
-        let is_placed = |noted: &Staged| occupied && (place.has_traces() || !self.is_elsewhere(noted));
+        let is_placed = |noted: &Staged| occupied && (place.has_traces() || !self.is_of_another(noted));
         let noted = noted(attempt)?.filter(|noted| if noted.placed { is_placed(noted) } else { place.is_staged() });
         if occupied && noted.as_ref().is_none_or(|noted| !noted.placed && !place.is_cleared()) {
             self.may_move_aside(wanted, to)?;
@@ -279,12 +295,25 @@ impl Worker<'_> {
         restore: &Restore,
         choice: &Choice,
     ) -> Result<Outcome, Failure> {
-        let mut target = self.target(restore, choice, attempt.index)?;
+        let begun: Begun = attempt.noted.as_ref().map(read_note).transpose()?.unwrap_or_default();
+        let mut options = self.options(restore, attempt.index);
+        options.held = attempt.closed.iter().filter_map(held).collect();
+        let mut target = self.target(restore, choice, options.clone())?;
         let reader = self.reader(choice, attempt.deadline)?;
         let supply = Supplied::new(&reader, selection(restore));
         let context = self.context(attempt.deadline);
         let _inside = self.runtime.enter();
-        let plan = target.plan(&context, &supply).map_err(|error| self.failed(&error))?;
+        let mut plan = target.plan(&context, &supply).map_err(|error| self.failed(&error))?;
+        // A foreign target that this step has restored into is the captured system from then on.
+        let captured = supply.facts().system.as_deref();
+        let again = begun.kept.is_some() && restore.options.foreign && captured == Some(&plan.target);
+        let here = begun.machine == self.machine || !is_local(&plan.target);
+        let begun = if again || here && begun.target == plan.target { begun } else { Begun::default() };
+        if !begun.made.is_empty() {
+            options.made.clone_from(&begun.made);
+            target = self.target(restore, choice, options)?;
+            plan = target.plan(&context, &supply).map_err(|error| self.failed(&error))?;
+        }
         // One object of a cluster may stay out; of anything else, a part is not what was asked for.
         let conflict = plan.changes.iter().find_map(|change| match &change.action {
             Action::Conflict(why) if choice.kind != "kubernetes" => Some(format!("{}: {why}", change.what)),
@@ -294,29 +323,31 @@ impl Worker<'_> {
             return Err(Failure::Refused(why));
         }
         let mut outcome = Outcome { bytes: choice.bytes, ..Outcome::default() };
+        let mut now = begun.clone();
         if plan.overwrites() {
-            let captured = supply.facts().system.as_deref();
-            // A foreign target that this step has restored into is the captured system from then on.
-            let again = attempt.noted.is_some() && restore.options.foreign && captured == Some(&plan.target);
             if !again && !self.confirmed.contains(&plan.target) {
                 let text = format!("what it holds may be overwritten ({})", plan.about.join("; "));
                 let place = restore.system().map_or_else(|| restore.place(), ToString::to_string);
                 return Err(self.unconfirmed(&place, &plan.target, &text));
             }
-            // Only what was there before the first attempt is worth keeping.
-            let kept = if let Some(note) = &attempt.noted {
-                note["kept"].as_str().unwrap_or_default().to_owned()
-            } else {
-                let kept = match restore.system() {
-                    _ if !self.outside.keeps() => "what was there is not kept (--no-safety-snapshot)".into(),
-                    _ if target.keeps() => "what was there is moved aside in it".into(),
-                    Some(system) => self.outside.keep(system, attempt.deadline)?,
-                    None => return Err(refused("it cannot keep what it overwrites")),
-                };
-                attempt.note(json!({ "kept": kept }))?;
-                kept
+            // Only what was there before the first attempt is worth keeping; of what the step made itself, what somebody may
+            // have done in it since.
+            let remade =
+                plan.changes.iter().any(|change| change.action == Action::Replace && begun.made.contains(&change.what));
+            let kept = match (begun.kept.clone().filter(|_| !remade), restore.system()) {
+                (Some(kept), _) => kept,
+                _ if !self.outside.keeps() => "what was there is not kept (--no-safety-snapshot)".into(),
+                _ if target.keeps() => "what was there is moved aside in it".into(),
+                (None, Some(system)) => self.outside.keep(system, attempt.deadline)?,
+                (None, None) => return Err(refused("it cannot keep what it overwrites")),
             };
-            outcome.lines.push(kept);
+            outcome.lines.push(kept.clone());
+            now.kept = Some(kept);
+        }
+        now.made.extend(target.unmarked(&plan));
+        if now != begun {
+            (now.target, now.machine) = (plan.target.clone(), self.machine.clone());
+            attempt.note(json!(now))?;
         }
         let applied = target.apply(&context, &supply, &plan).map_err(|error| self.failed(&error))?;
         Ok(outcome_of(outcome, applied))
@@ -328,7 +359,7 @@ impl Worker<'_> {
     pub fn is_gone(&self, index: usize, task: &Task, note: Option<&Value>) -> bool {
         let Doing::Restore(restore) = &task.doing else { return false };
         let staged = note.and_then(|note| read_note::<Staged>(note).ok());
-        let elsewhere = staged.filter(|staged| self.is_elsewhere(staged));
+        let elsewhere = staged.filter(|staged| self.is_of_another(staged));
         match (&restore.to, &restore.export) {
             (Some(to), _) => {
                 // Two machines may share a disk: what the step moved aside tells.
@@ -345,8 +376,16 @@ impl Worker<'_> {
         }
     }
 
-    /// Another machine noted it.
-    fn is_elsewhere(&self, staged: &Staged) -> bool {
+    /// Whether what a step noted is of another machine: of its files, or of what its addresses led to.
+    #[must_use]
+    pub fn is_elsewhere(&self, note: &Value) -> bool {
+        if let Ok(staged) = read_note::<Staged>(note) {
+            return self.is_of_another(&staged);
+        }
+        read_note::<Begun>(note).is_ok_and(|begun| is_local(&begun.target) && begun.machine != self.machine)
+    }
+
+    fn is_of_another(&self, staged: &Staged) -> bool {
         staged.machine.is_some() && staged.machine != self.machine
     }
 
@@ -417,7 +456,7 @@ impl Worker<'_> {
             // Of other systems, what was restored stays.
             (None, None) if restore.system().is_some_and(|name| !self.is_volume(name)) => return Ok(Vec::new()),
             (None, None) => {
-                let mut target = self.target(restore, choice, index)?;
+                let mut target = self.target(restore, choice, self.options(restore, index))?;
                 let context = self.context(Instant::now() + task.timeout);
                 return target.abandon(&context).map_err(|error| self.failed(&error));
             }
@@ -429,10 +468,12 @@ impl Worker<'_> {
         matches!(self.documents.get(name), Some(Spec::Volume(_)))
     }
 
+    fn options(&self, restore: &Restore, index: usize) -> Options {
+        Options { step: Some(self.step_id(index)), aside: self.outside.keeps(), ..restore.options.clone() }
+    }
+
     /// What a step restores into that is not on this machine.
-    fn target(&self, restore: &Restore, choice: &Choice, index: usize) -> Result<Box<dyn Target>, Failure> {
-        let options =
-            Options { step: Some(self.step_id(index)), aside: self.outside.keeps(), ..restore.options.clone() };
+    fn target(&self, restore: &Restore, choice: &Choice, options: Options) -> Result<Box<dyn Target>, Failure> {
         if let Some(claim) = &restore.claim {
             let id = format!("{}@{} of {}", choice.source, choice.sequence, choice.moment);
             let snapshot = (choice.kind.as_str(), id, restore.paths.is_empty());
@@ -444,7 +485,7 @@ impl Worker<'_> {
     }
 
     fn plan(&self, restore: &Restore, choice: &Choice, (task, limit): (usize, Duration)) -> Result<Plan, Failure> {
-        let mut target = self.target(restore, choice, task)?;
+        let mut target = self.target(restore, choice, self.options(restore, task))?;
         let deadline = Instant::now() + limit;
         let reader = self.reader(choice, deadline)?;
         let supply = Supplied::new(&reader, selection(restore));
@@ -455,6 +496,11 @@ impl Worker<'_> {
 
 fn noted(attempt: &Attempt<'_>) -> Result<Option<Staged>, Failure> {
     attempt.noted.as_ref().filter(|note| !note.is_null()).map(read_note).transpose()
+}
+
+/// What a fence in a cluster holds back; one that is a program's noted nothing of that.
+fn held(note: &Value) -> Option<(String, Held)> {
+    read_note::<Closed>(note).ok().map(|closed| (closed.cluster, closed.held))
 }
 
 /// Why something mounted keeps a target from being restored.

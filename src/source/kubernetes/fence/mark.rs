@@ -176,8 +176,14 @@ pub fn unhold(word: &str, object: &mut Value) {
 
 /// Holds `wanted` back if `live`, in whose place it will be, is held: releasing it makes it what it is now.
 pub fn keep_held(word: &str, live: &Value, wanted: &mut Value) {
-    let held = Before::marked(live).is_some_and(|before| before.is_held(live));
-    let Some(what) = What::of_resource(word).filter(|_| held) else { return };
+    if Before::marked(live).is_some_and(|before| before.is_held(live)) {
+        make_held(word, wanted);
+    }
+}
+
+/// Makes an object as if it had been held back as it is now.
+pub fn make_held(word: &str, wanted: &mut Value) {
+    let Some(what) = What::of_resource(word) else { return };
     if let Some(before) = Before::of(what, wanted) {
         before.set(wanted, before.held());
         wanted["metadata"]["annotations"][HELD] = json!(before.text());

@@ -129,6 +129,12 @@ impl What {
 }
 
 impl HeldObject {
+    /// Whether it is that object, of a resource and group.
+    pub(super) fn names(&self, word: &str, namespace: Option<&str>, name: &str) -> bool {
+        let what = What::of_resource(word);
+        (what, namespace, name) == (Some(self.what), Some(self.namespace.as_str()), self.name.as_str())
+    }
+
     fn describe(&self) -> String {
         format!("{}/{} in {}", self.what.word(), self.name, self.namespace)
     }

@@ -4,13 +4,14 @@ use super::{AT_ONCE, Room, Run, Wanted};
 use crate::entry::Problem;
 use crate::source::SourceError;
 use crate::source::kubernetes::api::{Ask, Failure};
-use crate::source::kubernetes::fence::mark::keep_held;
+use crate::source::kubernetes::fence::mark::{keep_held, make_held};
 use crate::source::kubernetes::kinds::{Kind, discover};
 use crate::source::kubernetes::normal::{carry, strip};
 use crate::source::kubernetes::order::{CRDS, Stage};
 use crate::source::target::{Action, Applied};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -84,7 +85,7 @@ impl Run<'_> {
             };
             let made = matches!(action, Action::Create | Action::Replace);
             let answer = match (&action, judged.live) {
-                (Action::Create, _) => self.create(wanted, kind, &wanted.body).await,
+                (Action::Create, _) => self.create(wanted, kind, &self.behind_fences(wanted)).await,
                 (Action::Update | Action::Adopt, Some(live)) => self.update(wanted, kind, &live).await,
                 (Action::Replace, Some(live)) => self.replace(wanted, kind, &live).await,
                 (Action::Conflict(text), _) => return Ok(Done::conflict(text)),
@@ -172,9 +173,18 @@ impl Run<'_> {
             }
             sleep(PAUSE).await;
         }
-        let mut body = wanted.body.clone();
+        let mut body = self.behind_fences(wanted).into_owned();
         keep_held(&wanted.word, live, &mut body);
         self.create(wanted, kind, &body).await
+    }
+
+    /// What a fence holds back may have been deleted, also by a replacement that was broken off: it does not come back at work.
+    fn behind_fences<'w>(&self, wanted: &'w Wanted) -> Cow<'w, Value> {
+        let mut body = Cow::Borrowed(&wanted.body);
+        if self.held.iter().any(|held| held.names(&wanted.word, wanted.namespace.as_deref(), &wanted.name)) {
+            make_held(&wanted.word, body.to_mut());
+        }
+        body
     }
 
     /// Waits until what comes after `stage` can be restored.

@@ -10,6 +10,7 @@ mod judge;
 
 use super::api::{Api, Ask};
 use super::choose::Choice;
+use super::fence::HeldObject;
 use super::index::{Index, Item, object, unwrapped};
 use super::kinds::{Found, Kind, discover};
 use super::order::{CRDS, Stage};
@@ -95,6 +96,8 @@ struct Run<'a> {
     uids: HashMap<String, String>,
     /// UIDs in the snapshot of objects that are now as it holds them; others keep their owners.
     restored: BTreeSet<String>,
+    /// What fences hold back in this cluster.
+    held: Vec<&'a HeldObject>,
 }
 
 impl Run<'_> {
@@ -233,6 +236,8 @@ impl Target for Cluster {
         let planned: HashMap<&str, &Action> =
             plan.changes.iter().map(|change| (&*change.what, &change.action)).collect();
         let mut run = self.run(context, &api, &index, &rules)?;
+        let held = self.options.held.iter().filter(|(cluster, _)| *cluster == system);
+        run.held = held.flat_map(|(_, held)| &held.objects).collect();
         let mut applied = Applied::default();
         let mut same = 0;
         for stage in Stage::ALL {
@@ -296,7 +301,8 @@ impl Cluster {
         let found = discover(context, api)?;
         let options = &self.options;
         let (rooms, fresh, uids, restored) = (BTreeMap::new(), BTreeSet::new(), HashMap::new(), BTreeSet::new());
-        let mut run = Run { context, api, options, rules, index, found, rooms, fresh, uids, restored };
+        let held = Vec::new();
+        let mut run = Run { context, api, options, rules, index, found, rooms, fresh, uids, restored, held };
         run.survey()?;
         let missing = run.rooms.iter().filter(|(_, room)| **room == Room::Missing);
         run.fresh = missing.map(|(name, _)| name.clone()).collect();
