@@ -120,10 +120,17 @@ impl Context {
         let bare = by_url(text)?;
         // Its periods and locks hold however it is named.
         let mut documents = self.documents().config.repositories.values().filter(|document| document.url == bare.url);
+        let endpoint = self.globals.s3_endpoint.as_ref();
         match (documents.next(), documents.next()) {
-            (Some(document), None) => {
+            // A bucket of the same name at another provider is another one.
+            (Some(document), None)
+                if endpoint
+                    .is_none_or(|given| document.s3.as_ref().and_then(|s3| s3.endpoint.as_ref()) == Some(given)) =>
+            {
                 let mut settings = document.clone();
-                // An agent's credentials are not asked for on another machine.
+                // What is an agent's is not asked for on another machine.
+                let here = |secret: &mut Option<SecretRef>| *secret = secret.take().filter(SecretRef::is_here);
+                [&mut settings.identity, &mut settings.writer_key, &mut settings.keeper_key].into_iter().for_each(here);
                 if let Some(s3) = &mut settings.s3 {
                     s3.credentials = s3.credentials.take().filter(|credentials| credentials.access_key_id.is_here());
                 }

@@ -115,19 +115,22 @@ async fn one(
     Ok(Outcome { source, decisions, times, plan, pruned })
 }
 
-/// One that was put back from a replica was stored just now: it is no younger than its successors.
-fn in_order(mut stored: BTreeMap<Sequence, Timestamp>) -> BTreeMap<Sequence, Timestamp> {
-    let mut earliest = Timestamp::MAX;
-    for time in stored.values_mut().rev() {
-        earliest = earliest.min(*time);
-        *time = earliest;
+/// One that was put back from a replica was stored just now: it is no younger than its successors. But no older than it says of
+/// itself, so that a successor with a wrong date moves no other.
+fn in_order(times: BTreeMap<Sequence, (Timestamp, Timestamp)>) -> BTreeMap<Sequence, Timestamp> {
+    let (mut earliest, mut ordered) = (Timestamp::MAX, BTreeMap::new());
+    for (sequence, (stored, signed)) in times.into_iter().rev() {
+        let time = stored.min(earliest.max(signed));
+        earliest = earliest.min(time);
+        ordered.insert(sequence, time);
     }
-    stored
+    ordered
 }
 
 /// A snapshot stays if any schedule keeps it.
 fn decide(snapshots: &[Snapshot], schedules: &[&Schedule], now: Timestamp) -> Vec<Decision> {
-    let stored = in_order(snapshots.iter().map(|s| (s.sequence(), s.stored_at)).collect());
+    let signed = |s: &Snapshot| Timestamp::from_millisecond(s.manifest.header.time_ms).unwrap_or(s.stored_at);
+    let stored = in_order(snapshots.iter().map(|s| (s.sequence(), (s.stored_at, signed(s)))).collect());
     let candidates: Vec<_> = snapshots
         .iter()
         .map(|s| Candidate {
@@ -206,10 +209,16 @@ mod tests {
 
     #[test]
     fn what_was_put_back_is_as_old_as_it_was() {
-        let all = |times: [i64; 4]| -> BTreeMap<_, _> {
-            (1..).zip(times).map(|(n, second)| (Sequence(n), Timestamp::from_second(second).unwrap())).collect()
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let of = |stored: [i64; 4]| {
+            let signed = [10, 20, 30, 40];
+            let times = (1..).zip(stored.into_iter().zip(signed)).map(|(n, (a, b))| (Sequence(n), (at(a), at(b))));
+            in_order(times.collect()).into_values().map(Timestamp::as_second).collect::<Vec<_>>()
         };
-        assert_eq!(in_order(all([10, 99, 30, 40])), all([10, 30, 30, 40]));
-        assert_eq!(in_order(all([10, 20, 30, 40])), all([10, 20, 30, 40]));
+        assert_eq!(of([10, 20, 30, 40]), [10, 20, 30, 40]);
+        assert_eq!(of([10, 99, 30, 40]), [10, 30, 30, 40]);
+        // One with a wrong date moves no other.
+        assert_eq!(of([10, 20, 30, 0]), [10, 20, 30, 0]);
+        assert_eq!(of([10, 20, 0, 40]), [10, 20, 0, 40]);
     }
 }

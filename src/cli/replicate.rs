@@ -88,7 +88,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let root = &replication.root;
     report(context, &opened, &target, args.dry_run, (root, &copied))?;
     if let Some(error) = failed.into_iter().next() {
-        return Err(error.into());
+        return if copied.is_empty() { Err(error.into()) } else { Ok(Exit::Incomplete) };
     }
     let whole =
         root.findings.is_empty() && copied.iter().all(|(_, done)| done.findings.is_empty() && done.parted.is_none());

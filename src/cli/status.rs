@@ -3,7 +3,7 @@
 mod replica;
 
 use super::context::{Context, Opened, Use};
-use super::fault::{Exit, Failure, chain, is_away};
+use super::fault::{Exit, Failure, chain, classify, is_away};
 use super::output::{bytes, clock, print, print_json, table, time};
 use super::reference::missing_text;
 use super::snapshots::{state, way_out};
@@ -72,7 +72,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let mut reports = Vec::new();
     for source in sources(context, &opened, &memory, &args).await? {
         let mut report = match look(context, &opened, &access, &mut memory, source.clone()).await {
-            Err(failure) if !is_away(failure.as_ref()) => Report::unread(source, context.config()?, failure.as_ref()),
+            Err(failure) if !is_away(failure.as_ref()) && classify(failure.as_ref()).0 != Exit::WrongKey => {
+                Report::unread(source, context.config()?, failure.as_ref())
+            }
             looked => looked?,
         };
         // A first backup that failed leaves a name and keys.

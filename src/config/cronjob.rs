@@ -222,11 +222,10 @@ impl<'a> Work<'a> {
                     "spec": {
                         "activeDeadlineSeconds": self.max_duration.as_secs() + PATIENCE,
                         "backoffLimit": 1,
-                        // What would end the same way again: a mistake in the documents, a partial or quarantined capture, no
-                        // repository, a wrong key.
+                        // What would end the same way again: a mistake in the documents, no repository, a wrong key.
                         "podFailurePolicy": { "rules": [{
                             "action": "FailJob",
-                            "onExitCodes": { "containerName": self.component, "operator": "In", "values": [2, 3, 10, 12] },
+                            "onExitCodes": { "containerName": self.component, "operator": "In", "values": [2, 10, 12] },
                         }] },
                         "template": template,
                     },

@@ -370,13 +370,17 @@ impl Lineage {
     /// A store's.
     pub async fn lacks(&self, snapshot: &Snapshot) -> Result<Vec<String>> {
         use futures_util::{StreamExt as _, TryStreamExt as _};
-        let heads = snapshot.manifest.header.packs.iter().map(|pack| async {
-            let object = pack::object(&self.source, pack.pack);
-            match self.store.head(&object).await {
-                Ok(meta) if meta.size == pack.size => Ok(None),
-                Ok(_) => Ok(Some(object)),
-                Err(error) if error.kind == StoreErrorKind::NotFound => Ok(Some(object)),
-                Err(error) => Err(RepoError::from(error)),
+        let packs = snapshot.manifest.header.packs.iter();
+        let named: Vec<_> = packs.map(|pack| (pack::object(&self.source, pack.pack), pack.size)).collect();
+        let heads = named.into_iter().map(|(object, size)| {
+            let store = self.store.clone();
+            async move {
+                match store.head(&object).await {
+                    Ok(meta) if meta.size == size => Ok(None),
+                    Ok(_) => Ok(Some(object)),
+                    Err(error) if error.kind == StoreErrorKind::NotFound => Ok(Some(object)),
+                    Err(error) => Err(RepoError::from(error)),
+                }
             }
         });
         let found: Vec<Option<String>> = futures_util::stream::iter(heads).buffered(16).try_collect().await?;

@@ -17,12 +17,12 @@ use crate::repo::pack;
 use crate::repo::packer::Packer;
 use crate::repo::pipeline::{Closed, Done, Job, Progress, Shared, Stored, Worker};
 use crate::repo::root::{self, FORMAT};
-use crate::store::{PutOptions, StoreErrorKind, list_all};
+use crate::store::{PutOptions, StoreErrorKind};
 use bytes::Bytes;
 use crossbeam_channel::{Sender, bounded};
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -163,12 +163,14 @@ impl Lineage {
 }
 
 impl Lineage {
-    /// The snapshot whose contents are not stored again: the newest, also one in quarantine, so that a database that was
-    /// rebuilt is not sent at every run until somebody has looked at it. Unless that holds much less: what comes back when it is
-    /// mended is in the one before.
+    /// The snapshot whose contents are not stored again: the base, or the newest, once two in quarantine have followed it, so
+    /// that a database that was rebuilt is not sent at every run until somebody has looked at it. One run alone may have gone
+    /// astray; and what comes back when a source that holds much less is mended is in the base.
     async fn stored(&self, base: Option<&Snapshot>, tip: Option<Sequence>, epoch: u32) -> Result<Option<Snapshot>> {
         let bytes = |snapshot: &Snapshot| snapshot.catalogue.as_ref().map_or(0, |catalogue| catalogue.bytes);
-        if let (Some(base), Some(tip)) = (base, tip.filter(|tip| base.is_some_and(|base| base.sequence() < *tip))) {
+        if let (Some(base), Some(tip)) =
+            (base, tip.filter(|tip| base.is_some_and(|base| base.sequence().0 + 1 < tip.0)))
+        {
             let (newest, _) = self.find(&Selector::Number(tip)).await?;
             if newest.manifest.header.epoch == epoch && bytes(&newest).saturating_mul(2) >= bytes(base) {
                 return Ok(Some(newest));
@@ -179,10 +181,8 @@ impl Lineage {
 
     /// The packs of a snapshot that are not there, or not whole: what is in them is stored afresh, if the source still has it.
     async fn lost(&self, snapshot: &Snapshot) -> Result<Vec<bool>> {
-        let listed = list_all(self.store.as_ref(), &pack::prefix(&self.source)).await?;
-        let sizes: HashMap<String, u64> = listed.into_iter().map(|object| (object.key, object.size)).collect();
-        let is_lost =
-            |reference: &PackRef| sizes.get(&pack::object(&self.source, reference.pack)) != Some(&reference.size);
+        let lacking: HashSet<String> = self.lacks(snapshot).await?.into_iter().collect();
+        let is_lost = |reference: &PackRef| lacking.contains(&pack::object(&self.source, reference.pack));
         let lost: Vec<bool> = snapshot.manifest.header.packs.iter().map(is_lost).collect();
         let packs = lost.iter().filter(|lost| **lost).count();
         if packs > 0 {

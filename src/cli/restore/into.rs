@@ -216,7 +216,7 @@ fn confirm(context: &Context, what: &str, into: &str, plan: &Plan, args: &System
     let interactive = super::is_interactive(context);
     if interactive {
         eprint!("{}", printable(&describe(what, into, plan)));
-        eprint!("What is there now will be lost. Type {} to go on: ", plan.target);
+        eprint!("{}", printable(&format!("What is there now will be lost. Type {} to go on: ", plan.target)));
         let mut line = String::new();
         io::stdin().lock().read_line(&mut line)?;
         if line.trim() == plan.target {

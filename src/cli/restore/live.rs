@@ -1,7 +1,7 @@
 //! What is to be seen while a plan is carried out: a line for each step at work on a terminal, lines in a log elsewhere,
 //! JSON lines with `--json`.
 
-use crate::cli::output::{name, print_json};
+use crate::cli::output::{name, print_json, printable};
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::restore::plan::between;
@@ -107,7 +107,7 @@ impl Live {
             let _ = all.clear();
             all.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let _ = write!(io::stderr(), "{question}");
+        let _ = write!(io::stderr(), "{}", printable(question));
     }
 
     pub fn answered(&mut self) {

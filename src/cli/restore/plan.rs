@@ -2,7 +2,7 @@
 
 use super::edge::{Edge, Keep};
 use super::kept::{self, Kept};
-use super::rivals::Turn;
+use super::rivals::{Busy, Turn};
 use super::shown::{self, Seen};
 use super::world;
 use crate::cli::context::{Context, Opened, Use};
@@ -456,7 +456,9 @@ fn confirm(
     for id in &needed {
         let places: Vec<_> =
             seen.facts.iter().filter(|facts| facts.target.as_ref() == Some(id)).map(|f| f.place.as_str()).collect();
-        eprint!("What is in {} now will be overwritten or held back. Type {id} to go on: ", places.join(", "));
+        let question =
+            format!("What is in {} now will be overwritten or held back. Type {id} to go on: ", places.join(", "));
+        eprint!("{}", printable(&question));
         let line = tokio::task::block_in_place(|| edge.line(None)).map_err(|_| unchanged())?;
         if line.trim() != id {
             return Err(Fault::Failed { message: "not confirmed; nothing was changed".into(), hint: None }.into());
@@ -536,10 +538,11 @@ async fn give_up(context: &Context, level: Level, args: &Args, id: &str) -> Resu
     let (opened, journals, mut kept, history) = match asked.await {
         Ok(found) => found,
         Err(failure) if !kept::here().iter().any(|known| known == id) => return Err(failure),
+        Err(failure) if failure.is::<Busy>() => return Err(failure),
         Err(source) if of_the_store(source.as_ref()).is_some() && !dead => {
             return Err(Fault::Unasked { level: level.to_string(), id: id.into(), source }.into());
         }
-        Err(failure) if of_the_store(failure.as_ref()).is_some() => {
+        Err(failure) if dead => {
             let error = failure.as_ref() as &dyn std::error::Error;
             tracing::warn!(error, "the repository cannot be used: this machine's journal counts");
             let (kept, history) = Kept::resume(id, None, dead).await?;

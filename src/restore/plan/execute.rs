@@ -286,25 +286,31 @@ impl<'a> Execution<'a> {
             }
         }
         // Nobody who is asked keeps back what is not in question.
-        let mut failures = self.open_before(&tasks, &uncleared)?;
-        let (mut left, some) = (Vec::new(), !uncleared.is_empty());
+        let (mut failures, mut left) = (Vec::new(), Vec::new());
+        let mut closed = self.open_before(&tasks, &uncleared.iter().map(|(index, _)| *index).collect::<Vec<_>>())?;
+        let some = !uncleared.is_empty();
         for (index, why) in uncleared {
-            let (task, why) = (&tasks[index], why.text());
-            match self.hands.may_stay(task, why, Instant::now() + ANSWER) {
+            let (task, text) = (&tasks[index], why.text());
+            let asked = match why {
+                Failure::Interrupted => Err(Failure::Interrupted),
+                _ => self.hands.may_stay(task, text, Instant::now() + ANSWER),
+            };
+            match asked {
                 Ok(()) => {
-                    let lines = vec![format!("it stays as it is: {why}")];
+                    let lines = vec![format!("it stays as it is: {text}")];
                     self.record(Event::Cleared { task: index, lines })?;
                 }
                 Err(said) => {
-                    let text = if said.text().contains(why) { String::new() } else { format!("{why}: ") };
-                    failures.push(format!("{}: {text}{}", task.name, said.text()));
-                    left.push((index, said));
+                    let why = if said.text().contains(text) { String::new() } else { format!("{text}: ") };
+                    failures.push(format!("{}: {why}{}", task.name, said.text()));
+                    left.push(index);
                 }
             }
         }
         if some {
-            failures.extend(self.open_before(&tasks, &left)?);
+            closed = self.open_before(&tasks, &left)?;
         }
+        failures.extend(closed);
         if failures.is_empty() && self.history.closed.is_empty() {
             self.record(Event::Ended(Verdict::Aborted))?;
             return Ok(failures);
@@ -317,10 +323,10 @@ impl<'a> Execution<'a> {
     }
 
     /// Opens the fences that none of `steps` follows, the last one first. Returns what could not be opened.
-    fn open_before(&mut self, tasks: &[Task], steps: &[(usize, Failure)]) -> Result<Vec<String>, JournalError> {
+    fn open_before(&mut self, tasks: &[Task], steps: &[usize]) -> Result<Vec<String>, JournalError> {
         let mut failures = Vec::new();
         for fence in self.history.closed.clone().into_iter().rev() {
-            if self.hands.interrupted() || steps.iter().any(|(step, _)| follows(tasks, *step, fence)) {
+            if self.hands.interrupted() || steps.iter().any(|step| follows(tasks, *step, fence)) {
                 continue;
             }
             let task = &tasks[fence];

@@ -57,15 +57,29 @@ type Owners = BTreeMap<PathBuf, (u32, u32)>;
 /// The first line of a backup's settings that the program does not need: whoever makes a false snapshot could have it load a
 /// library, or write elsewhere.
 fn odd_setting(text: &str) -> Option<&str> {
+    // What mariadb-backup writes. It reads lines of more than 4 KiB in pieces, and takes quotes and escapes away.
+    const NAMES: [&str; 8] = [
+        "innodb_checksum_algorithm",
+        "innodb_data_file_path",
+        "innodb_log_file_size",
+        "innodb_page_size",
+        "innodb_undo_directory",
+        "innodb_undo_tablespaces",
+        "innodb_compression_level",
+        "innodb_buffer_pool_filename",
+    ];
     let is_plain = |line: &str| {
-        let line = line.trim();
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
         let (name, value) = (name.trim(), value.trim());
-        let leads_out = value.starts_with('/') || value.contains("..") || value.contains(":/");
-        let own = name.starts_with("innodb_") && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-        line.is_empty() || line.starts_with('#') || line == "[mysqld]" || own && !leads_out
+        let stays = value == "./" || value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.:;-".contains(&byte));
+        let short = line.len() < 1000 && line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        short
+            && (line.is_empty()
+                || line.starts_with('#')
+                || line == "[mysqld]"
+                || NAMES.contains(&name) && stays && !value.contains(".."))
     };
-    text.lines().find(|line| !is_plain(line))
+    text.split('\n').find(|line| !is_plain(line))
 }
 
 /// Of all that is below.
@@ -160,9 +174,17 @@ mod tests {
             "innodb_data_file_path=a:1M;b:/etc/x",
             "tmpdir=/",
             "innodb-data-home-dir=x",
+            "innodb_undo_directory=\"/etc/x\"",
+            "innodb_undo_directory='/etc/x'",
+            "innodb_undo_directory=\\/etc",
+            "# a comment\rplugin_load=x",
+            "#\0",
+            " plugin_load=x",
         ] {
             assert_eq!(odd_setting(&format!("{plain}{odd}\n")), Some(odd));
         }
+        let long = format!("#{}plugin_load=x", "a".repeat(4093));
+        assert_eq!(odd_setting(&format!("{plain}{long}\n")), Some(&*long));
     }
 
     #[test]

@@ -28,10 +28,29 @@ pub fn head(dump: &[u8]) -> Option<usize> {
     None
 }
 
+/// The only command that `psql` takes in its restricted mode. It carries out what stands in backquotes behind it before it looks at
+/// the key.
+const LEAVE: &[u8] = b"\\unrestrict";
+
+/// Nothing that `psql` would act on itself: it takes no other command, and no dump has a NUL, behind which it looks no further.
+///
+/// # Errors
+/// `InvalidData`.
+fn is_for_the_server(bytes: &[u8]) -> io::Result<()> {
+    if !bytes.contains(&0) && !contains(bytes, LEAVE) {
+        return Ok(());
+    }
+    let text = "it holds a NUL, or \\unrestrict, which psql would act on: a false snapshot might; if it is right, restore it by hand";
+    Err(io::Error::new(io::ErrorKind::InvalidData, text))
+}
+
 /// The lines of a head that are for the server, and the dump's own key.
 ///
 /// Invariant: nothing but such lines of `psql` is left out.
-pub fn commands(head: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
+///
+/// # Errors
+/// `InvalidData`: something else is for `psql`.
+pub fn commands(head: &[u8]) -> io::Result<(Vec<u8>, Option<Vec<u8>>)> {
     let (mut commands, mut key) = (Vec::new(), None);
     for line in head.split_inclusive(|byte| *byte == b'\n') {
         let bare = line.strip_suffix(b"\n").unwrap_or(line);
@@ -41,7 +60,8 @@ pub fn commands(head: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
             commands.extend_from_slice(line);
         }
     }
-    (commands, key)
+    is_for_the_server(&commands)?;
+    Ok((commands, key))
 }
 
 /// Before a connection to a database whose name has more than letters.
@@ -85,8 +105,13 @@ impl<W: Write> OneTransaction<W> {
 
     /// Gives back where it wrote to, with the last line in it.
     pub fn end(mut self) -> (W, io::Result<()>) {
-        let wrote = self.out.write_all(&self.line);
+        let wrote = self.checked().and_then(|()| self.out.write_all(&self.line));
         (self.out, wrote)
+    }
+
+    /// What is held of a line that was passed on is longer than the command, so that none is overlooked in between.
+    fn checked(&mut self) -> io::Result<()> {
+        is_for_the_server(&self.line).inspect_err(|_| self.line.clear())
     }
 
     /// `piece` belongs to the line under way, whole if it ends with a newline.
@@ -94,6 +119,7 @@ impl<W: Write> OneTransaction<W> {
         self.line.extend_from_slice(piece);
         if self.line.ends_with(b"\n") {
             if !self.ended() {
+                self.checked()?;
                 self.out.write_all(&self.line)?;
             }
             self.line.clear();
@@ -104,6 +130,7 @@ impl<W: Write> OneTransaction<W> {
             if !self.long {
                 (self.long, self.long_copy) = (true, self.line.starts_with(COPY));
             }
+            self.checked()?;
             let passed = self.line.len() - COPY_END.len();
             self.out.write_all(&self.line[..passed])?;
             self.line.drain(..passed);
@@ -186,7 +213,9 @@ mod tests {
     fn what_is_for_psql_does_not_reach_it() {
         let head =
             format!("--\n\\restrict k3y\n\nSET a = b;\n{MADE}\\unrestrict k3y\n{PROPERTY}\\restrict k3y\n\\! id\n");
-        let (commands, key) = commands(head.as_bytes());
+        assert!(commands(format!("{head}SELECT 1 \\unrestrict `id`\n").as_bytes()).is_err());
+        assert!(commands(format!("{head}\\unres\0x\n").as_bytes()).is_err());
+        let (commands, key) = commands(head.as_bytes()).unwrap();
         assert_eq!(key.as_deref(), Some(&b"k3y"[..]));
         let commands = String::from_utf8(commands).unwrap();
         assert!(!commands.contains("strict") && !commands.contains("connect"), "{commands}");
@@ -196,6 +225,29 @@ mod tests {
                 && commands.contains("'9MB';\n")
                 && commands.ends_with("\\! id\n")
         );
+    }
+
+    #[test]
+    fn nothing_leaves_the_restricted_mode() {
+        let long = "x".repeat(3 * SHORT);
+        for bad in [
+            "\\unrestrict `id`\n".to_owned(),
+            "\\unrestrict k3y `id`\n".into(),
+            "SELECT 1 \\unrestrict `id`\n".into(),
+            format!("SELECT '{long}' \\unrestrict `id`\n"),
+            format!("{long}\\unrestrict `id`{long}\n"),
+            "\\unres\0junk\ntrict `id`\n".into(),
+            "COPY t FROM stdin;\n\\unrestrict `id`\n\\.\n".into(),
+            "SELECT 1 \\unrestrict `id`".into(),
+        ] {
+            for piece in [1, 7, 4096, usize::MAX] {
+                let mut filter = OneTransaction::new(Vec::new(), Some(b"k3y"));
+                let wrote = bad.as_bytes().chunks(piece.min(bad.len())).try_for_each(|piece| filter.write_all(piece));
+                let (out, ended) = filter.end();
+                assert!(wrote.and(ended).is_err(), "{bad}");
+                assert!(!contains(&out, LEAVE) && !out.contains(&0), "{bad}");
+            }
+        }
     }
 
     fn passed(dump: &str, piece: usize) -> String {

@@ -3,7 +3,7 @@
 //! Each database of the snapshot that was asked for is made anew; one that holds something is only dropped for it with
 //! `existing: replace`. All others stay. What makes a database cannot be in a transaction; what is in it comes in one, whose
 //! end is sent when all of the dump was: a restore that breaks off leaves an empty database, which the next one may replace, and
-//! those that were finished, which a plan's step that goes on leaves as they are.
+//! those that were finished, which a plan's step that goes on replaces once somebody says so.
 //! Of roles, only those that are missing are made (see [`super::globals`]).
 
 use super::globals::Globals;
@@ -140,8 +140,8 @@ impl Restoring {
 
     fn action(&self, there: &There, facts: &Facts, name: &str) -> Action {
         let held = match there.databases.get(name) {
-            // Its content came in one transaction: all of it came.
-            Some(held) if held.all > 0 && self.is_own(name) => return Action::Unchanged,
+            // It was finished, or somebody else has been at work in it.
+            Some(held) if held.all > 0 && self.is_own(name) => return Action::Replace,
             Some(held) if held.all > 0 => held,
             _ => return Action::Create,
         };
@@ -250,7 +250,11 @@ impl Restoring {
             (_, None) => Err(self.server.error(RESTORE, format!("the snapshot's dump of {name} makes no database"))),
             (supplied, Some(running)) => {
                 // What cannot be written has ended, and its end tells why.
-                let (mut out, _) = running.end();
+                let (mut out, ended) = running.end();
+                let supplied = supplied.and(ended.or_else(|error| match error.kind() {
+                    io::ErrorKind::InvalidData => Err(error),
+                    _ => Ok(()),
+                }));
                 let _ = out.flush();
                 let mut running = out.into_parts().0;
                 if supplied.is_ok() {
@@ -322,20 +326,22 @@ impl Write for Feed<'_> {
         }
         self.head.extend_from_slice(bytes);
         match split::head(&self.head) {
-            Some(end) => match (self.begin)(&split::commands(&self.head[..end]).0) {
-                Ok(running) => {
-                    let (_, key) = split::commands(&self.head[..end]);
-                    self.running
-                        .insert(OneTransaction::new(BufWriter::with_capacity(PIECE, running), key.as_deref()))
-                        .write_all(&self.head[end..])
-                        .inspect_err(|_| self.gone = true)?;
-                    self.head = Vec::new();
+            Some(end) => {
+                let (commands, key) = split::commands(&self.head[..end])?;
+                match (self.begin)(&commands) {
+                    Ok(running) => {
+                        self.running
+                            .insert(OneTransaction::new(BufWriter::with_capacity(PIECE, running), key.as_deref()))
+                            .write_all(&self.head[end..])
+                            .inspect_err(|_| self.gone = true)?;
+                        self.head = Vec::new();
+                    }
+                    Err(failure) => {
+                        self.failure = Some(failure);
+                        return Err(io::ErrorKind::BrokenPipe.into());
+                    }
                 }
-                Err(failure) => {
-                    self.failure = Some(failure);
-                    return Err(io::ErrorKind::BrokenPipe.into());
-                }
-            },
+            }
             None if self.head.len() > split::LARGEST => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the dump does not begin with a database"));
             }
@@ -353,6 +359,12 @@ impl Target for Restoring {
     fn plan(&mut self, context: &Context, supply: &dyn Supply) -> Result<Plan, SourceError> {
         let facts = supply.facts();
         let wanted = Wanted::read(supply)?;
+        // psql puts the name wherever a dump asks for it, and would read a command in it.
+        if let Some(name) = wanted.databases.keys().find(|name| name.contains('\\')) {
+            return Err(self
+                .server
+                .error(RESTORE, format!("the database {name:?} has a backslash in its name: restore it by hand")));
+        }
         let there = self.there(context, &wanted)?;
         let dumped = facts.details.get("pg_dump").and_then(|said| major(said));
         let said = self.server.fits(context, "psql", dumped.unwrap_or(there.state.major))?;
@@ -403,13 +415,8 @@ impl Target for Restoring {
         applied.to_do.extend(self.differing(context, &wanted, &there, facts)?);
         for (name, path) in &wanted.databases {
             let planned = plan.changes.iter().find(|change| change.what == database(name)).map(|change| &change.action);
-            match planned {
-                Some(Action::Create | Action::Replace) => {}
-                Some(Action::Unchanged) => {
-                    self.checked(context, facts, name, &mut applied)?;
-                    continue;
-                }
-                _ => continue,
+            if !matches!(planned, Some(Action::Create | Action::Replace)) {
+                continue;
             }
             let held = there.databases.get(name);
             if planned == Some(&Action::Create) && held.is_some_and(|held| held.all > 0) {
