@@ -214,6 +214,15 @@ pub fn private_directory(prefix: &str) -> io::Result<TempDir> {
     tempfile::Builder::new().prefix(prefix).permissions(Permissions::from_mode(0o700)).tempdir()
 }
 
+/// Of the last `kept` bytes of something, its whole lines: half a line may be half a secret, which nobody would know.
+pub fn whole_lines(mut tail: Vec<u8>, kept: usize) -> Vec<u8> {
+    if tail.len() >= kept {
+        let end = tail.iter().position(|byte| *byte == b'\n').map_or(tail.len(), |at| at + 1);
+        tail.drain(..end);
+    }
+    tail
+}
+
 /// Puts the names of secrets in their place, the longest first: one may hold another.
 pub fn hide(text: &str, secrets: &[(String, Zeroizing<String>)]) -> String {
     let mut known: Vec<_> = secrets.iter().filter(|(_, secret)| !secret.trim().is_empty()).collect();
@@ -317,12 +326,8 @@ impl Running {
     /// What it last wrote to standard error. A child that left the group may hold it open: do not wait for long.
     fn last_words(&self) -> String {
         let _ = self.stderr_end.recv_timeout(Duration::from_secs(1));
-        let mut tail: Vec<u8> = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
-        // Half a line may be half a secret, which nobody would know.
-        if tail.len() == STDERR_KEPT {
-            let end = tail.iter().position(|byte| *byte == b'\n').map_or(tail.len(), |at| at + 1);
-            tail.drain(..end);
-        }
+        let tail = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        let tail = whole_lines(tail, STDERR_KEPT);
         match String::from_utf8_lossy(&tail).trim() {
             "" => String::new(),
             text => format!(": {text}"),

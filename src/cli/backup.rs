@@ -3,7 +3,7 @@
 use super::context::{Context, Opened, Use};
 use super::fault::{Exit, Failure, Fault, chain, classify};
 use super::globals::LogFormat;
-use super::output::{bytes, clock, count, print, print_json, printable};
+use super::output::{bytes, clock, count, print, print_json, tell};
 use super::progress::{self, Done, pace};
 use super::reference::numbered;
 use super::snapshots::{state, way_out};
@@ -303,7 +303,7 @@ fn say(context: &Context, results: &[(SourceName, Result<Report, BackupError>)])
                 let error = chain(error).join("\n  because: ");
                 let named = error.contains(source.as_str());
                 let of = if named { String::new() } else { format!("{source}: ") };
-                eprintln!("error: {of}{}", printable(&error));
+                tell(&format!("error: {of}{error}\n"));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{clock, printable};
+use super::output::{clock, tell};
 use super::reference::numbered;
 use crate::config::name_of_volume;
 use crate::id::{Sequence, SourceName};
@@ -53,7 +53,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         source::SourceError::Cancelled => Fault::Interrupted { left: None }.into(),
         other => Failure::from(other),
     })?;
-    eprint!("{}", printable(&ended.log));
+    tell(&ended.log);
     match (ended.code, ended.left.as_slice()) {
         (0, []) => Ok(Exit::Ok),
         (0 | 3, left) => {

@@ -1,7 +1,7 @@
 //! How commands end: exit codes, and errors as people and programs read them.
 
 use super::globals::LogFormat;
-use super::output::printable;
+use super::output::tell;
 use super::restore::{Busy, Unfit};
 use crate::backup::BackupError;
 use crate::config::Mistake;
@@ -328,7 +328,7 @@ pub fn report(failure: &(dyn Error + 'static), form: Form) -> Exit {
             let mut shown = format!("error: {}\n", texts.join("\n  because: "));
             shown.extend(mistakes.iter().map(|mistake| format!("  {mistake}\n")));
             shown.extend(hint.map(|hint| format!("  hint: {hint}\n")));
-            eprint!("{}", printable(&shown));
+            tell(&shown);
         }
         Form::Json => {
             let mut document = serde_json::json!({

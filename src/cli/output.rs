@@ -54,8 +54,13 @@ fn is_command(letter: char) -> bool {
     letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Says something on standard error. Whoever reads may have gone.
+pub fn tell(text: &str) {
+    let _ = io::stderr().write_all(printable(text).as_bytes());
+}
+
 /// Text of several lines with nothing in it but what can be seen.
-pub fn printable(text: &str) -> Cow<'_, str> {
+fn printable(text: &str) -> Cow<'_, str> {
     let hidden = |letter: char| is_command(letter) && !matches!(letter, '\n' | '\t');
     if !text.contains(hidden) {
         return text.into();

@@ -160,16 +160,14 @@ impl Lineage {
         writer.start(workers, now)?;
         Ok(writer)
     }
-}
 
-impl Lineage {
     /// The snapshot whose contents are not stored again: the base, or the newest, once two in quarantine have followed it, so
     /// that a database that was rebuilt is not sent at every run until somebody has looked at it. One run alone may have gone
     /// astray; and what comes back when a source that holds much less is mended is in the base.
     async fn stored(&self, base: Option<&Snapshot>, tip: Option<Sequence>, epoch: u32) -> Result<Option<Snapshot>> {
         let bytes = |snapshot: &Snapshot| snapshot.catalogue.as_ref().map_or(0, |catalogue| catalogue.bytes);
-        if let (Some(base), Some(tip)) =
-            (base, tip.filter(|tip| base.is_some_and(|base| base.sequence().0 + 1 < tip.0)))
+        if let (Some(base), Some(tip)) = (base, tip)
+            && base.sequence().0 + 1 < tip.0
         {
             let (newest, _) = self.find(&Selector::Number(tip)).await?;
             if newest.manifest.header.epoch == epoch && bytes(&newest).saturating_mul(2) >= bytes(base) {

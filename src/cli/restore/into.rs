@@ -7,7 +7,7 @@
 use super::options::OptionArgs;
 use crate::cli::context::Context;
 use crate::cli::fault::{Exit, Failure, Fault};
-use crate::cli::output::{clock, count, name, print, print_json, printable};
+use crate::cli::output::{clock, count, name, print, print_json, tell};
 use crate::cli::reference::{Reference, open_reader};
 use crate::cli::snapshots;
 use crate::config::nearest;
@@ -215,8 +215,8 @@ fn confirm(context: &Context, what: &str, into: &str, plan: &Plan, args: &System
     }
     let interactive = super::is_interactive(context);
     if interactive {
-        eprint!("{}", printable(&describe(what, into, plan)));
-        eprint!("{}", printable(&format!("What is there now will be lost. Type {} to go on: ", plan.target)));
+        tell(&describe(what, into, plan));
+        tell(&format!("What is there now will be lost. Type {} to go on: ", plan.target));
         let mut line = String::new();
         io::stdin().lock().read_line(&mut line)?;
         if line.trim() == plan.target {

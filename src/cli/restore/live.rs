@@ -1,7 +1,7 @@
 //! What is to be seen while a plan is carried out: a line for each step at work on a terminal, lines in a log elsewhere,
 //! JSON lines with `--json`.
 
-use crate::cli::output::{name, print_json, printable};
+use crate::cli::output::{name, print_json, tell};
 use crate::policy::Tier;
 use crate::policy::duration::Shown;
 use crate::restore::plan::between;
@@ -11,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, P
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 pub struct Live {
@@ -30,11 +30,6 @@ enum Form {
         steps: BTreeMap<usize, ProgressBar>,
         asking: bool,
     },
-}
-
-/// Onto standard error. Whoever reads may have gone: the restore goes on.
-fn tell(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }
 
 impl Live {
@@ -62,7 +57,7 @@ impl Live {
             Form::Json => _ = print_json(&event(history, record)),
             Form::Lines => {
                 if let Some(text) = sentence(history, record) {
-                    tell(&format!("{:>9} {text}", Shown(after).to_string()));
+                    tell(&format!("{:>9} {text}\n", Shown(after).to_string()));
                 }
             }
             Form::Bars { all, head, steps, asking } => {
@@ -91,7 +86,7 @@ impl Live {
                 if let Some(text) = sentence(history, record) {
                     let line = format!("{:>9} {text}", Shown(after).to_string());
                     if *asking {
-                        tell(&line);
+                        tell(&format!("{line}\n"));
                     } else {
                         let _ = all.println(line);
                     }
@@ -107,7 +102,7 @@ impl Live {
             let _ = all.clear();
             all.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let _ = write!(io::stderr(), "{}", printable(question));
+        tell(question);
     }
 
     pub fn answered(&mut self) {

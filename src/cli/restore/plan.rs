@@ -7,7 +7,7 @@ use super::shown::{self, Seen};
 use super::world;
 use crate::cli::context::{Context, Opened, Use};
 use crate::cli::fault::{Exit, Failure, Fault, chain, of_the_store};
-use crate::cli::output::{clock, print, printable};
+use crate::cli::output::{clock, print, tell};
 use crate::cli::reference::numbered;
 use crate::id::{Sequence, SourceName};
 use crate::repo::Journals;
@@ -452,13 +452,12 @@ fn confirm(
         let hint = format!("see it with --dry-run; if it is meant, add: --yes {}", ids.join(" "));
         return Err(Fault::usage(message, hint).into());
     }
-    eprint!("{}", printable(&shown::plan(&history.resolved, seen)));
+    tell(&shown::plan(&history.resolved, seen));
     for id in &needed {
         let places: Vec<_> =
             seen.facts.iter().filter(|facts| facts.target.as_ref() == Some(id)).map(|f| f.place.as_str()).collect();
-        let question =
-            format!("What is in {} now will be overwritten or held back. Type {id} to go on: ", places.join(", "));
-        eprint!("{}", printable(&question));
+        let places = places.join(", ");
+        tell(&format!("What is in {places} now will be overwritten or held back. Type {id} to go on: "));
         let line = tokio::task::block_in_place(|| edge.line(None)).map_err(|_| unchanged())?;
         if line.trim() != id {
             return Err(Fault::Failed { message: "not confirmed; nothing was changed".into(), hint: None }.into());

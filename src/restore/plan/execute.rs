@@ -365,8 +365,15 @@ fn work(
     let (mut number, mut pause, mut noted) = (first, FIRST_PAUSE, noted);
     let result = loop {
         let deadline = Instant::now() + task.timeout;
-        let (noted_now, closed, messages_to) = (noted.take(), closed.clone(), messages.clone());
-        let mut attempt = Attempt { task, index, fence, noted: noted_now, closed, deadline, messages: messages_to };
+        let mut attempt = Attempt {
+            task,
+            index,
+            fence,
+            noted: noted.take(),
+            closed: closed.clone(),
+            deadline,
+            messages: messages.clone(),
+        };
         // A step that never said that it ended would be waited for without end.
         let result = catch_unwind(AssertUnwindSafe(|| hands.perform(&mut attempt))).unwrap_or_else(|_| {
             Err(Failure::Refused("it broke off: a defect of Lifeboat, told on standard error".into()))

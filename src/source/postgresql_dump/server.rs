@@ -274,9 +274,17 @@ fn too_old(said: &str, least: u32) -> Option<String> {
 
 /// Of `pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
 pub fn major(said: &str) -> Option<u32> {
-    let version = said.split_once(") ").map_or(said, |(_, version)| version);
-    let end = version.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(version.len());
-    version[..end].parse().ok()
+    version(said).map(|(major, _)| major)
+}
+
+/// Major and minor version; one that is not released has no minor one.
+pub fn version(said: &str) -> Option<(u32, Option<u32>)> {
+    let number = |text: &str| {
+        let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        Some((text[..end].parse().ok()?, text[end..].to_owned()))
+    };
+    let (major, rest) = number(said.split_once(") ").map_or(said, |(_, version)| version))?;
+    Some((major, rest.strip_prefix('.').and_then(number).map(|(minor, _)| minor)))
 }
 
 #[cfg(test)]

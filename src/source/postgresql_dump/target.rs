@@ -7,7 +7,7 @@
 //! Of roles, only those that are missing are made (see [`super::globals`]).
 
 use super::globals::Globals;
-use super::server::{Held, Server, State, major};
+use super::server::{Held, Server, State, major, version};
 use super::split::{self, OneTransaction};
 use super::{GLOBALS, Spec, TABLES, database_of, dump};
 use crate::entry::{Facts, Problem, Supply};
@@ -88,21 +88,17 @@ impl There {
     }
 }
 
-/// For `\\restrict`: letters and digits.
+/// For `\restrict`: letters and digits.
 fn random_key() -> io::Result<String> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Whether a `psql` that calls itself `said` knows `\\restrict` (CVE-2025-8714).
+/// Whether a `psql` that calls itself `said` knows `\restrict` (CVE-2025-8714).
 fn can_restrict(said: &str) -> bool {
     const FIRST: [(u32, u32); 5] = [(13, 22), (14, 19), (15, 14), (16, 10), (17, 6)];
-    let Some(major) = major(said) else { return false };
-    let minor = said.split_once(&format!(" {major}.")).and_then(|(_, rest)| {
-        let end = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
-        rest[..end].parse::<u32>().ok()
-    });
+    let Some((major, minor)) = version(said) else { return false };
     let least = FIRST.iter().find(|(release, _)| *release == major).map(|(_, least)| *least);
     least.map_or(major > 17, |least| minor.is_some_and(|minor| minor >= least))
 }
@@ -279,7 +275,7 @@ impl Restoring {
         ];
         let command = self.server.program(context, "psql", name, &options)?;
         let mut psql = command.start_fed().map_err(|error| self.server.failed(context, RESTORE, name, &error))?;
-        // From here on it takes no command of its own, `\\!` among them, whatever the dump holds. One that does not know this
+        // From here on it takes no command of its own, `\!` among them, whatever the dump holds. One that does not know this
         // ends at it.
         let key = random_key().map_err(|source| self.server.error(RESTORE, source.to_string()))?;
         let _ = writeln!(psql, "\\restrict {key}");

@@ -358,12 +358,7 @@ impl Worker<'_> {
             tail.drain(..excess);
         }
         running.wait().map_err(failed)?;
-        let mut tail: Vec<u8> = tail.into_iter().collect();
-        // Half a line may be half a secret, which nobody would know.
-        if tail.len() == buffer.len() {
-            let end = tail.iter().position(|byte| *byte == b'\n').map_or(tail.len(), |at| at + 1);
-            tail.drain(..end);
-        }
+        let tail = exec::whole_lines(tail.into(), buffer.len());
         let text = hide(String::from_utf8_lossy(&tail).into_owned());
         let all: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect();
         Ok(all[all.len().saturating_sub(LINES)..].to_vec())
