@@ -49,11 +49,17 @@ pub enum BackupError {
     Source { name: SourceName, source: SourceError },
     #[error("{name}@{number} cannot be accepted: {why}")]
     NotAcceptable { name: SourceName, number: Sequence, why: String },
+    #[error("the run of {name} did not end within {:.0} s; nothing was committed", limit.as_secs_f64())]
+    TooLong { name: SourceName, limit: Duration },
     #[error("the run was interrupted; nothing was committed")]
     Cancelled,
     #[error("the capture of {0} crashed (a defect of Lifeboat); nothing was committed")]
     Crashed(SourceName),
 }
+
+/// So long a source has to say in its own words that its deadline has passed. It cannot while the store takes nothing from it.
+/// A request of the commit itself is not cut short.
+const SAYING: Duration = Duration::from_secs(2);
 
 /// Carries `plan` out. `watch` is told of the counters as soon as there are any; `cancel` ends the run early.
 ///
@@ -81,13 +87,9 @@ pub async fn run(
     let writer = lineage.begin(plan.options, started).await?;
     watch(writer.progress());
     let (stop, not_compared_with) = (writer.stopper(), writer.sealed_base());
-    let context = Context {
-        runtime: Handle::current(),
-        cancel: cancel.clone(),
-        started,
-        begun: clock,
-        deadline: clock + plan.max_duration,
-    };
+    let limit = plan.max_duration;
+    let context =
+        Context { runtime: Handle::current(), cancel: cancel.clone(), started, begun: clock, deadline: clock + limit };
     let work = async {
         let captured = tokio::task::spawn_blocking(move || {
             let mut writer = writer;
@@ -112,9 +114,15 @@ pub async fn run(
         Ok(finished.commit(summary).await?)
     };
     let mut work = std::pin::pin!(work);
+    let mut is_late = false;
     let result = tokio::select! {
         result = &mut work => result,
         () = cancelled(cancel) => {
+            stop();
+            work.await
+        }
+        () = tokio::time::sleep(limit.saturating_add(SAYING).saturating_sub(clock.elapsed())) => {
+            is_late = true;
             stop();
             work.await
         }
@@ -122,6 +130,9 @@ pub async fn run(
     match result {
         Ok(committed) => Ok(Report { committed, took: clock.elapsed(), not_compared_with }),
         Err(_) if cancel.is_cancelled() => Err(BackupError::Cancelled),
+        Err(BackupError::Repo(RepoError::Stopped)) if is_late => {
+            Err(BackupError::TooLong { name: name.clone(), limit })
+        }
         Err(error) => Err(error),
     }
 }

@@ -324,9 +324,8 @@ fn sentence(source: &SourceName, Report { committed, took, not_compared_with }: 
         let path = super::output::name(&problem.path);
         text += &format!("  not captured: {}{}{}\n", path, if path.is_empty() { "" } else { ": " }, problem.text);
     }
-    if committed.problems.len() > 20 {
-        text +=
-            &format!("  … and {} more: lifeboat show {source}@{}\n", committed.problems.len() - 20, committed.sequence);
+    if catalogue.problems > 20 {
+        text += &format!("  … and {} more: lifeboat show {source}@{}\n", catalogue.problems - 20, committed.sequence);
     }
     for reason in &catalogue.reasons {
         text += &format!("  in quarantine, never `latest`: {reason}\n");

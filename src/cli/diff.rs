@@ -80,10 +80,14 @@ struct Pair {
 
 /// What differs, and how many contents could not be compared.
 async fn changes(from: &Reader, to: &Reader) -> Result<(Vec<Change>, usize), RepoError> {
-    let mut before: HashMap<Vec<u8>, Item> =
-        from.items().await?.into_iter().map(|item| (item.entry.path.clone(), item)).collect();
+    let mut before: HashMap<Vec<u8>, Item> = HashMap::new();
+    from.segments_unlike::<RepoError>(to, |items| {
+        before.extend(items.into_iter().map(|item| (item.entry.path.clone(), item)));
+        Ok(())
+    })
+    .await?;
     let (mut changes, mut pairs) = (Vec::new(), Vec::new());
-    to.segments::<RepoError>(|items| {
+    to.segments_unlike::<RepoError>(from, |items| {
         for new in items {
             let Some(old) = before.remove(&new.entry.path) else {
                 changes.push(Change::Added(new.entry));

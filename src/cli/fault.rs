@@ -177,6 +177,10 @@ fn opinion(error: &(dyn Error + 'static)) -> Option<(Exit, Option<String>)> {
     }
     match error.downcast_ref() {
         Some(BackupError::Repo(error)) => return Some(of_repository(error)),
+        Some(BackupError::TooLong { .. }) => {
+            let hint = "see whether the repository takes what is sent (the network, its load); if it does, give the run more time";
+            return Some((Exit::Failed, Some(hint.into())));
+        }
         Some(BackupError::NotAcceptable { .. }) => {
             let hint = "see `lifeboat status` for the snapshot that is in quarantine now, if one is";
             return Some((Exit::Usage, Some(hint.into())));
@@ -234,6 +238,13 @@ fn of_repository(error: &RepoError) -> (Exit, Option<String>) {
         RepoError::PastRunLimit { .. } => {
             (Exit::Failed, "raise runLimit and gracePeriod in the Repository document, or make the run faster")
         }
+        RepoError::Overtaken { .. } => {
+            (Exit::Busy, "nothing is lost: the newer snapshot stands; see that runs of one source do not overlap")
+        }
+        RepoError::Swept { .. } => (
+            Exit::Failed,
+            "run it again; the host may have slept longer than the Repository's gracePeriod, or somebody deletes in the repository",
+        ),
         RepoError::EmptyCapture => (Exit::Failed, "nothing was committed; check that the source is what it should be"),
         RepoError::Stopped => (Exit::Interrupted, ""),
         RepoError::Store(error) => return of_store(error),

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::fault::{Exit, Failure, Fault};
-use super::output::{forgive_closed_pipe, name, print_json, time};
+use super::output::{forgive_closed_pipe, name, time};
 use super::reference::{Reference, open_reader};
 use crate::entry::{Entry, Kind};
 use crate::repo::RepoError;
@@ -24,21 +24,23 @@ pub struct Args {
     long: bool,
 }
 
+/// The document is written as the entries come: there may be millions.
+const BEGIN: &str = "{\"entries\":[";
+
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let (_, reader) = open_reader(context, &args.reference).await?;
     let wanted = args.path.as_deref().map(|p| p.trim_matches('/').as_bytes().to_vec()).unwrap_or_default();
     let json = context.globals.json;
-    let (mut out, mut documents, mut found) = (io::BufWriter::new(io::stdout()), Vec::new(), 0_u64);
+    let (mut out, mut found) = (io::BufWriter::new(io::stdout()), 0_u64);
     let mut written = Ok(());
     let listed = reader.segments::<Stop>(|items| {
         for entry in items.into_iter().map(|item| item.entry).filter(|e| is_within(&e.path, &wanted)) {
             found += 1;
-            if json {
-                documents.push(describe(&entry));
-                continue;
-            }
-            written =
-                if args.long { writeln!(out, "{}", line(&entry)) } else { writeln!(out, "{}", name(&entry.path)) };
+            written = match (json, args.long) {
+                (true, _) => write!(out, "{}{}", if found > 1 { "," } else { BEGIN }, describe(&entry)),
+                (false, true) => writeln!(out, "{}", line(&entry)),
+                (false, false) => writeln!(out, "{}", name(&entry.path)),
+            };
             if written.is_err() {
                 return Err(Stop::Output);
             }
@@ -49,14 +51,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         Err(Stop::Repo(error)) => return Err(error.into()),
         Err(Stop::Output) | Ok(()) => {}
     }
-    forgive_closed_pipe(written.and_then(|()| out.flush()))?;
     if found == 0 && !wanted.is_empty() {
         let message = format!("{} is not in the snapshot", name(&wanted));
         return Err(Fault::Failed { message, hint: Some("paths are relative to the source's root".into()) }.into());
     }
     if json {
-        print_json(&json!({ "entries": documents }))?;
+        written = written.and_then(|()| writeln!(out, "{}]}}", if found == 0 { BEGIN } else { "" }));
     }
+    forgive_closed_pipe(written.and_then(|()| out.flush()))?;
     Ok(Exit::Ok)
 }
 

@@ -108,7 +108,7 @@ pub fn missing_text(sequences: &[Sequence]) -> String {
 
 /// Logs which snapshots of a source somebody took away, before one of the others is relied on.
 pub async fn warn_missing(lineage: &Lineage) -> Result<(), Failure> {
-    let missing = lineage.missing().await?;
+    let missing = lineage.missing_lately().await?;
     if !missing.is_empty() {
         let source = lineage.source().as_str();
         tracing::warn!(source, "{}, and no prune record explains it", missing_text(&missing));

@@ -177,7 +177,7 @@ async fn look(
     for step in &newest.stepped_over {
         warnings.push(format!("snapshot {} does not count: {}", step.sequence, chain(&step.error).join(": ")));
     }
-    let missing = lineage.missing().await?;
+    let missing = lineage.missing_lately().await?;
     if !missing.is_empty() {
         warnings.push(format!("{}, and no prune record explains it", missing_text(&missing)));
     }

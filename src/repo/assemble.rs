@@ -64,6 +64,40 @@ struct Pending {
     hints: (Place, u64),
 }
 
+/// What could not be captured as it should be: how much, and the first of it.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    first: Vec<Problem>,
+    pub count: u64,
+}
+
+impl Problems {
+    /// A manifest must stay readable where everything fails.
+    const KEPT: usize = 10_000;
+
+    pub fn add(&mut self, problem: Problem) {
+        self.count += 1;
+        if self.first.len() < Self::KEPT {
+            self.first.push(problem);
+        }
+    }
+
+    pub fn append(&mut self, other: Self) {
+        let count = self.count + other.count;
+        other.first.into_iter().for_each(|problem| self.add(problem));
+        self.count = count;
+    }
+
+    /// The first, and how many more there are.
+    pub fn told(mut self) -> Vec<Problem> {
+        let more = self.count - self.first.len() as u64;
+        if more > 0 {
+            self.first.push(Problem { path: Vec::new(), text: format!("{more} more problems") });
+        }
+        self.first
+    }
+}
+
 /// All that a manifest needs to know of the entries.
 #[derive(Debug)]
 pub(crate) struct Assembled {
@@ -71,7 +105,7 @@ pub(crate) struct Assembled {
     pub segments: Vec<SegmentRef>,
     pub entries: u64,
     pub bytes: u64,
-    pub problems: Vec<Problem>,
+    pub problems: Problems,
     /// Entries that could not be captured.
     pub left_out: u64,
 }
@@ -93,7 +127,7 @@ pub(crate) struct Assembler {
     live: HashMap<u32, u64>,
     entries: u64,
     bytes: u64,
-    problems: Vec<Problem>,
+    problems: Problems,
     left_out: u64,
 }
 
@@ -116,7 +150,7 @@ impl Assembler {
             live: HashMap::new(),
             entries: 0,
             bytes: 0,
-            problems: Vec::new(),
+            problems: Problems::default(),
             left_out: 0,
         })
     }
@@ -153,7 +187,7 @@ impl Assembler {
     }
 
     fn take(&mut self, done: Done) -> Result<()> {
-        self.problems.extend(done.problem);
+        done.problem.into_iter().for_each(|problem| self.problems.add(problem));
         let Some((entry, stored, fingerprint)) = done.entry else {
             self.left_out += 1;
             return Ok(());

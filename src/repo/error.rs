@@ -1,6 +1,6 @@
 //! What can go wrong in a repository, told so that the object and the next step are named.
 
-use crate::id::{InvalidId, RepositoryId, SourceName};
+use crate::id::{InvalidId, RepositoryId, Sequence, SourceName};
 use crate::store::StoreError;
 
 pub type Result<T, E = RepoError> = std::result::Result<T, E>;
@@ -32,6 +32,12 @@ pub enum RepoError {
     Busy(SourceName),
     #[error("the run took longer than its limit of {limit_s} s, so its snapshot was not committed")]
     PastRunLimit { limit_s: u64 },
+    #[error(
+        "snapshot {by} of {source_name} was committed meanwhile and shows a later moment; this older one was not committed"
+    )]
+    Overtaken { source_name: SourceName, by: Sequence },
+    #[error("{object}, which the snapshot would need, was removed while the run went on; it was not committed")]
+    Swept { object: String },
     #[error("the capture of {what} failed")]
     Capture { what: String, source: std::io::Error },
     #[error("the capture holds nothing")]
@@ -62,6 +68,7 @@ impl RepoError {
             | Self::Damaged { object, .. }
             | Self::Foreign { object, .. }
             | Self::WrongKey { object, .. }
+            | Self::Swept { object }
             | Self::PruneBlocked { object, .. } => Some(object),
             Self::Store(error) => Some(&error.object),
             _ => None,

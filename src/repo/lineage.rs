@@ -193,10 +193,10 @@ impl Lineage {
             let reason = "a prune record took this number away".into();
             return Err(RepoError::Foreign { object: meta.key.clone(), reason });
         }
-        let manifest = Manifest::parse(&bytes, self.root.id, &self.source, sequence, &checked)?;
+        let mut manifest = Manifest::parse(&bytes, self.root.id, &self.source, sequence, &checked)?;
         // Only of one that counts: an epoch that somebody left, and that no key opens, must not stop whoever reads.
         let epoch = self.epoch_of(&meta.key, claimed).await?;
-        let catalogue = epoch.writer.as_ref().map(|keys| manifest.catalogue(&self.source, keys)).transpose()?;
+        let catalogue = epoch.writer.as_ref().map(|keys| manifest.take_catalogue(&self.source, keys)).transpose()?;
         let snapshot = Snapshot { manifest, catalogue, stored_at: meta.modified, manifest_size: meta.size };
         Ok((snapshot, bytes))
     }
@@ -369,9 +369,13 @@ impl Lineage {
     /// # Errors
     /// A store's.
     pub async fn lacks(&self, snapshot: &Snapshot) -> Result<Vec<String>> {
+        self.lacking(snapshot.manifest.header.packs.iter().collect()).await
+    }
+
+    /// Which of these packs are not there in their size.
+    pub(crate) async fn lacking(&self, packs: Vec<&PackRef>) -> Result<Vec<String>> {
         use futures_util::{StreamExt as _, TryStreamExt as _};
-        let packs = snapshot.manifest.header.packs.iter();
-        let named: Vec<_> = packs.map(|pack| (pack::object(&self.source, pack.pack), pack.size)).collect();
+        let named: Vec<_> = packs.into_iter().map(|pack| (pack::object(&self.source, pack.pack), pack.size)).collect();
         let heads = named.into_iter().map(|(object, size)| {
             let store = self.store.clone();
             async move {

@@ -336,11 +336,13 @@ impl Manifest {
         Self::unsigned(&object, bytes)
     }
 
+    /// Opens the catalogue, which is not kept sealed as well.
+    ///
     /// # Errors
     /// `WrongKey`, `Damaged`.
-    pub fn catalogue(&self, source: &SourceName, keys: &WriterKeys) -> Result<Catalogue> {
+    pub fn take_catalogue(&mut self, source: &SourceName, keys: &WriterKeys) -> Result<Catalogue> {
         let aad = document_aad(self.header.repository, source, self.header.sequence);
-        let plain = open_document(&catalogue_key(keys, &aad), &aad, &self.catalogue)
+        let plain = open_document(&catalogue_key(keys, &aad), &aad, &std::mem::take(&mut self.catalogue))
             .map_err(|_| RepoError::WrongKey { what: "writer key", object: self.object.clone() })?;
         let plain = unpack_document(&plain, MAX_DOCUMENT).map_err(|why| RepoError::damaged(&self.object, why))?;
         let catalogue: Catalogue = decode(&plain).map_err(|why| RepoError::damaged(&self.object, why))?;

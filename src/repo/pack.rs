@@ -440,7 +440,8 @@ impl PackIndex {
         let count = contents.items.count() as u32;
         let place = match contents.items {
             Items::Chunks(lengths) => {
-                let mut offsets = vec![0];
+                let mut offsets = Vec::with_capacity(lengths.len() + 1);
+                offsets.push(0);
                 offsets.extend(lengths.iter().scan(0, |at, l| {
                     *at += l;
                     Some(*at)
@@ -461,6 +462,11 @@ impl PackIndex {
         };
         self.frames.push(FramePlace { first, count, codec: contents.codec, raw: raw as u32, place });
         Ok(count)
+    }
+
+    /// How many items the pack holds.
+    pub fn items(&self) -> u32 {
+        (self.ids.len() / 16) as u32
     }
 
     pub fn id(&self, ordinal: u32) -> Option<ChunkId> {

@@ -12,13 +12,14 @@ use crate::repo::frame::{MAX_FRAME, Place, Stretch};
 use crate::repo::lineage::Lineage;
 use crate::repo::manifest::PackRef;
 use crate::repo::pack::{self, Finished, Frame, PackWriter, ZeroPages};
-use crate::store::PutOptions;
 use crate::store::pool::{Pool, Pooled};
+use crate::store::{PutOptions, Store, Upload};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// A pack is finished at this many sealed bytes …
@@ -32,6 +33,8 @@ const UPLOADS: usize = 2;
 /// Bytes handed to an upload at a time, and how many such pieces may wait.
 const PIECE: usize = 1 << 20;
 const PIECES: usize = 2;
+/// So long it may take to give an upload up.
+const GIVING_UP: Duration = Duration::from_secs(3);
 
 enum Piece {
     Bytes(Bytes),
@@ -71,6 +74,7 @@ pub(crate) struct Packer {
     /// Packs of the base snapshot come before those of this run.
     base: u32,
     pool: Arc<Pool>,
+    stopped: watch::Sender<bool>,
     inner: Mutex<Inner>,
 }
 
@@ -92,6 +96,7 @@ impl Packer {
             options,
             base,
             pool: Arc::new(Pool::new(room(MAX_CHUNK.max(MAX_FRAME)))),
+            stopped: watch::Sender::new(false),
             inner: Mutex::new(inner),
         }
     }
@@ -180,24 +185,9 @@ impl Packer {
             PackWriter::new(self.lineage.root.id, &self.lineage.source, self.epoch.number, &self.epoch.public, keys)
                 .ok_or_else(|| RepoError::damaged("the epoch's record", "its public key is not one"))?;
         let key = pack::object(&self.lineage.source, writer.id());
-        let (pieces, mut received) = mpsc::channel(PIECES);
+        let (pieces, received) = mpsc::channel(PIECES);
         let (store, options) = (self.lineage.store.clone(), self.options);
-        inner.uploads.push_back(self.runtime.spawn(async move {
-            let mut upload = store.upload(&key, options).await?;
-            while let Some(piece) = received.recv().await {
-                match piece {
-                    Piece::Bytes(bytes) => {
-                        if let Err(error) = upload.write(bytes).await {
-                            upload.abort().await;
-                            return Err(error.into());
-                        }
-                    }
-                    Piece::End => return upload.finish().await.map_err(RepoError::from),
-                }
-            }
-            upload.abort().await;
-            Ok(())
-        }));
+        inner.uploads.push_back(self.runtime.spawn(upload(store, key, options, received, self.stopped.subscribe())));
         let index = self.base + inner.made.len() as u32;
         inner.made.push(Made { pack: writer.id(), finished: None, raw: 0 });
         Ok(OpenPack { writer, index, pieces, buffer: header })
@@ -257,9 +247,7 @@ impl Packer {
             None => Ok(()),
         };
         // The uploads' own errors say more than that a channel was closed.
-        for upload in std::mem::take(&mut inner.uploads) {
-            self.runtime.block_on(join(upload))?;
-        }
+        self.join_all(&mut inner).map_or(Ok(()), Err)?;
         ended?;
         let refs = inner.made.iter().filter_map(|made| {
             let f = made.finished.as_ref()?;
@@ -269,13 +257,23 @@ impl Packer {
         Ok(refs.collect())
     }
 
+    /// Ends the uploads, whatever they wait for.
+    pub fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+
     /// Gives up: nothing of an unfinished pack becomes visible. Says why an upload failed, if one did.
     pub fn abandon(&self) -> Option<RepoError> {
         let mut inner = self.lock();
         inner.open = None;
         inner.parked.clear();
-        let uploads = std::mem::take(&mut inner.uploads);
-        uploads.into_iter().find_map(|upload| self.runtime.block_on(join(upload)).err())
+        self.join_all(&mut inner)
+    }
+
+    /// Waits until every upload has ended: what one leaves behind is not left to chance because another failed.
+    fn join_all(&self, inner: &mut Inner) -> Option<RepoError> {
+        let ended = inner.uploads.drain(..).map(|upload| self.runtime.block_on(join(upload)));
+        ended.fold(None, |first, ended| first.or(ended.err()))
     }
 }
 
@@ -287,6 +285,51 @@ fn resolve(placed: &[Option<(u32, u32)>], place: Place) -> Option<(u32, u32)> {
             Some((pack, first + item))
         }
     }
+}
+
+/// Sends a pack piece by piece. It becomes visible at its end, and not at all if that does not come.
+async fn upload(
+    store: Arc<dyn Store>,
+    key: String,
+    options: PutOptions,
+    mut pieces: mpsc::Receiver<Piece>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    // The sender outlives every upload of a run that goes on.
+    let mut stop =
+        std::pin::pin!(async move { stopped.wait_for(|stopped| *stopped).await.map(drop).unwrap_or_default() });
+    let mut upload = tokio::select! {
+        begun = store.upload(&key, options) => begun?,
+        () = &mut stop => return Err(RepoError::Stopped),
+    };
+    let sent = tokio::select! {
+        sent = pass_on(upload.as_mut(), &mut pieces) => sent,
+        () = &mut stop => Err(RepoError::Stopped),
+    };
+    drop(pieces); // whoever waits to hand more over learns that there is no use in it
+    if let Ok(true) = sent {
+        let mut finish = upload.finish();
+        return tokio::select! {
+            finished = &mut finish => Ok(finished?),
+            () = &mut stop => {
+                let _ = tokio::time::timeout(GIVING_UP, finish).await; // nothing names it
+                Err(RepoError::Stopped)
+            }
+        };
+    }
+    let _ = tokio::time::timeout(GIVING_UP, upload.abort()).await; // what stays is found by whoever cleans up
+    sent.map(drop)
+}
+
+/// Whether the end has come.
+async fn pass_on(upload: &mut dyn Upload, pieces: &mut mpsc::Receiver<Piece>) -> Result<bool> {
+    while let Some(piece) = pieces.recv().await {
+        match piece {
+            Piece::Bytes(bytes) => upload.write(bytes).await?,
+            Piece::End => return Ok(true),
+        }
+    }
+    Ok(false)
 }
 
 async fn join(upload: JoinHandle<Result<()>>) -> Result<()> {

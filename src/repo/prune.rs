@@ -13,7 +13,7 @@ use crate::repo::pack;
 use crate::repo::root::{open_json, sign_json};
 use crate::store::{ObjectMeta, PutOptions, StoreErrorKind, list_all};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,26 +88,39 @@ pub(crate) async fn explained(
 async fn records_below(lineage: &Lineage, prefix: &str) -> Result<Records> {
     let objects = list_all(lineage.store.as_ref(), prefix).await?;
     let keepers = lineage.root.keepers()?;
-    let read = |object: ObjectMeta| {
-        let keepers = &keepers;
-        async move {
-            let record = match lineage.store.get(&object.key).await {
-                Ok(bytes) => open_record(lineage, &object, &bytes, keepers),
-                Err(error) => Err(error.into()),
-            };
-            (object, record)
-        }
-    };
-    let mut reads = futures_util::stream::iter(objects).map(read).buffered(8);
+    let mut reads = std::pin::pin!(read(lineage, &keepers, objects));
     let (mut records, mut others) = (Vec::new(), Vec::new());
     while let Some((object, record)) = reads.next().await {
-        match record {
+        match sound(record)? {
             Ok(record) => records.push(record),
-            Err(error @ (RepoError::Damaged { .. } | RepoError::Foreign { .. })) => others.push((object, error)),
-            Err(error) => return Err(error),
+            Err(error) => others.push((object, error)),
         }
     }
     Ok((records, others))
+}
+
+/// Reads records one by one, some ahead.
+fn read<'a>(
+    lineage: &'a Lineage,
+    keepers: &'a [[u8; 32]],
+    objects: Vec<ObjectMeta>,
+) -> impl Stream<Item = (ObjectMeta, Result<Record>)> + 'a {
+    let read = move |object: ObjectMeta| async move {
+        let record = match lineage.store.get(&object.key).await {
+            Ok(bytes) => open_record(lineage, &object, &bytes, keepers),
+            Err(error) => Err(error.into()),
+        };
+        (object, record)
+    };
+    futures_util::stream::iter(objects).map(read).buffered(8)
+}
+
+/// A record, or why it is none. A store that does not answer is neither.
+fn sound(record: Result<Record>) -> Result<Result<Record, RepoError>> {
+    match record {
+        Err(error) if !matches!(error, RepoError::Damaged { .. } | RepoError::Foreign { .. }) => Err(error),
+        other => Ok(other),
+    }
 }
 
 /// Checks the record in `bytes`, which lie at `object`.
@@ -172,6 +185,9 @@ pub(crate) async fn explaining(lineage: &Lineage, wanted: &BTreeSet<Sequence>) -
     Ok(found)
 }
 
+/// How far back [`Lineage::missing_lately`] looks: a week of snapshots every five minutes.
+const LATELY: u64 = 2_016;
+
 /// What a prune would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
@@ -226,6 +242,34 @@ impl Lineage {
         Ok((1..highest).map(Sequence).filter(|sequence| !known.contains(sequence)).take(1000).collect())
     }
 
+    /// As [`Lineage::missing`], among the last [`LATELY`] numbers. Reads no more prune records than it takes to explain those,
+    /// however many there are.
+    pub async fn missing_lately(&self) -> Result<Vec<Sequence>> {
+        let known: BTreeSet<Sequence> = self.list().await?.into_iter().map(|(sequence, _)| sequence).collect();
+        let highest = known.last().map_or(0, |sequence| sequence.0);
+        let lately = (highest.saturating_sub(LATELY).max(1)..highest).map(Sequence);
+        let mut gaps: BTreeSet<Sequence> = lately.filter(|sequence| !known.contains(sequence)).collect();
+        let keepers = self.root.keepers()?;
+        for prefix in [prefix(self), prefix_elsewhere(self)] {
+            if gaps.is_empty() {
+                break;
+            }
+            // The newest come first.
+            let objects = list_all(self.store.as_ref(), &prefix).await?;
+            let mut records = std::pin::pin!(read(self, &keepers, objects));
+            while !gaps.is_empty()
+                && let Some((_, record)) = records.next().await
+            {
+                let removed =
+                    sound(record)?.map(|record| record.removed().map(|(sequence, _)| sequence).collect::<Vec<_>>());
+                for sequence in removed.into_iter().flatten() {
+                    gaps.remove(&sequence);
+                }
+            }
+        }
+        Ok(gaps.into_iter().take(1000).collect())
+    }
+
     async fn look(&self, ignore: &[Sequence]) -> Result<Holdings> {
         let (snapshots, stepped_over) = self.snapshots().await?;
         if let Some(over) = stepped_over.into_iter().find(|over| !ignore.contains(&over.sequence)) {
@@ -250,7 +294,8 @@ impl Lineage {
         Ok(Plan { ignore: ignore.to_vec(), ..plan })
     }
 
-    /// Carries a plan out: the record, the manifests, then the packs whose grace period has passed.
+    /// Carries a plan out: the record, the manifests, then the packs whose grace period has passed (those first, if the store is
+    /// full to the last byte).
     ///
     /// # Errors
     /// As [`Lineage::plan_prune`]; `WrongKey` for another keeper's key; a store's. What was done stands; again is safe.
@@ -267,7 +312,20 @@ impl Lineage {
             going.filter(|snapshot| !named.contains(&(snapshot.sequence(), snapshot.manifest.digest))).collect();
         let free: BTreeSet<&String> = records.iter().flat_map(|record| &record.freed).collect();
         if !new.is_empty() || freed.iter().any(|pack| !free.contains(&pack.to_string())) {
-            self.write_record((&records, &others), &new, &freed, keeper, now).await?;
+            let record = async || self.write_record((&records, &others), &new, &freed, keeper, now).await;
+            match record().await {
+                // Not even the record finds room: what was set free earlier can go first.
+                Err(RepoError::Store(full)) if full.kind == StoreErrorKind::Full => {
+                    let mut early = Pruned::default();
+                    self.sweep(plan, &records, &others, grace, &mut early).await?;
+                    if early.deleted_packs == 0 {
+                        return Err(full.into());
+                    }
+                    (pruned.deleted_packs, pruned.deleted_bytes) = (early.deleted_packs, early.deleted_bytes);
+                    record().await?;
+                }
+                other => other?,
+            }
             (records, others) = self::records(self).await?;
         }
         // What the records name is not enough: those of another copy of the repository fit here too.

@@ -8,20 +8,25 @@ mod frames;
 mod pages;
 
 use crate::entry::{Entry, Kind, Problem};
+use crate::id::PackId;
 use crate::repo::epoch::Epoch;
 use crate::repo::error::{RepoError, Result};
 use crate::repo::lineage::{Lineage, Snapshot};
-use crate::repo::manifest::{Catalogue, Ref};
+use crate::repo::manifest::{Catalogue, Ref, SegmentRef};
 use crate::repo::pack::{Located, MAX_PAGE, MAX_PAGES, MIN_PAGE, PackIndex};
 use crate::repo::segment::{Body, Entries, decode};
+pub(crate) use frames::Room;
 use frames::{Frames, locate};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 /// Bytes of a content that are read by one thread, about.
 pub const PART: u64 = 4 << 20;
+/// Lists that are read at a time.
+const AHEAD: usize = 4;
 
 /// One entry of a snapshot and where its bytes are.
 #[derive(Clone, Debug)]
@@ -105,13 +110,17 @@ impl Reader {
     /// # Errors
     /// `WrongKey` without any key.
     pub async fn open(lineage: Arc<Lineage>, snapshot: Snapshot) -> Result<Self> {
+        Self::open_in(lineage, snapshot, Room::CONTENTS).await
+    }
+
+    pub(crate) async fn open_in(lineage: Arc<Lineage>, snapshot: Snapshot, room: Room) -> Result<Self> {
         let header = &snapshot.manifest.header;
         let epoch = lineage.epoch_of(&snapshot.manifest.object, header.epoch).await?;
         let catalogue = snapshot
             .catalogue
             .clone()
             .ok_or_else(|| RepoError::WrongKey { what: "key", object: snapshot.manifest.object.clone() })?;
-        let frames = Frames::new(lineage.clone(), epoch.clone(), &snapshot.manifest);
+        let frames = Frames::new(lineage.clone(), epoch.clone(), &snapshot.manifest, room);
         Ok(Self { runtime: Handle::current(), lineage, snapshot, catalogue, epoch, frames })
     }
 
@@ -192,48 +201,82 @@ impl Reader {
         &self,
         mut each: impl FnMut(Vec<Item>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let object = &self.snapshot.manifest.object;
-        let places: Vec<Ref> = self.catalogue.segments.iter().map(|segment| segment.entries).collect();
-        let lists = futures_util::stream::iter(places).map(|place| self.chunk(place)).buffered(4);
-        let mut lists = std::pin::pin!(lists);
-        let packs: std::collections::HashMap<_, _> =
-            (0..).zip(&self.snapshot.manifest.header.packs).map(|(i, p)| (p.pack, i)).collect();
-        while let Some(bytes) = lists.next().await {
-            let list: Entries = decode(object, &bytes?)?;
-            let known: Vec<Option<u32>> = list.packs.iter().map(|p| packs.get(p).copied()).collect();
-            let items = list.entries.into_iter().map(|stored| {
-                let file = stored.entry.kind == Kind::File;
-                let fits = if stored.body == Body::None { !file || stored.entry.size == 0 } else { file };
-                if !fits {
-                    return Err(RepoError::damaged(
-                        object,
-                        "an entry has content that it cannot have, or lacks what it should have",
-                    ));
-                }
-                let place = match stored.body {
-                    Body::None => Place::Nothing,
-                    Body::Pages(space, size, digest) => {
-                        if !(MIN_PAGE..=MAX_PAGE).contains(&size) || stored.entry.size / u64::from(size) > MAX_PAGES {
-                            return Err(RepoError::damaged(object, "a file has pages of a size that cannot be"));
-                        }
-                        let digest = u128::from_le_bytes(digest);
-                        Place::Pages(Pages { space, size, digest, checked: Arc::default() })
-                    }
-                    Body::Chunks(runs) => {
-                        let run = |r: crate::repo::segment::Run| {
-                            let pack = known.get(r.pack as usize).copied().flatten();
-                            pack.map(|pack| (pack, r.first, r.count))
-                        };
-                        Place::Chunks(runs.into_iter().map(run).collect::<Option<_>>().ok_or_else(|| {
-                            RepoError::damaged(object, "an entry names a pack that the snapshot does not list")
-                        })?)
-                    }
-                };
-                Ok(Item { entry: stored.entry, place })
-            });
-            each(items.collect::<Result<_>>()?)?;
+        let mut lists = std::pin::pin!(self.lists(AHEAD, |_| true));
+        while let Some(items) = lists.next().await {
+            each(items?)?;
         }
         Ok(())
+    }
+
+    /// As [`Reader::segments`], without those that both snapshots have: all of them are equal there. None is left out if the
+    /// snapshots are of two sources, or sealed with two keys.
+    ///
+    /// # Errors
+    /// As [`Reader::segments`].
+    pub async fn segments_unlike<E: From<RepoError>>(
+        &self,
+        other: &Self,
+        mut each: impl FnMut(Vec<Item>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let comparable = (&self.lineage.source, self.epoch.number) == (&other.lineage.source, other.epoch.number);
+        let theirs = other.catalogue.segments.iter().filter(|_| comparable).map(|segment| segment.id);
+        let theirs: HashSet<_> = theirs.collect();
+        let mut lists = std::pin::pin!(self.lists(AHEAD, |segment| !theirs.contains(&segment.id)));
+        while let Some(items) = lists.next().await {
+            each(items?)?;
+        }
+        Ok(())
+    }
+
+    /// The entries of those segments that are wanted, in order, so many read at a time. With more than one, whoever waits for
+    /// something else of this reader between two lists may wait for ever: nobody goes on with what is being read.
+    pub(crate) fn lists(
+        &self,
+        at_once: usize,
+        wanted: impl Fn(&SegmentRef) -> bool,
+    ) -> impl Stream<Item = Result<Vec<Item>>> + '_ {
+        let wanted: Vec<Ref> =
+            self.catalogue.segments.iter().filter(|segment| wanted(segment)).map(|segment| segment.entries).collect();
+        let packs: HashMap<_, _> = (0..).zip(&self.snapshot.manifest.header.packs).map(|(i, p)| (p.pack, i)).collect();
+        let lists = futures_util::stream::iter(wanted).map(|place| self.chunk(place)).buffered(at_once);
+        lists.map(move |bytes| self.list(&bytes?, &packs))
+    }
+
+    fn list(&self, bytes: &[u8], packs: &HashMap<PackId, u32>) -> Result<Vec<Item>> {
+        let object = &self.snapshot.manifest.object;
+        let list: Entries = decode(object, bytes)?;
+        let known: Vec<Option<u32>> = list.packs.iter().map(|p| packs.get(p).copied()).collect();
+        let items = list.entries.into_iter().map(|stored| {
+            let file = stored.entry.kind == Kind::File;
+            let fits = if stored.body == Body::None { !file || stored.entry.size == 0 } else { file };
+            if !fits {
+                return Err(RepoError::damaged(
+                    object,
+                    "an entry has content that it cannot have, or lacks what it should have",
+                ));
+            }
+            let place = match stored.body {
+                Body::None => Place::Nothing,
+                Body::Pages(space, size, digest) => {
+                    if !(MIN_PAGE..=MAX_PAGE).contains(&size) || stored.entry.size / u64::from(size) > MAX_PAGES {
+                        return Err(RepoError::damaged(object, "a file has pages of a size that cannot be"));
+                    }
+                    let digest = u128::from_le_bytes(digest);
+                    Place::Pages(Pages { space, size, digest, checked: Arc::default() })
+                }
+                Body::Chunks(runs) => {
+                    let run = |r: crate::repo::segment::Run| {
+                        let pack = known.get(r.pack as usize).copied().flatten();
+                        pack.map(|pack| (pack, r.first, r.count))
+                    };
+                    Place::Chunks(runs.into_iter().map(run).collect::<Option<_>>().ok_or_else(|| {
+                        RepoError::damaged(object, "an entry names a pack that the snapshot does not list")
+                    })?)
+                }
+            };
+            Ok(Item { entry: stored.entry, place })
+        });
+        items.collect()
     }
 
     /// All entries in order. For sources of many entries, prefer [`Reader::segments`].

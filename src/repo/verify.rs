@@ -301,20 +301,28 @@ impl Lineage {
         let sequence = snapshot.sequence();
         let object = snapshot.manifest.object.clone();
         let reader = Reader::open(self.clone(), snapshot).await?;
-        let mut problems = Vec::new();
-        match reader.items().await {
-            Err(error) => problems.push(broken(error)?.problem()),
-            Ok(items) => {
-                for item in &items {
-                    if let Err(error) = reader.locate(item).await {
-                        problems.push(broken(error)?.problem());
-                    }
+        // What many entries need and is not there is told once.
+        let mut problems = BTreeSet::new();
+        let (mut entries, stated) = (0, reader.catalogue().entries);
+        let mut lists = std::pin::pin!(reader.lists(1, |_| true));
+        while let Some(items) = lists.next().await {
+            let items = match items {
+                Ok(items) => items,
+                Err(error) => {
+                    problems.insert(broken(error)?.problem());
+                    entries = stated; // it is not known
+                    break;
                 }
-                let (entries, stated) = (items.len() as u64, reader.catalogue().entries);
-                if entries != stated {
-                    problems.push(format!("it lists {entries} entries and should list {stated}"));
+            };
+            entries += items.len() as u64;
+            for item in &items {
+                if let Err(error) = reader.locate(item).await {
+                    problems.insert(broken(error)?.problem());
                 }
             }
+        }
+        if entries != stated {
+            problems.insert(format!("it lists {entries} entries and should list {stated}"));
         }
         verified.findings.extend(problems.into_iter().map(|problem| Finding {
             object: object.clone(),

@@ -5,12 +5,12 @@
 //! nothing names, which a sweep removes later.
 
 use crate::entry::{Entry, Facts, Input, Layout, Problem, Sink, Stopped};
-use crate::id::Sequence;
-use crate::repo::assemble::{Assembled, Assembler, Window};
+use crate::id::{PackId, Sequence};
+use crate::repo::assemble::{Assembled, Assembler, Problems, Window};
 use crate::repo::epoch::{self, Access, Epoch};
 use crate::repo::error::{RepoError, Result};
 use crate::repo::known::Known;
-use crate::repo::lineage::{Lineage, Selector, Snapshot};
+use crate::repo::lineage::{Lineage, Newest, Selector, Snapshot};
 use crate::repo::live;
 use crate::repo::manifest::{self, Catalogue, Header, PackRef, Parent, Private, State};
 use crate::repo::pack;
@@ -63,6 +63,7 @@ pub struct Committed {
     pub sequence: Sequence,
     pub state: State,
     pub catalogue: Catalogue,
+    /// What the catalogue counts, or the first of it.
     pub problems: Vec<Problem>,
     pub packs: usize,
 }
@@ -74,12 +75,14 @@ pub struct SnapshotWriter {
     options: Options,
     base: Option<Snapshot>,
     sealed_base: Option<Sequence>,
+    /// The snapshot whose packs this one uses.
+    reused: Option<Sequence>,
     shared: Arc<Shared>,
     window: Arc<Window>,
     queues: Option<Queues>,
     threads: Vec<JoinHandle<()>>,
     assembler: Option<JoinHandle<Option<Assembled>>>,
-    problems: Vec<Problem>,
+    problems: Problems,
     /// Entries that are done already, on their way to the assembler.
     ready: Vec<Done>,
     next: u64,
@@ -126,6 +129,7 @@ impl Lineage {
             other => (None, other.map(|snapshot| snapshot.sequence())),
         };
         let stored = Box::pin(self.stored(base.as_ref(), newest.tip.map(|(tip, _)| tip), epoch.number)).await?;
+        let reused = stored.as_ref().map(Snapshot::sequence);
         let known = match stored {
             None => Known::nothing(),
             Some(stored) => {
@@ -146,12 +150,13 @@ impl Lineage {
             options,
             base,
             sealed_base,
+            reused,
             shared,
             window: Arc::default(),
             queues: None,
             threads: Vec::new(),
             assembler: None,
-            problems: Vec::new(),
+            problems: Problems::default(),
             ready: Vec::new(),
             next: 0,
             began: now,
@@ -179,9 +184,10 @@ impl Lineage {
 
     /// The packs of a snapshot that are not there, or not whole: what is in them is stored afresh, if the source still has it.
     async fn lost(&self, snapshot: &Snapshot) -> Result<Vec<bool>> {
-        let lacking: HashSet<String> = self.lacks(snapshot).await?.into_iter().collect();
+        let packs = &snapshot.manifest.header.packs;
+        let lacking: HashSet<String> = self.lacking(packs.iter().collect()).await?.into_iter().collect();
         let is_lost = |reference: &PackRef| lacking.contains(&pack::object(&self.source, reference.pack));
-        let lost: Vec<bool> = snapshot.manifest.header.packs.iter().map(is_lost).collect();
+        let lost: Vec<bool> = packs.iter().map(is_lost).collect();
         let packs = lost.iter().filter(|lost| **lost).count();
         if packs > 0 {
             tracing::warn!(
@@ -222,7 +228,7 @@ impl Finished {
     /// Makes the snapshot exist.
     ///
     /// # Errors
-    /// `PastRunLimit`, `Busy`, a store's; nothing was committed then.
+    /// `PastRunLimit`, `Overtaken`, `Swept`, `Busy`, a store's; nothing was committed then.
     pub async fn commit(self, summary: Summary) -> Result<Committed> {
         self.writer.write(self.assembled, summary).await
     }
@@ -275,7 +281,10 @@ impl SnapshotWriter {
     /// Ends the run from elsewhere, soon: whoever captures is told so, and nothing can be committed any more.
     pub fn stopper(&self) -> impl Fn() + Send + Sync + 'static {
         let shared = self.shared.clone();
-        move || shared.fail(RepoError::Stopped)
+        move || {
+            shared.fail(RepoError::Stopped);
+            shared.packer.stop();
+        }
     }
 
     /// Gives the run up, and says what failed first.
@@ -283,6 +292,7 @@ impl SnapshotWriter {
         if !self.shared.is_stopped() {
             self.shared.fail(RepoError::Stopped);
         }
+        self.shared.packer.stop();
         match tokio::task::spawn_blocking(move || self.join().err()).await {
             Ok(error) => error.unwrap_or(RepoError::Stopped),
             Err(why) => RepoError::Refused(format!("the run's threads failed: {why}")),
@@ -312,7 +322,7 @@ impl SnapshotWriter {
         if assembled.entries == 0 {
             return Err(RepoError::EmptyCapture);
         }
-        assembled.problems.append(&mut writer.problems);
+        assembled.problems.append(std::mem::take(&mut writer.problems));
         Ok(Finished { writer, assembled })
     }
 
@@ -344,8 +354,9 @@ impl SnapshotWriter {
 
     async fn write(self, assembled: Assembled, summary: Summary) -> Result<Committed> {
         let Assembled { mut packs, segments, entries, bytes, problems, left_out: _ } = assembled;
+        self.check_packs(&packs).await?;
         let (retain_until, keys_day) = self.retain(&mut packs).await?;
-        let state = match (summary.reasons.is_empty(), problems.is_empty()) {
+        let state = match (summary.reasons.is_empty(), problems.count == 0) {
             (false, _) => State::Quarantined,
             (true, false) => State::Incomplete,
             (true, true) => State::Good,
@@ -365,9 +376,9 @@ impl SnapshotWriter {
             reasons: summary.reasons,
             run: summary.run,
             agent: concat!("lifeboat ", env!("CARGO_PKG_VERSION")).into(),
-            problems: problems.len() as u64,
+            problems: problems.count,
         };
-        let private = Private { problems };
+        let private = Private { problems: problems.told() };
         let mut header = Header {
             format: FORMAT,
             repository: self.lineage.root.id,
@@ -409,6 +420,43 @@ impl SnapshotWriter {
         Ok((Some(until), keys_day))
     }
 
+    /// A host that slept may wake up when what its run stored, or what that builds on, has been swept; its clock may not know.
+    async fn check_packs(&self, packs: &[PackRef]) -> Result<()> {
+        let (lineage, known) = (&self.lineage, self.shared.known.packs());
+        // What a snapshot that is still there needs is there too.
+        let base_stands = match self.reused {
+            None => true,
+            Some(reused) => match lineage.store.head(&manifest::object(&lineage.source, reused)).await {
+                Err(error) if error.kind == StoreErrorKind::NotFound => false,
+                other => other.map(|_| true)?,
+            },
+        };
+        let old: HashSet<PackId> = known.iter().map(|pack| pack.pack).collect();
+        let unsure = packs.iter().filter(|pack| !base_stands || !old.contains(&pack.pack)).collect();
+        let lacking = lineage.lacking(unsure).await?;
+        lacking.into_iter().next().map_or(Ok(()), |object| Err(RepoError::Swept { object }))
+    }
+
+    /// Another run may have committed while this one captured: what shows an earlier moment must not become the newest.
+    fn check_moment(&self, newest: &Newest, catalogue: &Catalogue, state: State) -> Result<()> {
+        /// What is a little older is as good, and clocks differ.
+        const OLDER_MS: i64 = 60_000;
+        let began_on = self.base.as_ref().map(Snapshot::sequence).or(self.sealed_base);
+        let Some(newer) = newest.snapshot.as_ref().filter(|newest| Some(newest.sequence()) > began_on) else {
+            return Ok(());
+        };
+        let is_later = newer
+            .catalogue
+            .as_ref()
+            .is_some_and(|newer| newer.recovery_point_ms.saturating_sub(OLDER_MS) > catalogue.recovery_point_ms);
+        // One that is whole is worth more than one that is not.
+        let is_as_good = newer.state() == State::Good || state == State::Incomplete;
+        if is_later && is_as_good && state != State::Quarantined {
+            return Err(RepoError::Overtaken { source_name: self.lineage.source.clone(), by: newer.sequence() });
+        }
+        Ok(())
+    }
+
     async fn put_manifest(
         &self,
         header: &mut Header,
@@ -428,6 +476,10 @@ impl SnapshotWriter {
             if taken > self.options.run_limit {
                 return Err(RepoError::PastRunLimit { limit_s: self.options.run_limit.as_secs() });
             }
+            if self.shared.is_stopped() {
+                return Err(RepoError::Stopped);
+            }
+            self.check_moment(&newest, catalogue, header.state)?;
             header.sequence = newest.next();
             if header.sequence.0 > Sequence::MAX {
                 return Err(RepoError::Refused(format!("{}: the snapshot numbers are used up", lineage.source)));
@@ -493,7 +545,7 @@ impl Sink for SnapshotWriter {
     }
 
     fn problem(&mut self, problem: Problem) {
-        self.problems.push(problem);
+        self.problems.add(problem);
     }
 }
 

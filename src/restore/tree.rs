@@ -238,12 +238,12 @@ impl Tree {
     pub fn finish(self) -> Result<Vec<Problem>> {
         let mut directories = std::mem::take(&mut *lock(&self.directories));
         directories.sort_unstable_by(|a, b| b.path.cmp(&a.path));
-        let (root, below): (Vec<_>, Vec<_>) = directories.into_iter().partition(|entry| entry.path == b".");
+        let is_root = |entry: &&Entry| entry.path == b".";
         let dress = |directory: &OwnedFd, entry: &Entry| {
             let is = fs::fstat(directory).map_err(|error| io_error("read the metadata of", &entry.path, error))?;
             self.dress(directory.as_fd(), &is, entry)
         };
-        for entry in &below {
+        for entry in directories.iter().filter(|entry| !is_root(entry)) {
             dress(&*self.directory(&entry.path)?, entry)?;
         }
         let durable = |done: rustix::io::Result<()>| {
@@ -255,7 +255,7 @@ impl Tree {
             let removed = fs::unlinkat(&*self.root, mark.name.as_str(), AtFlags::empty());
             removed.map_err(|error| io_error("remove", mark.name.as_bytes(), error))?;
         }
-        for entry in &root {
+        for entry in directories.iter().filter(is_root) {
             dress(&self.root, entry)?;
         }
         durable(fs::fsync(&self.root))?;

@@ -28,7 +28,7 @@ pub enum Fault {
     KilledAfter(u64),
     /// This one never returns.
     Hang(u64),
-    /// Every operation takes this much longer.
+    /// Every operation takes longer, by up to this much: some overtake others.
     Delay(Duration),
 }
 
@@ -126,7 +126,7 @@ impl Faults {
             Fault::AnswerLost(n) | Fault::KilledAfter(n) if this == n => Verdict::PerformThenFail,
             Fault::KilledAfter(n) if this > n => Verdict::Fail,
             Fault::Hang(n) if this == n => Verdict::Hang,
-            Fault::Delay(time) => Verdict::Delay(time),
+            Fault::Delay(time) => Verdict::Delay(time * (this * 3 % 8) as u32 / 8),
             _ => Verdict::Perform,
         };
         (verdict, state.kind)

@@ -26,6 +26,9 @@ fn a_newcomer_gets_everything_back() {
     assert_eq!(numbers, [2, 1]);
     let names = world.as_owner(&["ls", "docs@1"]).expect(0).out;
     assert_eq!(names, ".\na\nsub\nsub/b\nsub/link\nsym\n");
+    let documents = world.as_owner(&["ls", "docs@1", "--json"]).expect(0).json();
+    let paths: Vec<_> = documents["entries"].as_array().unwrap().iter().map(|e| e["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, names.lines().collect::<Vec<_>>());
     let diff = world.as_owner(&["diff", "docs@1", "docs"]).expect(0).out;
     assert!(diff.contains("+ new\n") && diff.contains("M a (size"), "{diff}");
 
@@ -161,4 +164,32 @@ fn a_diff_sees_contents_behind_equal_sizes_and_times() {
     let diff = world.as_owner(&["diff", "docs@2", "docs@3"]).expect(0).out;
     assert!(diff.contains("0 changed") && diff.contains("the contents of 2 files"), "{diff}");
     assert_eq!(world.as_owner(&["diff", "docs@2", "docs", "--json"]).expect(0).json()["contentsNotCompared"], 2);
+}
+
+/// What both snapshots list alike is not read; names that stay, come and go are among it.
+#[test]
+fn a_diff_of_many_files_names_those_that_differ() {
+    let world = World::with_repository();
+    for directory in 0..30 {
+        fs::create_dir_all(world.path(&format!("tree/{directory:02}"))).unwrap();
+        for file in 0..400 {
+            fs::write(world.path(&format!("tree/{directory:02}/{file:03}")), "x").unwrap();
+        }
+    }
+    // What has just changed has no hint, and its list is another than the next one.
+    std::thread::sleep(Duration::from_millis(2_100));
+    world.backup().expect(0);
+    fs::write(world.path("tree/03/100"), "changed").unwrap();
+    fs::remove_file(world.path("tree/17/007")).unwrap();
+    fs::write(world.path("tree/17/400"), "x").unwrap();
+    world.backup().expect(0);
+    let documents = world.as_owner(&["diff", "docs@1", "docs@2", "--json"]).expect(0).json();
+    let of = |kind: &str| {
+        let changes = documents["changes"].as_array().unwrap().iter().filter(|change| change["change"] == kind);
+        changes.map(|change| change["entry"]["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!((of("added"), of("removed")), (vec!["17/400".to_owned()], vec!["17/007".to_owned()]));
+    assert_eq!(of("changed"), ["03/100", "17"]);
+    let unlike = world.as_owner(&["diff", "docs@2", "docs@2", "--json"]).expect(0).json();
+    assert_eq!(unlike["changes"], serde_json::json!([]));
 }

@@ -110,6 +110,28 @@ async fn short_cuts_are_survived_and_a_long_one_commits_nothing() {
     world.assert_sound();
 }
 
+/// Everything is captured in no time; what is sent gets nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_ends_with_its_time_though_uploads_hang() {
+    let minio = minio();
+    let wire = Wire::to(&minio).await;
+    let mut settings = bucket(&minio, "hangs", Bucket::Versioned).await;
+    settings.endpoint = Some(format!("http://127.0.0.1:{}", wire.port));
+    let world = World::bucket(&settings, 1);
+    for number in 0..4 {
+        world.file(&format!("large-{number}"), noise(number, 40 << 20));
+    }
+    world.schedule("3s", "{last: 5}");
+    let run = ["--writer-key", "writer.key", "backup", "--schedule", "often", "--json"];
+    let child = begin(&world, &run, &wire, 1 << 20);
+    wire.stall(true);
+    finish(child).expect(1).says("did not end within 3 s");
+    wire.stall(false);
+    assert_eq!(world.numbers("docs"), [0; 0]);
+    world.schedule("1m", "{last: 5}");
+    assert_eq!(made(&world.run(&run).expect(0)).number, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bucket_that_throttles_is_waited_for() {
     let minio = minio_that_throttles();

@@ -80,6 +80,49 @@ fn a_full_disk_costs_the_run_and_nothing_else() {
     world.assert_sound();
 }
 
+/// What an earlier prune set free makes room for the record without which nothing more may go.
+#[test]
+fn a_full_disk_is_pruned() {
+    let world = World::without_repository();
+    let disk = Disk::new(&world.path("disk"), 24);
+    let patient = World::directory(&disk.path.join("repository"));
+    world.document("repository.yaml", &patient);
+    world.init();
+    world.schedule("1s", "{last: 1}");
+    let prune = || {
+        // Past the grace period of what was set free before. Backups keep the repository's own limits.
+        std::thread::sleep(std::time::Duration::from_millis(3100));
+        world.document("repository.yaml", &format!("{patient}  gracePeriod: 2s\n  runLimit: 1s\n"));
+        let ran = world.run(&["--keeper-key", "keeper.key", "prune", "--json"]);
+        world.document("repository.yaml", &patient);
+        ran
+    };
+    std::os::unix::fs::symlink(disk.path.join("repository"), world.path("repository")).unwrap();
+    let mut first = Vec::new();
+    for seed in 1..=3 {
+        world.file("a", noise(seed, 5 << 20));
+        world.run(World::SCHEDULED).expect(0);
+        match seed {
+            1 => first = world.objects("docs/packs"),
+            2 => drop(prune().expect(0)),
+            _ => {}
+        }
+    }
+    let expected = picture(&world.path("tree"));
+    let packs = || world.objects("docs/packs").len();
+    let before = packs();
+    let filler = disk.fill();
+    prune().expect(0);
+    assert_eq!(packs(), before - first.len(), "the first ones were free, the second ones wait now");
+    assert!(world.objects("docs/packs").iter().all(|pack| !first.contains(pack)));
+    assert_eq!(world.numbers("docs"), [3]);
+    // A full disk is read as any other.
+    fs::remove_file(filler).unwrap();
+    disk.fill();
+    world.assert_restores(3, &expected);
+    world.assert_sound();
+}
+
 #[test]
 fn keys_that_find_no_room_are_not_lost() {
     let world = World::without_repository();

@@ -195,6 +195,73 @@ fn a_sweep_spares_what_a_running_backup_builds_on() {
     });
 }
 
+/// A host sleeps in the middle of a run, its clock with it, until all that it stored has been swept.
+#[test]
+fn what_was_swept_under_a_sleeping_run_is_not_committed() {
+    runtime().block_on(async {
+        let (first, second) = trees();
+        let grace = Duration::from_hours(72);
+        for base_goes_too in [false, true] {
+            let memory = Arc::new(Memory::new());
+            memory.set_now(now());
+            let world = World::new(memory.clone()).await;
+            world.backup(&first).await.unwrap();
+            let running = world.writing().begin(crate::world::options(), now()).await.unwrap();
+            let tree = if base_goes_too { first.clone() } else { second.clone() };
+            let running = tokio::task::spawn_blocking(move || crate::world::capture(running, &tree)).await.unwrap();
+            let finished = running.finish().await.unwrap();
+            let mut remove = Vec::new();
+            if base_goes_too {
+                world.backup(&Tree::from([("other".into(), File::content("other"))])).await.unwrap();
+                remove.push(Sequence(1));
+            }
+            let lineage = world.reading();
+            for hours in [0, 100] {
+                memory.set_now(now() + jiff::SignedDuration::from_hours(hours));
+                let plan = lineage.plan_prune(&remove, &[]).await.unwrap();
+                lineage.prune(&plan, &world.keys.keeper, grace, now()).await.unwrap();
+                remove.clear();
+            }
+            let before = lineage.list().await.unwrap().len();
+            let refused = finished.commit(crate::world::summary(now())).await.unwrap_err();
+            assert!(matches!(refused, RepoError::Swept { .. }), "{refused}");
+            assert_eq!(lineage.list().await.unwrap().len(), before);
+            assert!(world.read(&Selector::Latest).await.is_ok());
+        }
+    });
+}
+
+/// Two runs overlap: whichever commits last, the newest snapshot is that of the later moment.
+#[test]
+fn an_older_capture_does_not_become_the_newest() {
+    runtime().block_on(async {
+        let (first, second) = trees();
+        let (early, late) = (now(), now() + jiff::SignedDuration::from_mins(5));
+        for older_first in [true, false] {
+            let world = World::new(Arc::new(Memory::new())).await;
+            let finished = |tree: Tree, at| {
+                let lineage = world.writing();
+                async move {
+                    let writer = lineage.begin(crate::world::options(), at).await.unwrap();
+                    let writer = tokio::task::spawn_blocking(move || crate::world::capture(writer, &tree)).await;
+                    writer.unwrap().finish().await.unwrap()
+                }
+            };
+            let older = finished(first.clone(), early).await;
+            let newer = finished(second.clone(), late).await;
+            if older_first {
+                older.commit(crate::world::summary(early)).await.unwrap();
+                newer.commit(crate::world::summary(late)).await.unwrap();
+            } else {
+                newer.commit(crate::world::summary(late)).await.unwrap();
+                let refused = older.commit(crate::world::summary(early)).await.unwrap_err();
+                assert!(matches!(refused, RepoError::Overtaken { by: Sequence(1), .. }), "{refused}");
+            }
+            assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&second));
+        }
+    });
+}
+
 #[test]
 fn unreferenced_packs_go_when_their_grace_is_over() {
     runtime().block_on(async {

@@ -1,9 +1,12 @@
-use crate::world::{File, Tree, World, contents, noise, runtime};
-use lifeboat::entry::Layout;
+use crate::world::{Bytes, File, Tree, World, contents, entry, noise, now, runtime};
+use lifeboat::entry::{Fingerprint, Input, Layout, OnError, Sink};
 use lifeboat::id::Sequence;
-use lifeboat::repo::{RepoError, Selector};
-use lifeboat::store::{Memory, Store};
+use lifeboat::repo::{Depth, RepoError, Selector};
+use lifeboat::store::{Fault, Faults, Faulty, Memory, Store};
+use std::io::Cursor;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 fn tree() -> Tree {
     let mut tree = Tree::new();
@@ -76,6 +79,75 @@ fn unchanged_files_are_not_read() {
         let third = world.backup(&tree).await.unwrap();
         assert!(third.catalogue.new_bytes < 2_000_000, "{}", third.catalogue.new_bytes);
         assert_eq!(contents(&world.read(&Selector::Latest).await.unwrap()), contents(&tree));
+    });
+}
+
+/// Several lists of hints, in the order of the snapshot before and in any other.
+#[test]
+fn unchanged_files_are_not_read_in_whatever_order_they_come() {
+    runtime().block_on(async {
+        let world = World::new(Arc::new(Memory::new())).await;
+        let all: Vec<u64> = (0..12_000).collect();
+        let content = |file: u64| file.to_le_bytes().repeat(16);
+        let backup = async |files: Vec<u64>| {
+            let writer = world.writing().begin(crate::world::options(), now()).await.unwrap();
+            let read = Arc::new(AtomicUsize::new(0));
+            let seen = read.clone();
+            let captured = tokio::task::spawn_blocking(move || {
+                let mut writer = writer;
+                for file in files {
+                    let (bytes, seen) = (content(file), seen.clone());
+                    let stamp = file.cast_signed();
+                    let input = Input {
+                        layout: Layout::Content,
+                        fingerprint: Some(Fingerprint { size: 128, mtime_ns: stamp, ctime_ns: stamp, inode: file }),
+                        on_error: OnError::Fail,
+                        open: Box::new(move || {
+                            seen.fetch_add(1, Ordering::Relaxed);
+                            Ok(Box::new(Bytes(Cursor::new(bytes))))
+                        }),
+                    };
+                    writer.add(entry(&format!("file-{file}"), 128), Some(input)).unwrap();
+                }
+                writer
+            });
+            captured.await.unwrap().commit(crate::world::summary(now())).await.unwrap();
+            read.load(Ordering::Relaxed)
+        };
+        assert_eq!(backup(all.clone()).await, 12_000);
+        assert_eq!(backup(all.clone()).await, 0);
+        assert_eq!(backup(all.iter().rev().copied().collect()).await, 0);
+        let strides = (0..7).flat_map(|from| all.iter().skip(from).step_by(7).copied()).collect();
+        assert_eq!(backup(strides).await, 0);
+        let fewer_and_more: Vec<u64> =
+            all.iter().copied().filter(|n| !(2_000..9_000).contains(n)).chain(20_000..20_010).collect();
+        assert_eq!(backup(fewer_and_more.clone()).await, 10);
+        let read = world.read(&Selector::Latest).await.unwrap();
+        assert_eq!(read.len(), fewer_and_more.len());
+        assert!(fewer_and_more.iter().all(|n| read[&format!("file-{n}")].bytes == content(*n)));
+    });
+}
+
+/// While one list is gone through, others are on their way, out of packs that its entries need too: nobody waits for ever.
+#[test]
+fn lists_out_of_many_packs_are_checked() {
+    runtime().block_on(async {
+        let faults = Arc::new(Faults::default());
+        let world = World::new(Arc::new(Faulty::new(Arc::new(Memory::new()), faults.clone()))).await;
+        let mut tree: Tree =
+            (0..16_000_u64).map(|file| (format!("{file:05}"), File::content(file.to_le_bytes().repeat(8)))).collect();
+        world.backup(&tree).await.unwrap();
+        // The first list comes to name all packs; each of the others lies in one of its own.
+        for step in 1..8_u64 {
+            for file in [step, 2_000 * step + 1_000] {
+                tree.insert(format!("{file:05}"), File::content(noise(file, 1_000)));
+            }
+            world.backup(&tree).await.unwrap();
+        }
+        faults.set(Fault::Delay(Duration::from_millis(20)));
+        let lineage = world.reading();
+        let verified = tokio::time::timeout(Duration::from_mins(2), lineage.verify(Depth::Data, 1.0, 0)).await;
+        assert_eq!(verified.expect("it waits for itself").unwrap().findings, []);
     });
 }
 

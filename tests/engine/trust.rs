@@ -148,7 +148,10 @@ fn a_snapshot_that_vanished_is_missed_and_one_that_was_pruned_is_not() {
         let plan = lineage.plan_prune(&[Sequence(1)], &[]).await.unwrap();
         lineage.prune(&plan, &world.keys.keeper, std::time::Duration::from_hours(72), now()).await.unwrap();
         assert_eq!(lineage.verify(Depth::Structure, 1.0, 0).await.unwrap().findings, []);
+        assert_eq!((lineage.missing().await.unwrap(), lineage.missing_lately().await.unwrap()), (vec![], vec![]));
         memory.delete(&format!("data/snapshots/{}", Sequence(2).object_name())).await.unwrap();
+        assert_eq!(lineage.missing().await.unwrap(), [Sequence(2)]);
+        assert_eq!(lineage.missing_lately().await.unwrap(), [Sequence(2)]);
         let findings = lineage.verify(Depth::Structure, 1.0, 0).await.unwrap().findings;
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert!(findings[0].problem.contains("missing"));

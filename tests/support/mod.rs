@@ -302,6 +302,7 @@ struct Faults {
     /// Bytes of answers still passed on before every connection ends.
     left: AtomicU64,
     cut: watch::Sender<bool>,
+    stall: watch::Sender<bool>,
 }
 
 impl Wire {
@@ -309,7 +310,8 @@ impl Wire {
         let listener = TokioListener::bind("127.0.0.1:0").await.unwrap();
         let (port, target) = (listener.local_addr().unwrap().port(), server.port);
         let (lose, sent, left) = (AtomicU32::new(0), AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        let faults = Arc::new(Faults { lose, sent, left, cut: watch::Sender::new(false) });
+        let faults =
+            Arc::new(Faults { lose, sent, left, cut: watch::Sender::new(false), stall: watch::Sender::new(false) });
         let shared = Arc::clone(&faults);
         let task = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
@@ -337,6 +339,11 @@ impl Wire {
         self.faults.cut.send_replace(cut);
     }
 
+    /// Keeps what is sent to the server, and no connection ends, until it is mended.
+    pub fn stall(&self, stall: bool) {
+        self.faults.stall.send_replace(stall);
+    }
+
     /// Ends every connection when so many bytes more of answers have been passed on.
     pub fn cut_after(&self, bytes: u64) {
         self.faults.left.store(bytes, Relaxed);
@@ -354,7 +361,9 @@ impl Faults {
         let ((mut near_in, mut near_out), (mut far_in, mut far_out)) = (near.into_split(), far.into_split());
         let requests = async {
             let mut buffer = vec![0; 1 << 16];
+            let mut stall = self.stall.subscribe();
             while let Ok(n @ 1..) = near_in.read(&mut buffer).await {
+                let _ = stall.wait_for(|stall| !*stall).await; // the sender is here
                 self.sent.fetch_add(n as u64, Relaxed);
                 if far_out.write_all(&buffer[..n]).await.is_err() {
                     return;

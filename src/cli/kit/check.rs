@@ -68,10 +68,17 @@ async fn open(opened: &Opened, source: &SourceName, identity: &Identity) -> Resu
     let (sequence, recovery_point) = (snapshot.sequence(), snapshot.recovery_point());
     let reader = Arc::new(Reader::open(lineage, snapshot).await?);
     reader.check_access()?;
-    let items = reader.items().await?;
-    let entries = items.len();
     // The smallest is proof enough, and read at once.
-    let Some(item) = items.into_iter().filter(|item| item.entry.size > 0).min_by_key(|item| item.entry.size) else {
+    let (mut entries, mut smallest) = (0, None);
+    reader
+        .segments::<RepoError>(|items| {
+            entries += items.len();
+            let some = smallest.take().into_iter().chain(items).filter(|item| item.entry.size > 0);
+            smallest = some.min_by_key(|item| item.entry.size);
+            Ok(())
+        })
+        .await?;
+    let Some(item) = smallest else {
         return Ok(Opening { sequence, recovery_point, entries, content: None });
     };
     let content = tokio::task::spawn_blocking(move || {

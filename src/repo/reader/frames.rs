@@ -19,9 +19,20 @@ use tokio::sync::{OnceCell, Semaphore};
 const EXTENT: u64 = 4 << 20;
 /// Extents that are fetched ahead at the same time.
 const AHEAD: usize = 8;
-/// Memory for fetched extents and for opened frames, bytes.
-const EXTENTS: usize = 48 << 20;
-const FRAMES: usize = 32 << 20;
+
+/// Memory for what is fetched and opened, bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    extents: usize,
+    frames: usize,
+}
+
+impl Room {
+    /// For contents, which many threads read.
+    pub const CONTENTS: Self = Self { extents: 48 << 20, frames: 32 << 20 };
+    /// For lists, which are read one after the other.
+    pub const LISTS: Self = Self { extents: 8 << 20, frames: 8 << 20 };
+}
 
 /// The packs that a manifest lists, by their number there.
 pub(super) struct Frames {
@@ -55,15 +66,15 @@ struct Extent {
 pub(super) type Held = Option<(u32, u32, Arc<Pooled>)>;
 
 impl Frames {
-    pub fn new(lineage: Arc<Lineage>, epoch: Arc<Epoch>, manifest: &Manifest) -> Self {
+    pub fn new(lineage: Arc<Lineage>, epoch: Arc<Epoch>, manifest: &Manifest, room: Room) -> Self {
         Self {
             lineage,
             epoch,
             object: manifest.object.clone(),
             packs: manifest.header.packs.iter().map(|pack| (pack.clone(), OnceCell::new())).collect(),
-            extents: Arc::new(Cache::new(EXTENTS)),
+            extents: Arc::new(Cache::new(room.extents)),
             ahead: Arc::new(Semaphore::new(AHEAD)),
-            opened: Cache::new(FRAMES),
+            opened: Cache::new(room.frames),
             pool: Arc::default(),
         }
     }
