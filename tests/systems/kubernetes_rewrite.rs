@@ -62,7 +62,8 @@ fn storage_classes_and_images() {
          apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {{name: moved-old}}\n\
          provisioner: kubernetes.io/no-provisioner\n---\n\
          apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: moved-volume}}\nspec: {{storageClassName: moved-old, \
-         capacity: {{storage: 1Gi}}, accessModes: [ReadWriteOnce], hostPath: {{path: /srv/moved}}}}\n---\n\
+         capacity: {{storage: 1Gi}}, accessModes: [ReadWriteOnce], hostPath: {{path: /srv/moved}}, claimRef: {{namespace: \
+         moved, name: data}}}}\n---\n\
          apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: data, namespace: moved}}\nspec: {{storageClassName: \
          moved-old, accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 1Gi}}}}}}\n---\n\
          apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: old, namespace: moved, annotations: \
