@@ -85,19 +85,19 @@ impl Known {
             .ok_or_else(|| RepoError::WrongKey { what: "writer key", object: base.manifest.object.clone() })?;
         let segments = catalogue.segments.clone();
         let reader = Arc::new(Reader::open_in(lineage, base, Room::LISTS).await?);
-        let usable = |pack: u32| refresh.get(pack as usize) == Some(&false);
-        let named = (0..).zip(&reader.snapshot().manifest.header.packs).filter(|(i, _)| usable(*i));
-        let packs = named.map(|(i, pack)| (pack.pack, i)).collect();
         let places = segments.iter().map(|segment| segment.hints).filter(|hints| is_there(hints.pack)).collect();
         let mut this = Self {
             runtime: Handle::current(),
-            hints: Hints::load(reader.clone(), places, packs),
-            reader: Some(reader),
+            hints: Hints::none(),
+            reader: Some(reader.clone()),
             refresh,
             segments: IdMap::default(),
             directories: OnceLock::new(),
             chunks: Mutex::new(None),
         };
+        let usable = (0..).zip(this.packs()).filter(|(i, _)| this.usable(*i));
+        let packs = usable.map(|(i, pack)| (pack.pack, i)).collect();
+        this.hints = Hints::load(reader, places, packs);
         for segment in segments {
             if this.usable(segment.entries.pack) && this.usable(segment.hints.pack) {
                 this.segments.insert(segment.id, segment);

@@ -197,15 +197,8 @@ impl Reader {
     ///
     /// # Errors
     /// `WrongKey` without a recovery identity, `Damaged`, a store's, or `each`'s own.
-    pub async fn segments<E: From<RepoError>>(
-        &self,
-        mut each: impl FnMut(Vec<Item>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut lists = std::pin::pin!(self.lists(AHEAD, |_| true));
-        while let Some(items) = lists.next().await {
-            each(items?)?;
-        }
-        Ok(())
+    pub async fn segments<E: From<RepoError>>(&self, each: impl FnMut(Vec<Item>) -> Result<(), E>) -> Result<(), E> {
+        self.each_list(|_| true, each).await
     }
 
     /// As [`Reader::segments`], without those that both snapshots have: all of them are equal there. None is left out if the
@@ -216,12 +209,20 @@ impl Reader {
     pub async fn segments_unlike<E: From<RepoError>>(
         &self,
         other: &Self,
-        mut each: impl FnMut(Vec<Item>) -> Result<(), E>,
+        each: impl FnMut(Vec<Item>) -> Result<(), E>,
     ) -> Result<(), E> {
         let comparable = (&self.lineage.source, self.epoch.number) == (&other.lineage.source, other.epoch.number);
         let theirs = other.catalogue.segments.iter().filter(|_| comparable).map(|segment| segment.id);
         let theirs: HashSet<_> = theirs.collect();
-        let mut lists = std::pin::pin!(self.lists(AHEAD, |segment| !theirs.contains(&segment.id)));
+        self.each_list(|segment| !theirs.contains(&segment.id), each).await
+    }
+
+    async fn each_list<E: From<RepoError>>(
+        &self,
+        wanted: impl Fn(&SegmentRef) -> bool,
+        mut each: impl FnMut(Vec<Item>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut lists = std::pin::pin!(self.lists(AHEAD, wanted));
         while let Some(items) = lists.next().await {
             each(items?)?;
         }
